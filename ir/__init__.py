@@ -1,0 +1,1 @@
+"""The intermediate representation: values, graphs, the table of primitives, and passes."""

@@ -1,0 +1,56 @@
+"""Errors that users see.
+
+Every class derives from `TracegradError` and from the built-in exception that PyTorch raises in
+the same place, so `except RuntimeError` keeps working in ported code. A message names the
+operation, the rule, the values it saw and the remedy. Users import them as `tracegrad.errors`.
+"""
+
+from __future__ import annotations
+
+
+class TracegradError(Exception):
+    """Base of every error raised on purpose by tracegrad."""
+
+
+class ShapeError(TracegradError, RuntimeError):
+    """Shapes do not fit the operation. Cure: reshape, transpose or expand an operand."""
+
+
+class DTypeError(TracegradError, RuntimeError):
+    """An operation is not defined for a dtype. Cure: cast the operand with `.to(dtype)`."""
+
+
+class DeviceError(TracegradError, RuntimeError):
+    """Operands live on different devices. Cure: move one of them with `.to(device)`."""
+
+
+class DimensionError(TracegradError, IndexError):
+    """A dimension number or an index is out of range. Cure: use one in the range shown."""
+
+
+class OperandError(TracegradError, TypeError):
+    """An operand has the wrong type, or their number is wrong. Cure: pass tensors or numbers."""
+
+
+class ParameterError(TracegradError, ValueError):
+    """A static parameter has a value that the operation does not accept."""
+
+
+class NotDifferentiableError(TracegradError, RuntimeError):
+    """A derivative was asked of an operation that has none. Cure: `detach()` its result."""
+
+
+class GradientError(TracegradError, RuntimeError):
+    """The backward pass cannot go on: wrong seed, freed graph, overwritten saved value."""
+
+
+class GraphError(TracegradError, AssertionError):
+    """A graph breaks an invariant of the IR. This is a defect of tracegrad: please report it."""
+
+
+class CaptureError(TracegradError, RuntimeError):
+    """A function cannot be captured soundly. Cure: as the message says, or `backend="eager"`."""
+
+
+class CompileError(TracegradError, RuntimeError):
+    """The C compiler refused generated source; the message has its command, words and file."""

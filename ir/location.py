@@ -1,0 +1,57 @@
+"""Where an operation was written: the user's file, line and function.
+
+`here()` walks out of tracegrad's own frames to the first frame of the user.
+"""
+
+from __future__ import annotations
+
+import linecache
+import os
+import sys
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A line of Python; prints as `train.py:41`."""
+
+    file: str
+    line: int
+    function: str = ""
+
+    def __str__(self) -> str:
+        return f"{os.path.basename(self.file)}:{self.line}"
+
+    @property
+    def text(self) -> str:
+        """The source line itself, stripped; empty where the file cannot be read."""
+        return linecache.getline(self.file, self.line).strip()
+
+
+_FOLDERS = ("ir", "codegen", "runtime", "tracer", "tracegrad")
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def is_internal(filename: str) -> bool:
+    """True for files of tracegrad itself (whether installed or in a checkout)."""
+    if not filename.startswith(_ROOT):
+        return False
+    first = filename[len(_ROOT) + 1 :].split(os.sep, 1)[0]
+    return first in _FOLDERS or os.path.basename(_ROOT) == "tracegrad"
+
+
+_internal_cache: dict[str, bool] = {}
+
+
+def here() -> Location | None:
+    """The innermost line outside tracegrad, or None where there is none."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        filename = frame.f_code.co_filename
+        internal = _internal_cache.get(filename)
+        if internal is None:
+            internal = _internal_cache[filename] = is_internal(filename)
+        if not internal:
+            return Location(filename, frame.f_lineno, frame.f_code.co_name)
+        frame = frame.f_back  # type: ignore[assignment]
+    return None

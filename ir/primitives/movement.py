@@ -1,0 +1,147 @@
+"""Operations that move elements and compute nothing: index maps in generated code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from tracegrad.ir.dtypes import DType
+from tracegrad.ir.errors import ShapeError
+from tracegrad.ir.primitive import (
+    LINEAR,
+    NO_PROMOTION,
+    Primitive,
+    Refusal,
+    Sample,
+    draw,
+    primitive,
+    same_dtype,
+    strided,
+)
+from tracegrad.ir.types import Shape, TensorType, broadcast_shapes
+
+
+def movement(name: str, *, vjp: Any, samples: Any, **record: Any) -> Primitive:
+    """Declare a movement primitive of one operand: linear, dtype kept, cost nothing."""
+    record.setdefault("jvp", (LINEAR,))
+    return primitive(
+        name, args=("x",), family="movement", dtype=same_dtype(0), promotion=NO_PROMOTION,
+        vjp=(vjp,), samples=samples, cost=0, source="definition", **record,
+    )  # fmt: skip
+
+
+def _samples(*rows: tuple[Shape, Mapping[str, Any]]) -> Any:
+    def samples(rng: np.random.Generator, dtype: DType) -> Iterator[Sample]:
+        for shape, params in rows:
+            kind = "scalar" if shape == () else "empty" if 0 in shape else "plain"
+            x = draw(rng, dtype, shape)
+            yield Sample((x,), params, kind)
+            if kind == "plain":
+                yield Sample((strided(x),), params, "strided")
+
+    return samples
+
+
+# ---- reshape ------------------------------------------------------------------------------------
+
+
+def _reshape_shape(x: TensorType, *, shape: Shape) -> Shape:
+    if prod(shape) != x.size:
+        raise ShapeError(f"shape '{list(shape)}' is invalid for input of size {x.size}")
+    return tuple(shape)
+
+
+def _normalize_reshape(types: Sequence[TensorType], params: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in the one size given as -1."""
+    shape = tuple(int(n) for n in params["shape"])
+    if shape.count(-1) > 1:
+        raise ShapeError("only one dimension can be inferred")
+    if -1 in shape:
+        known = prod(n for n in shape if n != -1)
+        if known == 0 or types[0].size % known:
+            raise ShapeError(f"shape '{list(shape)}' is invalid for input of size {types[0].size}")
+        shape = tuple(types[0].size // known if n == -1 else n for n in shape)
+    return {"shape": shape}
+
+
+def _batch_reshape(size: int, batched: tuple[bool, ...], x: Any, *, shape: Shape) -> Any:
+    return reshape(x, shape=(size, *shape))
+
+
+reshape = movement(
+    "reshape", params=("shape",), shape=_reshape_shape, normalize=_normalize_reshape,
+    doc="The same elements in row-major order under another shape; one size may be -1.",
+    eager=lambda x, *, shape: x.reshape(shape),
+    vjp=lambda ct, out, x, *, shape: reshape(ct, shape=x.shape), batch=_batch_reshape,
+    samples=_samples(((3, 4), {"shape": (2, 6)}), ((), {"shape": (1, 1)}), ((0, 3), {"shape": (3, 0)}),
+                     ((2, 3, 4), {"shape": (6, 4)}), ((6, 4), {"shape": (2, 3, 4)})),
+    refusals=(Refusal((np.zeros((2, 3)),), {"shape": (4, 2)}, ShapeError,
+                      r"shape '\[4, 2\]' is invalid for input of size 6"),),
+    backward_name="ViewBackward0",
+)  # fmt: skip
+
+# ---- permute ------------------------------------------------------------------------------------
+
+
+def _permute_shape(x: TensorType, *, axes: tuple[int, ...]) -> Shape:
+    if sorted(axes) != list(range(x.ndim)):
+        raise ShapeError(f"permute: axes {axes} are not a permutation of 0..{x.ndim - 1}")
+    return tuple(x.shape[a] for a in axes)
+
+
+def inverse(axes: tuple[int, ...]) -> tuple[int, ...]:
+    """The permutation that undoes `axes`."""
+    return tuple(sorted(range(len(axes)), key=axes.__getitem__))
+
+
+permute = movement(
+    "permute", params=("axes",), shape=_permute_shape,
+    doc="Axes in another order: axis i of the result is axis `axes[i]` of the operand.",
+    normalize=lambda types, p: {"axes": tuple(a % max(types[0].ndim, 1) for a in p["axes"])},
+    eager=lambda x, *, axes: x.transpose(axes),
+    vjp=lambda ct, out, x, *, axes: permute(ct, axes=inverse(axes)),
+    batch=lambda size, batched, x, *, axes: permute(x, axes=(0, *(a + 1 for a in axes))),
+    samples=_samples(((3, 4), {"axes": (1, 0)}), ((2, 3, 4), {"axes": (2, 0, 1)}),
+                     ((0, 3), {"axes": (1, 0)}), ((), {"axes": ()})),
+    refusals=(Refusal((np.zeros((2, 3)),), {"axes": (0, 0)}, ShapeError, "not a permutation"),),
+)  # fmt: skip
+
+# ---- broadcast ----------------------------------------------------------------------------------
+
+
+def _broadcast_shape(x: TensorType, *, shape: Shape) -> Shape:
+    if len(shape) < x.ndim or broadcast_shapes(x.shape, shape) != tuple(shape):
+        raise ShapeError(f"broadcast: {x.shape} does not broadcast to {tuple(shape)}")
+    return tuple(shape)
+
+
+def unbroadcast(ct: Any, shape: Shape) -> Any:
+    """Sum `ct` over the axes along which a value of `shape` was broadcast."""
+    if ct.shape == shape:
+        return ct
+    from tracegrad.ir.primitives.reduction import reduce_sum
+
+    extra = len(ct.shape) - len(shape)
+    ones = tuple(extra + i for i, n in enumerate(shape) if n == 1 and ct.shape[extra + i] != 1)
+    summed = reduce_sum(ct, axes=tuple(range(extra)) + ones, keepdims=False)
+    return summed if summed.shape == shape else reshape(summed, shape=shape)
+
+
+def _batch_broadcast(size: int, batched: tuple[bool, ...], x: Any, *, shape: Shape) -> Any:
+    ones = (1,) * (len(shape) - (len(x.shape) - 1))
+    return broadcast(reshape(x, shape=(size, *ones, *x.shape[1:])), shape=(size, *shape))
+
+
+broadcast = movement(
+    "broadcast", params=("shape",), shape=_broadcast_shape,
+    doc="Repeat along new leading axes and axes of size 1 until the shape is `shape`.",
+    eager=lambda x, *, shape: np.broadcast_to(x, shape),
+    vjp=lambda ct, out, x, *, shape: unbroadcast(ct, x.shape), batch=_batch_broadcast,
+    samples=_samples(((3, 1), {"shape": (2, 3, 4)}), ((), {"shape": (3,)}), ((4,), {"shape": (3, 4)}),
+                     ((1, 3), {"shape": (0, 3)})),
+    refusals=(Refusal((np.zeros((2, 3)),), {"shape": (2, 4)}, ShapeError, "size of tensor"),),
+    backward_name="ExpandBackward0",
+)  # fmt: skip

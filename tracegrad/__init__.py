@@ -1,0 +1,1 @@
+"""tracegrad: a graph-compiling autograd with readable generated code."""
