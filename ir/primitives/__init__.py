@@ -1,3 +1,4 @@
 """The table of primitives, one module per family. Importing this package fills the table."""
 
 from tracegrad.ir.primitives import creation, movement, pointwise, reduction  # noqa: F401
+from tracegrad.ir.primitives import contraction, convolution, window  # noqa: F401 isort: skip
