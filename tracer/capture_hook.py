@@ -1,0 +1,73 @@
+"""The protocol between the eager dispatcher and whoever records what it does.
+
+While a `Recorder` is installed in a thread, every eager operation of that thread tells it what
+happened. The dispatcher reads `active()` once per operation; None, the normal case, costs nothing
+more. Start reading at `Recorder`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from tracegrad.tracer.state import state
+
+if TYPE_CHECKING:
+    from tracegrad.ir.primitive import Primitive
+    from tracegrad.tracer.random import Generator
+    from tracegrad.tracer.tensor import Tensor
+
+
+class Recorder:
+    """Base class of recorders; each method is called after the fact, in program order.
+
+    An in-place operation arrives as the functional operations that compute the new value (through
+    `record`), followed by one `record_inplace` that says where the value was written.
+    """
+
+    def record(
+        self, op: Primitive, operands: Sequence[Any], params: Mapping[str, Any], out: Tensor
+    ) -> None:
+        """`out = op(*operands, **params)` was computed; operands are Tensors or NumPy scalars."""
+        raise NotImplementedError
+
+    def record_inplace(self, name: str, target: Tensor, value: Tensor) -> None:
+        """`target`'s memory now holds `value` (same shape and dtype), written by `name`.
+
+        Where `target` is a view, `target._view` has the base and the chain of movement operations
+        that lead from the base to it.
+        """
+        raise NotImplementedError
+
+    def value_read(self, tensor: Tensor, what: str) -> None:
+        """Python looked at the values of `tensor`; `what` is "item", "bool", "numpy" and so on."""
+        raise NotImplementedError
+
+    def constant(self, tensor: Tensor) -> None:
+        """`tensor` was made from data that no recorded operation computed."""
+        raise NotImplementedError
+
+    def random_state(self, tensor: Tensor, generator: Generator) -> None:
+        """`tensor`, int64[2] (seed, counter), was drawn from `generator`, whose counter moved."""
+        raise NotImplementedError
+
+    def note(self, what: str, tensor: Tensor | None = None) -> None:
+        """Something else worth knowing happened: "backward", ".grad", "requires_grad_"."""
+        raise NotImplementedError
+
+
+def active() -> Recorder | None:
+    """The recorder of this thread, or None."""
+    return state.recorder
+
+
+@contextmanager
+def recording(recorder: Recorder | None) -> Iterator[Recorder | None]:
+    """Install `recorder` in this thread for the length of a `with` block (None: pause)."""
+    before = state.recorder
+    state.recorder = recorder
+    try:
+        yield recorder
+    finally:
+        state.recorder = before

@@ -1,0 +1,141 @@
+"""Whether operations are recorded for differentiation: contexts that are also decorators.
+
+The mode is per thread and is restored on leaving, also by an exception. A decorated generator runs
+each of its steps in the mode and hands the caller's mode back in between. Start at `_Mode`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from tracegrad.tracer.state import state
+
+
+class _Mode:
+    """A re-usable, re-entrant context that sets the grad mode, and a decorator."""
+
+    def __init__(self, enabled: bool, inference: bool | None = None) -> None:
+        self._enabled = enabled
+        self._inference = inference
+        self._before: list[tuple[bool, bool]] = []
+
+    def __enter__(self) -> None:
+        self._before.append((state.grad_enabled, state.inference))
+        state.grad_enabled = self._enabled
+        if self._inference is not None:
+            state.inference = self._inference
+
+    def __exit__(self, *exc: object) -> None:
+        state.grad_enabled, state.inference = self._before.pop()
+
+    def _fresh(self) -> _Mode:
+        return _Mode(self._enabled, self._inference)
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Run `function` (or every step of the generator it makes) in this mode."""
+        if inspect.isclass(function):
+            raise TypeError("grad modes decorate functions and methods, not classes")
+        if inspect.isgeneratorfunction(function):
+            return self._generator(function)
+
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            with self._fresh():
+                return function(*args, **kwargs)
+
+        return wrapper
+
+    def _generator(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            steps = function(*args, **kwargs)
+            advance: Callable[[], Any] = lambda: next(steps)  # noqa: E731
+            try:
+                while True:
+                    with self._fresh():
+                        try:
+                            value = advance()
+                        except StopIteration as end:
+                            return end.value
+                    try:
+                        sent = yield value
+                        advance = functools.partial(steps.send, sent)
+                    except GeneratorExit:
+                        raise
+                    except BaseException as error:
+                        advance = functools.partial(steps.throw, error)
+            finally:
+                with self._fresh():
+                    steps.close()
+
+        return wrapper
+
+
+def is_grad_enabled() -> bool:
+    """True where operations on tensors that require grad are recorded (the default)."""
+    return state.grad_enabled
+
+
+def is_inference_mode_enabled() -> bool:
+    """True inside `inference_mode()`."""
+    return state.inference
+
+
+class no_grad(_Mode):
+    """Switch recording off: results have no `grad_fn` and do not require grad.
+
+    Example:
+        >>> import tracegrad as tg
+        >>> x = tg.ones(2, requires_grad=True)
+        >>> with tg.no_grad():
+        ...     (2 * x).requires_grad
+        False
+    """
+
+    def __new__(cls, function: Callable[..., Any] | None = None) -> Any:
+        return super().__new__(cls) if function is None else cls()(function)
+
+    def __init__(self) -> None:
+        super().__init__(False)
+
+
+class enable_grad(_Mode):
+    """Switch recording back on inside `no_grad()`. Context and decorator."""
+
+    def __new__(cls, function: Callable[..., Any] | None = None) -> Any:
+        return super().__new__(cls) if function is None else cls()(function)
+
+    def __init__(self) -> None:
+        super().__init__(True)
+
+
+class set_grad_enabled(_Mode):
+    """Set recording on or off at once; as a context, restore it on leaving."""
+
+    def __init__(self, mode: bool) -> None:
+        super().__init__(bool(mode))
+        self._before.append((state.grad_enabled, state.inference))
+        state.grad_enabled = bool(mode)
+
+    def __enter__(self) -> None:
+        """The mode was set, and the old one kept, by the constructor."""
+        if not self._before:
+            super().__enter__()
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorating restores the mode at once: only the calls of `function` run in it."""
+        state.grad_enabled, state.inference = self._before.pop()
+        return super().__call__(function)
+
+
+class inference_mode(_Mode):
+    """Like `no_grad`: results can never be differentiated. `inference_mode(False)` undoes it."""
+
+    def __new__(cls, mode: Any = True) -> Any:
+        return cls()(mode) if callable(mode) else super().__new__(cls)
+
+    def __init__(self, mode: bool = True) -> None:
+        super().__init__(not mode, mode)

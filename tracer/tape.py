@@ -1,0 +1,353 @@
+"""The tape: one node per recorded operation, and what each node must keep for its backward.
+
+- `BackwardNode` is the interface that the engine runs; subclass it for a custom or compiled
+  backward.
+- `OperationNode` differentiates one primitive with the record's `vjp` rules.
+- `AccumulateGrad` ends a path at a leaf and adds to its `.grad`.
+
+What an `OperationNode` keeps is not declared anywhere: the rules are run once on symbolic values
+(`reads`), and only the operands whose data the result depends on are kept. Start reading at
+`BackwardNode`, then `Plan`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tracegrad.ir import ops
+from tracegrad.ir.errors import GradientError
+from tracegrad.ir.graph import GraphBuilder, Value
+from tracegrad.ir.operators import Operators
+from tracegrad.ir.primitive import LINEAR, Primitive
+from tracegrad.ir.types import TensorType
+from tracegrad.tracer.storage import Storage
+
+if TYPE_CHECKING:
+    from tracegrad.tracer.tensor import Tensor
+
+Edge = tuple["BackwardNode | None", int]
+Saved = tuple[Any, "Storage | None", int]  # array (or NumPy scalar), its storage, version when kept
+
+NO_EDGE: Edge = (None, 0)
+_sequence = itertools.count()
+
+FREED = (
+    "Trying to backward through the graph a second time (or directly access saved tensors after "
+    "they have already been freed). Saved intermediate values of the graph are freed when you call "
+    ".backward() or autograd.grad(). Specify retain_graph=True if you need to backward through the "
+    "graph a second time or if you need to access saved tensors after calling backward."
+)
+
+
+class BackwardNode:
+    """One step of the backward pass: cotangents of outputs in, cotangents of inputs out.
+
+    To attach a backward of your own to tensors, subclass it, give it edges, and call
+    `attach(node, tensors)`. The engine runs nodes from the newest to the oldest, each once, when
+    all cotangents of its outputs have been summed.
+
+    Attributes:
+        edges: for each input, `gradient_edge(input)`: the node that takes its cotangent, and which
+            output of that node the input is; `(None, 0)` where it needs none.
+        types: type of each output; the engine checks cotangents against it.
+        sequence: creation order; a node's edges always lead to older nodes.
+        retained: the tensors that asked for `retain_grad()`, by output number.
+        hooks: functions called with the cotangent of an output, by output number.
+    """
+
+    __slots__ = ("edges", "types", "sequence", "retained", "hooks", "__weakref__")
+
+    def __init__(self, edges: Sequence[Edge], types: Sequence[TensorType]) -> None:
+        self.edges = tuple(edges)
+        self.types = tuple(types)
+        self.sequence = next(_sequence)
+        self.retained: dict[int, Any] | None = None
+        self.hooks: dict[int, dict[int, Callable[[Any], Any]]] | None = None
+
+    def apply(
+        self, cotangents: list[Tensor | None], create_graph: bool
+    ) -> Sequence[Tensor | None]:
+        """Cotangents of the inputs, one per edge, from those of the outputs.
+
+        Args:
+            cotangents: one per output; None where nothing depends on that output.
+            create_graph: whether the computation itself is to be differentiable. The engine has
+                set the grad mode accordingly: operations on Tensors are recorded exactly then.
+        Returns:
+            One Tensor of the input's shape and dtype per edge; None means zero.
+        """
+        raise NotImplementedError
+
+    def owns(self, part: Tensor, cotangents: Sequence[Tensor | None]) -> bool:
+        """True where the memory of `part`, which `apply` returned, is nobody else's.
+
+        The engine may then keep it as `.grad` or add to it in place. Asked before `release`.
+        """
+        return False
+
+    def release(self) -> None:
+        """Drop what was kept for the backward; a later `apply` must raise `GradientError`."""
+
+    def name(self) -> str:
+        """The name that PyTorch prints, e.g. `MulBackward0`."""
+        return type(self).__name__
+
+    @property
+    def next_functions(self) -> tuple[Edge, ...]:
+        """`(node, output number)` per input; `(None, 0)` where no gradient flows."""
+        return self.edges
+
+    def __repr__(self) -> str:
+        return f"<{self.name()} object at {hex(id(self))}>"
+
+
+class AccumulateGrad(BackwardNode):
+    """The end of a path: adds the cotangent to `.grad` of a leaf, `variable`."""
+
+    __slots__ = ("variable",)
+
+    def __init__(self, variable: Tensor) -> None:
+        super().__init__((), ())
+        self.variable = variable
+
+
+def gradient_edge(tensor: Tensor) -> Edge:
+    """Where the cotangent of `tensor` goes: its node, or the accumulator of a leaf."""
+    node = tensor.grad_fn
+    if node is not None:
+        return (node, tensor._output_nr)
+    if not tensor._requires_grad:
+        return NO_EDGE
+    return (accumulator(tensor), 0)
+
+
+def accumulator(leaf: Tensor) -> AccumulateGrad:
+    """The one AccumulateGrad of a leaf; kept alive by the graphs that use it."""
+    kept = leaf._accumulator
+    node = kept() if kept is not None else None
+    if node is None:
+        node = AccumulateGrad(leaf)
+        leaf._accumulator = weakref.ref(node)
+    return node
+
+
+def attach(node: BackwardNode, tensors: Sequence[Tensor]) -> None:
+    """Make `tensors` the outputs of `node`, in order; those of integer dtype stay outside."""
+    for number, tensor in enumerate(tensors):
+        if tensor.dtype.is_floating_point:
+            tensor._requires_grad = True
+            tensor._grad_fn = node
+            tensor._output_nr = number
+
+
+# ---- nodes of primitives ------------------------------------------------------------------------
+
+
+class OperationNode(BackwardNode):
+    """The backward of one application of a primitive."""
+
+    __slots__ = ("plan", "params", "wanted", "saved")
+
+    def __init__(
+        self, plan: Plan, params: Mapping[str, Any], edges: tuple[Edge, ...], wanted: int,
+        saved: tuple[Saved, ...] | None,
+    ) -> None:  # fmt: skip
+        self.edges = edges
+        self.types = plan.out_types
+        self.sequence = next(_sequence)
+        self.retained = None
+        self.hooks = None
+        self.plan = plan
+        self.params = params
+        self.wanted = wanted
+        self.saved: tuple[Saved, ...] | None = saved
+
+    def owns(self, part: Tensor, cotangents: Sequence[Tensor | None]) -> bool:
+        array = part._array
+        if array.base is not None or not array.flags.writeable:
+            return False
+        others = [c._array for c in cotangents if c is not None]
+        others += [s[0] for s in self.saved or ()]
+        return all(array is not x for x in others)
+
+    def release(self) -> None:
+        if self.saved:
+            self.saved = None
+
+    def apply(self, cotangents: list[Tensor | None], create_graph: bool) -> list[Tensor | None]:
+        plan = self.plan
+        ct = cotangents[0]
+        out, args = self._operands(create_graph)
+        result: list[Tensor | None] = []
+        for i, edge in enumerate(self.edges):
+            part = None
+            if edge[0] is not None:
+                part = plan.op.cotangent(i, ct, out, args, self.params)
+                if part is not None and part._array.shape != plan.types[i].shape:
+                    part = ops.unbroadcast(part, plan.types[i].shape)
+            result.append(part)
+        return result
+
+    def _operands(self, create_graph: bool) -> tuple[Any, list[Any]]:
+        """The result and the operands, as far as they were kept; stand-ins for the others."""
+        if self.saved is None:
+            raise GradientError(FREED)
+        args: list[Any] = list(self.plan.stand_ins)
+        for i, saved in zip(self.plan.kept(self.wanted), self.saved, strict=True):
+            own = i == len(args) - 1
+            edge = (self, 0) if own else self.edges[i]
+            args[i] = self._unpack(saved, edge, self.plan.all_types[i], create_graph)
+        return args.pop(), args
+
+    def _unpack(self, saved: Saved, edge: Edge, type: TensorType, create_graph: bool) -> Tensor:
+        from tracegrad.tracer.tensor import wrap
+
+        array, storage, version = saved
+        if storage is None:
+            return wrap(np.asarray(array))
+        if storage.version != version:
+            raise GradientError(_overwritten(storage, version, edge, type))
+        tensor = wrap(array, storage)
+        if create_graph and edge[0] is not None:
+            tensor._requires_grad = True
+            tensor._grad_fn, tensor._output_nr = edge
+        return tensor
+
+
+_TENSOR_NAMES = {
+    "float32": "Float", "float64": "Double", "float16": "Half", "bfloat16": "BFloat16",
+    "int64": "Long", "int32": "Int", "int16": "Short", "int8": "Char", "uint8": "Byte",
+    "bool": "Bool", "uint32": "UInt32",
+}  # fmt: skip
+
+
+def scalar_type_name(dtype: Any) -> str:
+    """PyTorch's word for a dtype: `Float`, `Long`."""
+    return _TENSOR_NAMES[dtype.name]
+
+
+def _overwritten(storage: Storage, version: int, edge: Edge, type: TensorType) -> str:
+    """PyTorch's text, and who did it."""
+    shape = ", ".join(map(str, type.shape))
+    whose = f", which is output {edge[1]} of {edge[0].name()}," if edge[0] is not None else ""
+    text = (
+        "one of the variables needed for gradient computation has been modified by an inplace "
+        f"operation: [torch.{scalar_type_name(type.dtype)}Tensor [{shape}]]{whose} is at version "
+        f"{storage.version}; expected version {version} instead. Hint: enable anomaly detection to "
+        "find the operation that failed to compute its gradient, with "
+        "torch.autograd.set_detect_anomaly(True)."
+    )
+    change = storage.change_after(version)
+    if change is None:
+        return text
+    where = f" at {change.location} ({change.location.text})" if change.location else ""
+    return f"{text} It was modified by {change.name}{where}; clone() it before, or use {change.name.rstrip('_')}."
+
+
+def node_class(name: str) -> type[OperationNode]:
+    """The class of nodes called `name`, made on first use."""
+    found = _classes.get(name)
+    if found is None:
+        found = _classes[name] = type(name, (OperationNode,), {"__slots__": ()})
+    return found
+
+
+_classes: dict[str, type[OperationNode]] = {}
+
+
+# ---- plans: what is known about an operation on operands of given types -------------------------
+
+
+class _StandIn(Operators):
+    """An operand that was not kept: shape and dtype, no data."""
+
+    __slots__ = ("type", "op")
+
+    def __init__(self, op: Primitive, type: TensorType) -> None:
+        self.op = op
+        self.type = type
+
+    shape = property(lambda self: self.type.shape)
+    dtype = property(lambda self: self.type.dtype)
+    device = property(lambda self: self.type.device)
+    ndim = property(lambda self: len(self.type.shape))
+
+    @staticmethod
+    def __tracegrad_bind__(op: Primitive, operands: Sequence[Any], params: Any) -> Any:
+        mine = next(x for x in operands if isinstance(x, _StandIn))
+        raise AssertionError(
+            f"the vjp rule of {mine.op.name} reads an operand (in {op.name}) that it did not read "
+            "when it was analysed: a rule may depend on shapes, dtypes and parameters only"
+        )
+
+
+class Plan:
+    """What the dispatcher knows of one primitive applied to operands of given types.
+
+    Attributes:
+        types, out_type: types of the operands and of the result (`out_types` as a 1-tuple).
+        takes: bit i is set where operand i can pass a gradient on.
+        node: class of the backward node.
+    """
+
+    __slots__ = ("op", "types", "out_type", "out_types", "all_types", "takes", "node", "stand_ins",
+                 "dtype", "views", "_params", "_kept")  # fmt: skip
+
+    def __init__(
+        self, op: Primitive, types: tuple[TensorType, ...], params: Mapping[str, Any]
+    ) -> None:
+        self.op = op
+        self.types = types
+        self.out_type = op.infer(types, params)
+        self.out_types = (self.out_type,)
+        self.all_types = (*types, self.out_type)
+        self.dtype = self.out_type.dtype.numpy
+        self.views = op.family == "movement"
+        self.takes = 0
+        if self.out_type.dtype.is_floating_point:
+            for i, t in enumerate(types):
+                if op.takes_gradient(i) and t.dtype.is_floating_point:
+                    self.takes |= 1 << i
+        self.node = node_class(op.grad_name(params))
+        self.stand_ins = tuple(_StandIn(op, t) for t in self.all_types)
+        self._params = params
+        self._kept: dict[int, tuple[int, ...]] = {}
+
+    def kept(self, wanted: int) -> tuple[int, ...]:
+        """Positions of the operands (and, last, the result) to keep for the gradients `wanted`."""
+        found = self._kept.get(wanted)
+        if found is None:
+            found = self._kept[wanted] = reads(self.op, self.types, self._params, wanted)
+        return found
+
+
+def reads(
+    op: Primitive, types: Sequence[TensorType], params: Mapping[str, Any], wanted: int
+) -> tuple[int, ...]:
+    """The operands whose data the vjp rules of the operands in bit set `wanted` depend on.
+
+    Runs the rules on symbolic values and walks back from their results. The position after the
+    last operand stands for the result of the operation.
+    """
+    if len(types) == 1 and op.jvp == (LINEAR,):
+        return ()  # the transpose of a linear map does not depend on where it is taken
+    builder = GraphBuilder()
+    args = [builder.input(t) for t in types]
+    out = builder.input(op.infer(types, params))
+    ct = builder.input(out.type)
+    with builder:
+        live: set[Value] = set()
+        for i in range(len(types)):
+            if wanted >> i & 1:
+                part = op.cotangent(i, ct, out, args, params)
+                if isinstance(part, Value):
+                    live.add(part)
+    for node in reversed(builder.nodes):
+        if node.out in live:
+            live.update(node.inputs)
+    return tuple(i for i, v in enumerate((*args, out)) if v in live)
