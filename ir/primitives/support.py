@@ -1,0 +1,76 @@
+"""What several families share: checks of axes, PyTorch's dtype names, values made from nothing.
+
+`nullary_like(x, op, ...)` applies an operation without operands (a constant, a counter) at the
+layer `x` belongs to, so that a rule written with it serves arrays, IR values and Tensors alike.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+from tracegrad.ir.dtypes import DType
+from tracegrad.ir.errors import DimensionError, ShapeError
+from tracegrad.ir.primitive import evaluate_primitive, get, type_of
+from tracegrad.ir.types import Shape
+
+_TORCH_NAMES = {
+    "bool": "Bool", "uint8": "Byte", "int8": "Char", "int16": "Short", "int32": "Int",
+    "int64": "Long",
+    "float16": "Half", "bfloat16": "BFloat16", "float32": "Float", "float64": "Double",
+}  # fmt: skip
+
+
+def torch_name(dtype: DType) -> str:
+    """The word that PyTorch's messages use for a dtype: `Long` for int64."""
+    return _TORCH_NAMES.get(dtype.name, dtype.name)
+
+
+def normal_axis(axis: Any, ndim: int) -> int:
+    """`axis` counted from 0. A 0-d operand accepts 0 and -1.
+
+    Raises:
+        DimensionError: out of range (PyTorch's text).
+    """
+    reach = max(ndim, 1)
+    axis = operator.index(axis)
+    if not -reach <= axis < reach:
+        raise DimensionError(
+            f"Dimension out of range (expected to be in range of [{-reach}, {reach - 1}], "
+            f"but got {axis})"
+        )
+    return axis % reach
+
+
+def normal_axes(axes: int | Iterable[int] | None, ndim: int) -> tuple[int, ...]:
+    """Sorted distinct axes counted from 0; None means all of them, an int one.
+
+    Raises:
+        DimensionError: an axis is out of range.
+        ShapeError: an axis is named twice (PyTorch's text).
+    """
+    if axes is None:
+        return tuple(range(ndim))
+    listed = axes if isinstance(axes, Iterable) else (axes,)
+    chosen = tuple(sorted(normal_axis(a, ndim) for a in listed))
+    for first, second in zip(chosen, chosen[1:], strict=False):
+        if first == second:
+            raise ShapeError(f"dim {first} appears multiple times in the list of dims")
+    return chosen if ndim else ()
+
+
+def nullary_like(x: Any, op: str, **params: Any) -> Any:
+    """Apply the operation `op`, which has no operands, at the layer of `x`."""
+    handler = getattr(type(x), "__tracegrad_bind__", None)
+    if handler is not None:
+        return handler(get(op), (), params)
+    return evaluate_primitive(get(op), (), params)
+
+
+def filled_like(x: Any, value: bool | int | float, shape: Shape | None = None) -> Any:
+    """A constant of the dtype and layer of `x`, of its shape or of `shape`."""
+    wanted = x.shape if shape is None else shape
+    dtype = type_of(x).dtype
+    scalar = nullary_like(x, "constant", value=dtype.numpy.type(value).item(), dtype=dtype)
+    return get("broadcast")(scalar, shape=tuple(wanted))
