@@ -1,0 +1,131 @@
+"""How each reduction accumulates in C: its accumulator, its update, its result.
+
+Sums and products of floats run in double and are rounded once, as in eager mode; integers run in
+int64. Start reading at `reducer`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tracegrad.codegen.affine import Affine, Index, offset
+from tracegrad.codegen.expressions import number
+from tracegrad.codegen.plan import Line
+from tracegrad.ir.dtypes import DType
+from tracegrad.ir.graph import Node
+from tracegrad.ir.types import Shape, contiguous_strides
+
+
+@dataclass(frozen=True)
+class Reducer:
+    """The C of one accumulator.
+
+    Attributes:
+        c_type: type of the accumulator.
+        initial: its first value.
+        step: template of the update of `{acc}` by `{v}` (at `{p}`), a list of statements.
+        operator: the OpenMP reduction operator, or "" where the compiler may not reorder.
+        position: flat position among the reduced elements (for argmax).
+        extra: a second accumulator: (type, initial), reached as `{acc}_at`.
+        convert: template of the result.
+    """
+
+    c_type: str
+    initial: str
+    step: tuple[str, ...]
+    operator: str
+    convert: str
+    position: Affine = Affine()
+    extra: tuple[str, str] | None = None
+
+    @property
+    def by_columns(self) -> bool:
+        """Whether an array of accumulators can hold it."""
+        return self.extra is None
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether block results combine by the same update."""
+        return self.extra is None
+
+    def declare(self, acc: str) -> list[Line]:
+        """Declarations of the accumulator."""
+        lines = [Line(f"{self.c_type} {acc} = {self.initial};")]
+        if self.extra is not None:
+            lines.append(Line(f"{self.extra[0]} {acc}_at = {self.extra[1]};"))
+        return lines
+
+    def update(self, acc: str, value: str, position: str, comment: str) -> list[Line]:
+        """Statements that take one more element in."""
+        return [
+            Line(s.replace("{acc}", acc).replace("{v}", value).replace("{p}", position),
+                 comment if k == 0 else "")
+            for k, s in enumerate(self.step)
+        ]  # fmt: skip
+
+    def result(self, acc: str) -> str:
+        """The finished value."""
+        return self.convert.replace("{acc}", acc)
+
+    def clause(self, acc: str) -> str | None:
+        """The OpenMP clause that allows a vector loop; None where there is none."""
+        return f"reduction({self.operator}: {acc})" if self.operator else None
+
+
+def reducer(node: Node, index: Index, domain: Shape) -> Reducer:
+    """The accumulator of a reduction node over `domain` at `index`."""
+    name = node.primitive.name
+    x, out = node.inputs[0].dtype, node.out.dtype
+    if name in ("reduce_sum", "reduce_prod"):
+        op, start = ("+", "0") if name == "reduce_sum" else ("*", "1")
+        wide = "double" if out.kind == "f" else "int64_t"
+        return Reducer(wide, start, (f"{{acc}} {op}= {{v}};",), op, store_template(out, wide))
+    if name in ("reduce_any", "reduce_all"):
+        op, start = ("|", "0") if name == "reduce_any" else ("&", "1")
+        return Reducer("int", start, (f"{{acc}} {op}= ({{v}}) != 0;",), op, "(uint8_t){acc}")
+    if name in ("reduce_max", "reduce_min"):
+        return _extremum(name == "reduce_max", x, out)
+    assert name in ("argmax", "argmin"), f"no accumulator for {name}"
+    return _arg_extremum(node, index, domain)
+
+
+def _extremum(greatest: bool, x: DType, out: DType) -> Reducer:
+    """NaN wins, as in NumPy and PyTorch: `v != v` is true for NaN only."""
+    sign = ">" if greatest else "<"
+    nan = " || v != v" if x.kind == "f" else ""
+    kind = x.c_compute
+    step = f"{{ const {kind} v = {{v}}; {{acc}} = v {sign} {{acc}}{nan} ? v : {{acc}}; }}"
+    return Reducer(kind, _least(x, greatest), (step,), "", store_template(out, kind))
+
+
+def _arg_extremum(node: Node, index: Index, domain: Shape) -> Reducer:
+    greatest = node.primitive.name == "argmax"
+    x = node.inputs[0].dtype
+    axis = node.params["axis"]
+    position = index[axis] if axis is not None else offset(index, contiguous_strides(domain))
+    sign = ">" if greatest else "<"
+    beats = f"v {sign} {{acc}} || {{acc}}_at < 0"
+    if x.kind == "f":
+        beats += " || (v != v && {acc} == {acc})"
+    step = f"{{ const {x.c_compute} v = {{v}}; if ({beats}) {{ {{acc}} = v; {{acc}}_at = {{p}}; }} }}"
+    return Reducer(x.c_compute, _least(x, greatest), (step,), "", "{acc}_at", position,
+                   ("int64_t", "-1"))  # fmt: skip
+
+
+def _least(x: DType, greatest: bool) -> str:
+    """The identity of max (or min) for a dtype."""
+    if x.kind == "f":
+        return "-TG_INF" if greatest else "TG_INF"
+    if x.kind == "b":
+        return "0" if greatest else "1"
+    import numpy as np
+
+    limits = np.iinfo(x.numpy)
+    return number(int(limits.min if greatest else limits.max), x).text
+
+
+def store_template(dtype: DType, have: str) -> str:
+    """Convert an accumulator of C type `have` to what memory of `dtype` holds."""
+    if dtype.c_compute != dtype.c_type:
+        return f"tg_store_{dtype.name}((float){{acc}})"
+    return "{acc}" if have == dtype.c_type else f"({dtype.c_type}){{acc}}"
