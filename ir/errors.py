@@ -36,6 +36,10 @@ class ParameterError(TracegradError, ValueError):
     """A static parameter has a value that the operation does not accept."""
 
 
+class DivisionByZeroError(TracegradError, RuntimeError, ZeroDivisionError):
+    """An integer is divided by zero. Cure: mask the divisor, or divide floating-point numbers."""
+
+
 class NotDifferentiableError(TracegradError, RuntimeError):
     """A derivative was asked of an operation that has none. Cure: `detach()` its result."""
 
@@ -54,3 +58,7 @@ class CaptureError(TracegradError, RuntimeError):
 
 class CompileError(TracegradError, RuntimeError):
     """The C compiler refused generated source; the message has its command, words and file."""
+
+
+class CompilerNotFound(CompileError):
+    """There is no C compiler. Cure: install gcc or clang, or set `CC`; until then runs are eager."""

@@ -1,0 +1,90 @@
+"""What was loaded and how long it took: one `KernelRecord` per kernel handed out.
+
+`kernel_history()` returns the records, oldest first. Each is also one line of the logger `tracegrad`
+at level info: `launch 3f9a1c (in=2, out=1, ops=5): cache miss, codegen 0.4 ms, build 61 ms`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from dataclasses import dataclass
+
+logger = logging.getLogger("tracegrad")
+LIMIT = 10_000
+_OUTCOME = {"memory": "cache hit", "disk": "disk hit", "built": "cache miss"}
+
+
+@dataclass
+class KernelRecord:
+    """One kernel handed out by `runtime.kernels.load`.
+
+    Attributes:
+        key: 64 hexadecimal digits.
+        label: the name of the user's function.
+        cache: `"memory"`, `"disk"` or `"built"`.
+        codegen_ms: scheduling and rendering.
+        compile_ms: the C compiler; 0 unless built.
+        load_ms: everything inside `load`, the compiler included.
+        bytes: memory that one launch moves, as planned.
+        inputs, outputs, ops: of the graph.
+        launches: calls so far; the launcher counts them.
+        run_ms: their total time, where timing is on.
+        source: path of the C file.
+    """
+
+    key: str
+    label: str
+    cache: str
+    codegen_ms: float = 0.0
+    compile_ms: float = 0.0
+    load_ms: float = 0.0
+    bytes: int = 0
+    inputs: int = 0
+    outputs: int = 0
+    ops: int = 0
+    launches: int = 0
+    run_ms: float = 0.0
+    source: str = ""
+
+    def __str__(self) -> str:
+        text = (
+            f"launch {self.key[:6]} (in={self.inputs}, out={self.outputs}, ops={self.ops}): "
+            f"{_OUTCOME[self.cache]}"
+        )
+        if self.codegen_ms:
+            text += f", codegen {self.codegen_ms:.1f} ms"
+        if self.cache == "built":
+            text += f", build {self.compile_ms:.0f} ms"
+        return text
+
+
+_records: deque[KernelRecord] = deque(maxlen=LIMIT)
+_lock = threading.Lock()
+
+
+def record(entry: KernelRecord) -> KernelRecord:
+    """Append a record and log it; past `LIMIT` records the oldest goes."""
+    with _lock:
+        _records.append(entry)
+    logger.info("%s", entry)
+    return entry
+
+
+def kernel_history() -> list[KernelRecord]:
+    """The records of this process, oldest first (at most 10,000).
+
+    Example:
+        >>> clear_history()
+        >>> kernel_history()
+        []
+    """
+    with _lock:
+        return list(_records)
+
+
+def clear_history() -> None:
+    """Forget all records; the kernels stay loaded."""
+    with _lock:
+        _records.clear()
