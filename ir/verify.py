@@ -69,7 +69,7 @@ def _problems(node: Node, defined: set[Value]) -> Iterator[str]:
 def _type_problems(node: Node) -> Iterator[str]:
     try:
         expected: TensorType = node.primitive.infer([v.type for v in node.inputs], node.params)
-    except TracegradError as error:
+    except (TracegradError, TypeError, ValueError, LookupError) as error:
         yield f"{node.primitive.name} refuses its operands: {error}"
         return
     if node.out.type != expected:
