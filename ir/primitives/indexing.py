@@ -322,5 +322,5 @@ scatter_add = _scatter(
 )  # fmt: skip
 scatter_set = _scatter(
     "scatter_set", add=False, vjp=_set_cotangent, jvp=_set_tangent,
-    doc="x with `updates` put at the indexed positions; of repeats the last in row-major order wins.",
+    doc="x with `updates` put at the indexed positions; of repeats the last wins (row-major).",
 )  # fmt: skip
