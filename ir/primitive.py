@@ -98,9 +98,12 @@ class Primitive:
         promotion: NUMERIC, FLOAT (integers become the default float), INTEGRAL (integers and
             bool only) or NO_PROMOTION.
         dtypes: dtypes accepted for the promoted operands.
+        refused: the text of the error for some of the other dtypes, by dtype name, where PyTorch
+            has one of its own.
         normalize: `normalize(types, params)` -> canonical params (axes counted from 0, tuples).
         c_expr: C expression of one element, by dtype name of the first promoted operand or one
-            for all; `{x}` stands for operand x, `{f}` for the libm suffix, `{T}` for the C type.
+            for all; `{x}` stands for operand x, `{f}` for the libm suffix, `{T}` for the C type,
+            `{order}` for the parameter of that name. A helper that can fail takes `status`.
         cuda_expr: the same for CUDA where it differs.
         cost: operations per element, about; 1 for add, 10 or more for libm calls.
         ulp: how far compiled may be from eager, in units in the last place.
@@ -127,6 +130,7 @@ class Primitive:
     promote: tuple[str, ...] | None = None
     promotion: str = NUMERIC
     dtypes: tuple[DType, ...] = dtypes.ALL
+    refused: Mapping[str, str] = field(default_factory=dict)
     normalize: Callable[..., Mapping[str, Any]] | None = None
     c_expr: Mapping[str, str] | str | None = None
     cuda_expr: Mapping[str, str] | str | None = None
@@ -283,7 +287,8 @@ def promoted(op: Primitive, operands: Sequence[Any]) -> tuple[Any, ...]:
             result[i] = bind(TABLE["cast"], (x,), {"dtype": want})
         if i in chosen and want not in op.dtypes:
             known = ", ".join(d.name for d in op.dtypes)
-            raise DTypeError(f'"{op.name}" not implemented for {want.name}; it accepts {known}')
+            text = f'"{op.name}" not implemented for {want.name}; it accepts {known}'
+            raise DTypeError(op.refused.get(want.name, text))
     return tuple(result)
 
 
