@@ -89,7 +89,7 @@ class Body:
             assert term.literal is not None
             return term.literal
         if term.kind == "index":
-            text = self._index(term.affine, at)
+            text = self.index(term.affine, at)
             return Expr(text, ATOM if text.isidentifier() or text.isdigit() else 10)
         if term.kind == "load":
             loaded = self._load(term, at)
@@ -109,12 +109,13 @@ class Body:
         return fill(term.template, slots)
 
     def _load(self, term: Term, at: int) -> Expr:
-        text = f"{term.template}[{self._index(term.affine, at)}]"
+        text = f"{term.template}[{self.index(term.affine, at)}]"
         if term.dtype.c_compute != term.dtype.c_type:
             text = f"tg_load_{term.dtype.name}({text})"
         return Expr(text)
 
-    def _index(self, a: Affine, at: int) -> str:
+    def index(self, a: Affine, at: int) -> str:
+        """The C text of an index; adds the statements of the symbols in it."""
         final = self.affine(a)
         for symbol in final.symbols:
             if symbol not in self.depths:
@@ -124,7 +125,7 @@ class Body:
     def _condition(self, guards: Sequence[Guard], at: int) -> Expr:
         tests = []
         for g in guards:
-            text = self._index(g.index, at)
+            text = self.index(g.index, at)
             bounds = self.affine(g.index).bounds(self.extents)
             if bounds is None or bounds[0] < g.low:
                 tests.append(f"{text} >= {g.low}")
@@ -144,7 +145,7 @@ class Body:
         if buffer.dtype.c_compute != buffer.dtype.c_type:
             text = f"tg_store_{buffer.dtype.name}({text})"
         where = _where(term.location) if not text.isidentifier() else ""
-        self.statements[depth].append(Line(f"{buffer.name}[{self._index(at, depth)}] = {text};", where))
+        self.statements[depth].append(Line(f"{buffer.name}[{self.index(at, depth)}] = {text};", where))
 
     def at(self, depth: int, *items: Item) -> None:
         """Add statements inside loop level `depth`."""

@@ -269,3 +269,74 @@ def plan_contraction(
 
 def _shape(shape: Shape) -> str:
     return f"[{', '.join(map(str, shape))}]"
+
+
+# ---- layouts of operands --------------------------------------------------------------------------
+
+
+def _base(value: Value, producer: Callable[[Value], Node | None]) -> Value:
+    """The value whose buffer a chain of movement operations looks at."""
+    while (node := producer(value)) is not None:
+        views = ("reshape", "permute", "broadcast", "slice", "flip", "detach")
+        if node.primitive.name not in views:
+            break
+        value = node.inputs[0]
+    return value
+
+
+def _as_buffer(value: Value, strides: Mapping[Value, Shape]) -> dict[Value, Buffer]:
+    own = strides.get(value, contiguous_strides(value.shape))
+    return {value: Buffer("?", value.dtype, value.shape, own)}
+
+
+def realised_operand(
+    node: Node, side: int, producer: Callable[[Value], Node | None], strides: Mapping[Value, Shape]
+) -> Value | None:
+    """What must have a buffer so that BLAS can read this operand; None where only a copy in
+    canonical order will do.
+
+    First choice is the value behind a chain of views: transposes are then folded into the call.
+    """
+    operand = node.inputs[side]
+    base = _base(operand, producer)
+    if matrices(node, producer, _views(node, side, base, strides))[side] is not None:
+        return base
+    if matrices(node, producer, _views(node, side, operand, strides))[side] is not None:
+        return operand
+    return None
+
+
+def _views(node: Node, side: int, value: Value, strides: Mapping[Value, Shape]) -> dict[Value, Buffer]:
+    """Buffers for asking about one operand: the other one is taken as it is."""
+    return {**_as_buffer(node.inputs[1 - side], {}), **_as_buffer(value, strides)}
+
+
+def canonical_operands(graph: Graph, strides: Mapping[Value, Shape]) -> Graph:
+    """Permute operands that BLAS cannot read into (batch, free, contracted) order.
+
+    Pure; idempotent. Run after `expand_small`.
+    """
+    builder = GraphBuilder(graph.name)
+    builder.inputs.extend(graph.inputs)
+    new: dict[Value, Value] = {}
+    for node in graph.nodes:
+        inputs = [new.get(v, v) for v in node.inputs]
+        params = dict(node.params)
+        if node.primitive.name == "dot_general":
+            builder.location = node.location
+            contract, batch = list(params["contract"]), list(params["batch"])
+            for side in (0, 1):
+                if realised_operand(node, side, graph.producer, strides) is not None:
+                    continue
+                free = _sizes(node)[side]
+                order = (*batch[side], *free, *contract[side])
+                with builder:
+                    inputs[side] = ops.permute(inputs[side], axes=order)
+                batch[side] = tuple(range(len(batch[side])))
+                first = len(batch[side]) + len(free)
+                contract[side] = tuple(range(first, len(order)))
+            params = {"contract": tuple(contract), "batch": tuple(batch)}
+        new[node.out] = builder.append(
+            node.primitive, inputs, params, location=node.location, name=node.out.name
+        )
+    return builder.finish([new.get(v, v) for v in graph.outputs])

@@ -84,7 +84,8 @@ class Lowering:
         buffers: where realised values live.
         extents: loop variables of the kernel and their sizes.
         own: values computed by this kernel itself, with the index at which it computes them.
-        loops: variables that may be split; the others are divided at run time.
+        prefix: of the names of computed indices.
+        splits: whether loops may be split; otherwise indices are divided at run time.
     """
 
     def __init__(
@@ -93,11 +94,14 @@ class Lowering:
         buffers: Mapping[Value, Buffer],
         extents: Mapping[str, int],
         own: Mapping[Value, Index],
+        prefix: str = "",
+        splits: bool = True,
     ) -> None:
         self.producer = producer
         self.buffers = buffers
         self.extents = dict(extents)
         self.own = own
+        self.prefix, self.splits = prefix, splits
         self.memo: dict[Any, Term] = {}
         self.symbols: dict[str, Term] = {}
         self.checks_indices = False
@@ -259,7 +263,7 @@ class Lowering:
         exact = expression.divmod(divisor, self.extents)
         if exact is not None:
             return exact
-        if len(expression.terms) == 1 and expression.const == 0:
+        if self.splits and len(expression.terms) == 1 and expression.const == 0:
             ((name, c),) = expression.terms
             if c == 1 and name in self.extents and self.extents[name] % divisor == 0:
                 raise SplitRequest(name, divisor)
@@ -277,7 +281,7 @@ class Lowering:
         found = self.memo.get(("symbol", key))
         if found is None:
             found = self.memo["symbol", key] = term
-            term.symbol = f"k{len(self.symbols)}"
+            term.symbol = f"at{self.prefix}{len(self.symbols)}"
             self.symbols[term.symbol] = term
             if extent is not None:
                 self.extents[term.symbol] = extent

@@ -10,9 +10,10 @@ Both are decided together until nothing changes. Start reading at `schedule`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tracegrad.codegen.contraction import realised_operand
 from tracegrad.codegen.loops import Group
 from tracegrad.ir.graph import Graph, Node, Value
 from tracegrad.ir.types import Shape
@@ -68,28 +69,22 @@ class Scheduler:
         graph: outputs must be distinct and none an input.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, strides: Mapping[Value, Shape]) -> None:
         self.graph = graph
         self.nodes = {n.out: n for n in graph.nodes}
         self.realised: set[Value] = set(graph.outputs)
         for node in graph.nodes:
             if not is_inline(node):
                 self.realised.add(node.out)
-            if node.primitive.family not in INLINE | {"reduction", "indexing"}:
-                self.realised.update(self._base(v) for v in node.inputs)
+            if node.primitive.name == "dot_general":
+                for side in (0, 1):
+                    found = realised_operand(node, side, graph.producer, strides)
+                    assert found is not None, "canonical_operands() must run before the schedule"
+                    self.realised.add(found)
+            elif needs_buffers(node):
+                self.realised.update(same_memory(v, graph.producer) for v in node.inputs)
         self.realised = {v for v in self.realised if v in self.nodes}
         self._realise_repeated()
-
-    def _base(self, v: Value) -> Value:
-        """The value whose buffer a chain of movement operations looks at."""
-        while (node := self.nodes.get(v)) is not None and v not in self.realised:
-            if node.primitive.family == "movement" and len(node.inputs) == 1 and (
-                node.primitive.name != "pad"
-            ) or node.primitive.name == "detach":
-                v = node.inputs[0]
-            else:
-                break
-        return v
 
     # ---- costs ----------------------------------------------------------------------------------
 
@@ -241,13 +236,27 @@ def _repeats(shape: Shape, out: Shape, node: Node) -> bool:
     return any(out[d] > 1 and (d < lead or shape[d - lead] == 1) for d in range(max(own)))
 
 
-def schedule(graph: Graph) -> list[Step]:
+def needs_buffers(node: Node) -> bool:
+    """Whether a node's kernel reads its operands from contiguous memory."""
+    return node.primitive.family in ("convolution", "window")
+
+
+def same_memory(value: Value, producer: Callable[[Value], Node | None]) -> Value:
+    """The value whose contiguous buffer holds the same elements in the same order."""
+    while (node := producer(value)) is not None and node.primitive.name in ("reshape", "detach"):
+        value = node.inputs[0]
+    return value
+
+
+def schedule(graph: Graph, strides: Mapping[Value, Shape]) -> list[Step]:
     """Decide the kernels of a graph, in an order in which each finds its inputs ready.
 
     Args:
-        graph: outputs distinct, none of them an input.
+        graph: outputs distinct, none of them an input; products too small for BLAS expanded and
+            the operands of the others canonical (`codegen.contraction`).
+        strides: of the inputs that are not contiguous, in elements.
     """
-    return Scheduler(graph).run()
+    return Scheduler(graph, strides).run()
 
 
 def last_uses(graph: Graph, steps: Sequence[Step], realised: set[Value]) -> dict[Value, int]:

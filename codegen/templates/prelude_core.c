@@ -109,7 +109,7 @@ static void tg_gemm_f32(int ta, int tb, int64_t m, int64_t n, int64_t k, const f
     }
 }
 
-/*[tg_gemm_f64] c = a b, row-major, double: as tg_gemm_f32. */
+/*[tg_gemm_f64] c = a b, row-major, double: as its float twin. */
 typedef void (*tg_dgemm32)(int, int, int, int, int, int, double, const double *, int, const double *,
                            int, double, double *, int);
 typedef void (*tg_dgemm64)(int, int, int, int64_t, int64_t, int64_t, double, const double *, int64_t,

@@ -1,0 +1,268 @@
+"""From a graph to the text of one C translation unit.
+
+`build(graph, ...)` runs the rewrites that prepare a graph for C, schedules it, plans each kernel,
+places temporaries in one arena, and renders everything through the templates. The result carries
+two texts: `source`, with the Python lines in comments, to read; and `code`, without comments, which
+is what is compiled and what the disk cache is keyed by. Start reading at `build`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from tracegrad.codegen import contraction
+from tracegrad.codegen.loops import plan_group
+from tracegrad.codegen.lower import Buffer
+from tracegrad.codegen.opaque import plan_opaque
+from tracegrad.codegen.plan import KernelPlan, Slot, Target
+from tracegrad.codegen.prelude import prelude
+from tracegrad.codegen.scatter import plan_scatter
+from tracegrad.codegen.schedule import (
+    Step,
+    last_uses,
+    needs_buffers,
+    same_memory,
+    schedule,
+)
+from tracegrad.ir.graph import Graph, Value
+from tracegrad.ir.types import Shape, contiguous_strides
+
+if TYPE_CHECKING:
+    import jinja2
+
+ALIGN = 64  # bytes: one cache line, and the widest vector
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A translation unit.
+
+    Attributes:
+        source: C with comments, for people.
+        code: C without comments, for the compiler and the cache key.
+        kernels: the plans, in the order in which they run.
+        slots: every buffer, with its place.
+        arena_bytes: size of the temporaries; `temporaries` is what they would take side by side.
+        checks_indices: whether the last argument is a status of four int64.
+    """
+
+    source: str
+    code: str
+    kernels: tuple[KernelPlan, ...]
+    slots: tuple[Slot, ...]
+    arena_bytes: int
+    temporaries: int
+    checks_indices: bool
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes moved, each kernel's buffers counted once."""
+        return sum(k.nbytes for k in self.kernels)
+
+    @property
+    def ops(self) -> int:
+        """Operations, about."""
+        return sum(k.ops for k in self.kernels)
+
+
+@dataclass(frozen=True)
+class UnitView:
+    """What the template `unit.c.j2` lays out."""
+
+    title: tuple[str, ...]
+    prelude: str
+    kernels: tuple[str, ...]
+    bindings: tuple[str, ...]
+    calls: tuple[str, ...]
+    status: str
+
+
+def contiguous_inputs(graph: Graph) -> set[Value]:
+    """The inputs that kernels read as plain memory, so that they must come contiguous."""
+    return {
+        same_memory(v, graph.producer)
+        for node in graph.nodes if needs_buffers(node) for v in node.inputs
+    } & set(graph.inputs)  # fmt: skip
+
+
+def build(
+    graph: Graph, *, target: Target | None = None, strides: Mapping[Value, Shape] | None = None
+) -> Unit:
+    """Generate C for a graph.
+
+    Args:
+        graph: its outputs must be distinct values and none of them an input.
+        target: what the compiler can do.
+        strides: of inputs that are not contiguous, in elements; not for `contiguous_inputs`.
+    Returns:
+        The unit. `tg_run` takes pointers to the inputs, the outputs, the arena and the status.
+    Example:
+        >>> from tracegrad.ir import dtypes, ops
+        >>> from tracegrad.ir.graph import GraphBuilder
+        >>> from tracegrad.ir.types import TensorType
+        >>> builder = GraphBuilder("double")
+        >>> x = builder.input(TensorType((4,), dtypes.float32), "x")
+        >>> with builder:
+        ...     y = x * 2
+        >>> "out_0[i] = in_0[i] * 2.0f" in build(builder.finish([y])).source
+        True
+    """
+    assert len(set(graph.outputs)) == len(graph.outputs), "outputs must be distinct"
+    assert not set(graph.outputs) & set(graph.inputs), "an output must not be an input"
+    target = target or Target()
+    strides = strides or {}
+    graph = contraction.canonical_operands(contraction.expand_small(graph), strides)
+    steps = schedule(graph, strides)
+    buffers = _name_buffers(graph, steps, strides)
+    kernels: list[KernelPlan] = []
+    texts: dict[int, str] = {}
+    scratch: dict[int, int] = {}
+    for position, step in enumerate(steps):
+        name = f"kernel_{position}"
+        if step.group is not None:
+            kernels.append(plan_group(name, step.group, graph.producer, buffers, target))
+            continue
+        node = step.node
+        assert node is not None
+        if node.primitive.name == "dot_general":
+            kernels.append(contraction.plan_contraction(name, node, graph.producer, buffers, target))
+        elif node.primitive.family == "indexing":
+            kernels.append(plan_scatter(name, node, graph.producer, buffers))
+        else:
+            operands = [buffers[same_memory(v, graph.producer)] for v in node.inputs]
+            plan, text, nbytes = plan_opaque(name, node, operands, buffers[node.out], target)
+            kernels.append(plan)
+            texts[position], scratch[position] = text, nbytes
+    slots, arena, temporaries = _place(graph, steps, buffers, scratch)
+    return _render(graph, kernels, texts, slots, arena, temporaries, target)
+
+
+def _name_buffers(
+    graph: Graph, steps: Sequence[Step], strides: Mapping[Value, Shape]
+) -> dict[Value, Buffer]:
+    buffers: dict[Value, Buffer] = {}
+
+    def add(value: Value, name: str) -> None:
+        own = strides.get(value, contiguous_strides(value.shape))
+        buffers[value] = Buffer(name, value.dtype, value.shape, own)
+
+    for k, v in enumerate(graph.inputs):
+        add(v, f"in_{k}")
+    for k, v in enumerate(graph.outputs):
+        add(v, f"out_{k}")
+    temporaries = [v for step in steps for v in step.values if v not in buffers]
+    for k, v in enumerate(temporaries):
+        add(v, f"tmp_{k}")
+    return buffers
+
+
+# ---- the arena ----------------------------------------------------------------------------------
+
+
+def _place(
+    graph: Graph, steps: Sequence[Step], buffers: Mapping[Value, Buffer], scratch: Mapping[int, int]
+) -> tuple[list[Slot], int, int]:
+    """Give each buffer its place; temporaries share the arena by the times at which they live."""
+    slots = []
+    for k, v in enumerate(graph.inputs):
+        slots.append(Slot(f"in_{k}", v.dtype.c_type, "input", k, v.type.nbytes, f"{v.name}: {v.type}"))
+    for k, v in enumerate(graph.outputs):
+        slots.append(Slot(f"out_{k}", v.dtype.c_type, "output", k, v.type.nbytes, f"{v.name}: {v.type}"))
+    ends = last_uses(graph, steps, set(buffers))
+    wanted: list[tuple[str, str, int, int, int]] = []  # name, type, bytes, first, last
+    for position, step in enumerate(steps):
+        for v in step.values:
+            if buffers[v].name.startswith("tmp_"):
+                wanted.append((buffers[v].name, v.dtype.c_type, v.type.nbytes, position,
+                               ends.get(v, position)))  # fmt: skip
+        if scratch.get(position):
+            wanted.append((f"scratch_{position}", "char", scratch[position], position, position))
+    placed: list[tuple[int, int, int, int]] = []  # offset, end, first, last
+    for name, c_type, nbytes, first, last in sorted(wanted, key=lambda w: -w[2]):
+        size = -(-max(nbytes, 1) // ALIGN) * ALIGN
+        at = 0
+        for start, end, begins, stops in sorted(placed):
+            if begins <= last and first <= stops and at < end and start < at + size:
+                at = end
+        placed.append((at, at + size, first, last))
+        slots.append(Slot(name, c_type, "arena", at, nbytes))
+    arena = max((end for _, end, _, _ in placed), default=0)
+    return slots, arena, sum(w[2] for w in wanted)
+
+
+# ---- rendering ----------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def environment() -> jinja2.Environment:
+    """The template engine; undefined names are errors."""
+    import jinja2
+
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("tracegrad.codegen", "templates"),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+
+
+def render(template: str, **variables: Any) -> str:
+    """One template with its variables."""
+    return environment().get_template(template).render(**variables)
+
+
+def _render(
+    graph: Graph, kernels: Sequence[KernelPlan], texts: Mapping[int, str], slots: Sequence[Slot],
+    arena: int, temporaries: int, target: Target,
+) -> Unit:  # fmt: skip
+    rendered = [
+        texts[k] if k in texts else render("kernel.c.j2", plan=plan).strip()
+        for k, plan in enumerate(kernels)
+    ]
+    used = {a for k in kernels for a in k.arguments}
+    checks = any(k.checks_indices for k in kernels)
+    inputs = len(graph.inputs)
+    last = inputs + len(graph.outputs)
+    bindings = []
+    for s in slots:
+        if s.name not in used:
+            continue
+        const = "const " if s.kind == "input" else ""
+        place = {"input": s.position, "output": inputs + s.position, "arena": last}[s.kind]
+        where = f"(char *)args[{place}] + {s.position}" if s.kind == "arena" and s.position else f"args[{place}]"
+        cast = f"({s.c_type} *)({where})" if s.kind == "arena" and s.position else where
+        comment = f"  // {s.comment}" if s.comment else ""
+        bindings.append(f"{const}{s.c_type} *{s.name} = {cast};{comment}")
+    if checks:
+        bindings.append(f"int64_t *status = args[{last + 1}];")
+    calls = [
+        f"{k.name}({', '.join(k.arguments + (('status',) if k.checks_indices else ()))});" for k in kernels
+    ]
+    title = (f"{graph.name}: {_signature(graph)}", "Generated by tracegrad.")
+    body = "\n".join(rendered)
+    view = UnitView(
+        title, prelude(body, target), tuple(rendered), tuple(bindings), tuple(calls),
+        "(int)status[0]" if checks else "0",
+    )  # fmt: skip
+    source = render("unit.c.j2", unit=view)
+    plans = tuple(kernels)
+    return Unit(source, strip_comments(source), plans, tuple(slots), arena, temporaries, checks)
+
+
+def _signature(graph: Graph) -> str:
+    inputs = ", ".join(f"{v.name} {v.type}".strip() for v in graph.inputs)
+    outputs = ", ".join(str(v.type) for v in graph.outputs)
+    return f"({inputs}) -> ({outputs})"
+
+
+_COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
+
+
+def strip_comments(source: str) -> str:
+    """The source without comments and blank lines: names and line numbers do not reach the key."""
+    lines = (line.rstrip() for line in _COMMENT.sub("", source).split("\n"))
+    return "\n".join(line for line in lines if line) + "\n"
+
