@@ -1,0 +1,1 @@
+"""Benchmarks against installed peers: `python -m benchmarks`. Start reading at `harness.run`."""

@@ -1,0 +1,1 @@
+"""One module per framework: `load(mode, threads)` returns a function `Workload -> Prepared`."""

@@ -1,0 +1,118 @@
+"""Tables of a measurement, for the terminal and for README. Start reading at `terminal`.
+
+Both read the document that is written as JSON, so a table can be printed again from the file.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+Document = dict[str, Any]
+
+HEADINGS = ("peer", "median", "min", "x median", "x min", "first, cold", "first, warm", "peak",
+            "error")  # fmt: skip
+OURS = "tracegrad"
+
+
+def duration(seconds: float | None) -> str:
+    """Three digits with a unit."""
+    if seconds is None:
+        return "-"
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}" if seconds < 999.5 * size else f"{seconds:.0f} s"
+    return f"{seconds / 1e-9:.3g} ns"
+
+
+def memory(size: int | None) -> str:
+    """Mebibytes."""
+    return "-" if size is None else f"{size / 2**20:.0f} MiB"
+
+
+def yardstick(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The row that ratios refer to: ours where it was measured, else the fastest."""
+    measured = [row for row in rows if row["samples"]]
+    ours = [row for row in measured if row["peer"] == OURS]
+    return (ours or sorted(measured, key=lambda row: row["median"]) or [None])[0]
+
+
+def cells(row: dict[str, Any], base: dict[str, Any] | None) -> list[str]:
+    """One row of the terminal's table."""
+    if not row["samples"]:
+        last = row["problem"].splitlines()[-1:] or [""]
+        head = "" if row["problem"].startswith(last[0]) else row["problem"].split(":")[0] + ": "
+        return [row["peer"], (head + last[0])[:60], *[""] * (len(HEADINGS) - 2)]
+    assert base is not None, "a measured row has a yardstick"
+    return [
+        row["peer"],
+        duration(row["median"]),
+        duration(row["minimum"]),
+        f"{row['median'] / base['median']:.2f}",
+        f"{row['minimum'] / base['minimum']:.2f}",
+        duration(row["first_cold"]),
+        duration(row["first_warm"]),
+        memory(row["peak"]),
+        f"{row['error']:.0e}",
+    ]
+
+
+def terminal(document: Document) -> None:
+    """Print every table, with rich where it is installed."""
+    for workload in document["workloads"]:
+        base = yardstick(workload["rows"])
+        lines = [cells(row, base) for row in workload["rows"]]
+        unit = f"; x = time / {base['peer']}'s" if base else ""
+        draw(f"{workload['title']}{unit}", list(HEADINGS), lines)
+    startup = document.get("startup") or {}
+    lines = [
+        [f"import {name}", duration(times["median"]), duration(times["minimum"])]
+        for name, times in startup.items()
+        if name != "ratio"
+    ]
+    if "ratio" in startup:
+        lines.append(["ratio"] + [f"{startup['ratio'][k]:.2f}" for k in ("median", "minimum")])
+    if lines:
+        draw("Start-up", ["", "median", "min"], lines)
+    print(provenance(document))
+
+
+def draw(title: str, headings: list[str], lines: list[list[str]]) -> None:
+    """One table on the terminal."""
+    if importlib.util.find_spec("rich") is not None:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(title=title, title_justify="left")
+        for i, heading in enumerate(headings):
+            table.add_column(heading, justify="right" if i else "left", no_wrap=True)
+        for line in lines:
+            table.add_row(*line)
+        console = Console()
+        Console(width=max(console.width, 110)).print(table)
+        return
+    widths = [max(len(line[i]) for line in [headings, *lines]) for i in range(len(headings))]
+    print(f"\n{title}")
+    for line in [headings, *lines]:
+        print("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip())
+
+
+def provenance(document: Document) -> str:
+    """One sentence on machine, threads and versions."""
+    machine, settings = document["machine"], document["settings"]
+    versions = ", ".join(f"{name} {v}" for name, v in document["versions"].items())
+    return (
+        f"{machine['processor']}, {settings['threads']} threads, float32, "
+        f"Python {machine['python']}, {machine['compiler']}; {versions}."
+    )
+
+
+def markdown(document: Document) -> str:
+    """The medians of all workloads as one table for README; ours in the first column."""
+    names = list(dict.fromkeys(r["peer"] for w in document["workloads"] for r in w["rows"]))
+    lines = ["| work | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
+    for workload in document["workloads"]:
+        medians = {row["peer"]: row["median"] for row in workload["rows"]}
+        found = [duration(medians.get(name)) for name in names]
+        lines.append(f"| {workload['title']} | " + " | ".join(found) + " |")
+    return "\n".join([*lines, "", f"Medians. {provenance(document)}"])

@@ -1,0 +1,45 @@
+"""How long `import tracegrad` takes beside `import numpy`. Start reading at `import_times`."""
+
+from __future__ import annotations
+
+import importlib.util
+import statistics
+import subprocess
+import sys
+
+from benchmarks.processes import ROOT
+
+PROBE = "import time; t = time.perf_counter(); import {}; print(time.perf_counter() - t)"
+
+
+def import_times(rounds: int, names: tuple[str, ...] = ("numpy", "tracegrad")) -> dict[str, object]:
+    """Seconds of each import in fresh interpreters, in turn, and the last one's ratio to the first.
+
+    Args:
+        rounds: interpreters started per name; one more of each warms the file cache.
+        names: modules; those that are not installed are left out.
+    """
+    present = [name for name in names if importlib.util.find_spec(name) is not None]
+    samples: dict[str, list[float]] = {name: [] for name in present}
+    for turn in range(rounds + 1):
+        for name in present:
+            done = subprocess.run(
+                [sys.executable, "-c", PROBE.format(name)],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            if turn:
+                samples[name].append(float(done.stdout))
+    found: dict[str, object] = {
+        name: {"median": statistics.median(times), "minimum": min(times), "samples": times}
+        for name, times in samples.items()
+    }
+    if len(present) == len(names):
+        last, first = samples[names[-1]], samples[names[0]]
+        found["ratio"] = {
+            "median": statistics.median(last) / statistics.median(first),
+            "minimum": min(last) / min(first),
+        }
+    return found
