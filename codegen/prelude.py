@@ -2,8 +2,9 @@
 
 Helpers live as plain C in `templates/prelude_*.c`, in sections. A section starts with a comment
 whose first line is `/*[name] what it does`; it runs to the next such line. Helpers are called
-`tg_...`; what a section calls is included before it. Functions of libm get prototypes, with
-vector variants where the target's libmvec has them. Start reading at `prelude`.
+`tg_...`; what a section calls is included before it. A heading `/*[name_{s} f32 f64] ...` is one
+section per suffix, with `{s}`, `{T}`, `{U}` and `{f}` filled in (see `_FILL`). Functions of libm
+get prototypes, with vector variants where the target's libmvec has them. Start at `prelude`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from tracegrad.codegen.plan import Target
 
-_SECTION = re.compile(r"^/\*\[(\w+)\]", re.MULTILINE)
+_SECTION = re.compile(r"^/\*\[(\w+(?:\{s\})?)((?: \w+)*)\]", re.MULTILINE)
 _CALL = re.compile(r"\btg_\w+")
 _WORD = re.compile(r"\b[a-z]\w*(?=\()")
 
@@ -31,6 +32,15 @@ _SCALAR = {"sqrt", "fabs", "floor", "ceil", "trunc", "rint", "nearbyint", "round
            "lgamma", "tgamma", "fmax", "fmin", "fma"}  # fmt: skip
 _LIBM = _LIBMVEC_222 | _LIBMVEC_235 | _SCALAR
 
+# By suffix of a helper: its C type, the unsigned type in which its arithmetic wraps around, and
+# the suffix of libm functions and literals.
+_FILL = {
+    "u8": ("uint8_t", "uint32_t", ""), "i8": ("int8_t", "uint32_t", ""),
+    "i16": ("int16_t", "uint32_t", ""), "i32": ("int32_t", "uint32_t", ""),
+    "i64": ("int64_t", "uint64_t", ""), "u32": ("uint32_t", "uint32_t", ""),
+    "f32": ("float", "", "f"), "f64": ("double", "", ""),
+}  # fmt: skip
+
 
 @lru_cache(maxsize=1)
 def sections() -> dict[str, str]:
@@ -42,9 +52,19 @@ def sections() -> dict[str, str]:
         marks = list(_SECTION.finditer(text))
         for k, mark in enumerate(marks):
             end = marks[k + 1].start() if k + 1 < len(marks) else len(text)
-            body = text[mark.start() : end].strip()
-            found[mark.group(1)] = body.replace(f"/*[{mark.group(1)}] ", "/* ", 1)
+            body = "/* " + text[mark.end() : end].strip()
+            for suffix in mark.group(2).split() or [""]:
+                found[mark.group(1).replace("{s}", suffix)] = _instance(body, suffix)
     return found
+
+
+def _instance(body: str, suffix: str) -> str:
+    if not suffix:
+        return body
+    c_type, unsigned, libm = _FILL[suffix]
+    for slot, text in (("{s}", suffix), ("{T}", c_type), ("{U}", unsigned), ("{f}", libm)):
+        body = body.replace(slot, text)
+    return body
 
 
 def helper_names(text: str) -> list[str]:
