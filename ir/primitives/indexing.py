@@ -84,7 +84,7 @@ def _rows(shape: Shape, indices: Sequence[np.ndarray], axes: Axes) -> np.ndarray
                 f"with size {size}"
             )
         positions.append(np.where(wide < 0, wide + size, wide))
-    number = np.int64(0)
+    number: Any = np.int64(0)
     for axis, position in zip(axes, positions, strict=True):
         number = number * shape[axis] + position
     return np.ravel(number)

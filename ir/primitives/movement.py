@@ -87,7 +87,7 @@ def _batch_reshape(size: int, batched: tuple[bool, ...], x: Any, *, shape: Shape
     return reshape(x, shape=(size, *shape))
 
 
-reshape = movement(
+reshape: Primitive = movement(
     "reshape", params=("shape",), shape=_reshape_shape, normalize=_normalize_reshape,
     doc="The same elements in row-major order under another shape; one size may be -1.",
     eager=lambda x, *, shape: x.reshape(shape),
@@ -131,7 +131,7 @@ def inverse(axes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted(range(len(axes)), key=axes.__getitem__))
 
 
-permute = movement(
+permute: Primitive = movement(
     "permute", params=("axes",), shape=_permute_shape,
     doc="Axes in another order: axis i of the result is axis `axes[i]` of the operand.",
     normalize=_normalize_permute,
@@ -173,7 +173,7 @@ def _batch_broadcast(size: int, batched: tuple[bool, ...], x: Any, *, shape: Sha
     return broadcast(reshape(x, shape=(size, *ones, *x.shape[1:])), shape=(size, *shape))
 
 
-broadcast = movement(
+broadcast: Primitive = movement(
     "broadcast", params=("shape",), shape=_broadcast_shape,
     doc="Repeat along new leading axes and axes of size 1 until the shape is `shape`.",
     eager=lambda x, *, shape: np.broadcast_to(x, shape),

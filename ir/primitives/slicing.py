@@ -18,6 +18,7 @@ from tracegrad.ir.dtypes import DType
 from tracegrad.ir.errors import DimensionError, DTypeError, ParameterError, ShapeError
 from tracegrad.ir.primitive import (
     NUMERIC,
+    Primitive,
     Refusal,
     Sample,
     draw,
@@ -84,7 +85,7 @@ def _cut(start: Shape, stop: Shape, step: Shape) -> dict[str, Shape]:
 
 _MATRIX = (np.zeros((2, 3)),)
 
-slice = movement(
+slice: Primitive = movement(
     "slice", params=("start", "stop", "step"), shape=_slice_shape, normalize=_normalize_slice,
     doc="Elements start, start+step, ... below stop, per axis; 0 <= start <= stop <= size.",
     eager=lambda x, *, start, stop, step: x[tuple(map(builtins.slice, start, stop, step))],
@@ -159,7 +160,7 @@ def _pad_params(*padding: tuple[int, int, int], value: float = 0) -> dict[str, A
     return {"padding": padding, "value": value}
 
 
-pad = movement(
+pad: Primitive = movement(
     "pad", params=("padding", "value"), shape=_pad_shape, normalize=_normalize_pad,
     doc="Put `value` around and between the elements: (lo, hi, interior) per axis, none negative.",
     eager=_eager_pad,
@@ -185,7 +186,7 @@ pad = movement(
 
 # ---- flip ---------------------------------------------------------------------------------------
 
-flip = movement(
+flip: Primitive = movement(
     "flip", params=("axes",), shape=lambda x, *, axes: x.shape,
     normalize=lambda types, p: {"axes": normal_axes(p["axes"], types[0].ndim)},
     doc="Elements in reverse order along `axes`.",
@@ -269,7 +270,7 @@ def _concat_samples(rng: np.random.Generator, dtype: DType) -> Iterator[Sample]:
         yield Sample(tuple(map(strided, xs)) if kind == "strided" else xs, {"axis": axis}, kind)
 
 
-concat = primitive(
+concat: Primitive = primitive(
     "concat", args=("xs",), variadic=True, params=("axis",), family="movement",
     doc="Operands one after another along `axis`; their other sizes agree, dtypes are promoted.",
     shape=_concat_shape, dtype=same_dtype(0), normalize=_normalize_concat, promotion=NUMERIC,
