@@ -159,6 +159,8 @@ class Lowering:
     def apply(self, node: Node, template: str, operands: dict[str, Term]) -> Term:
         """A term for one node, rounded where the dtype is computed in a wider type."""
         dtype = node.out.dtype
+        if "status" in template:  # it can fail: integer division
+            self.checks_indices = True
         if dtype.c_compute != dtype.c_type and node.primitive.cost > 0:
             template = f"tg_round_{dtype.name}({template})"
         elif dtype.kind in "iu" and dtype.itemsize < 4 and node.primitive.cost > 0:
@@ -344,6 +346,8 @@ def c_template(node: Node) -> str:
             raise AssertionError(f"{op.name} has no C expression for {dtype}")
     assert isinstance(found, str), f"{op.name} has no C expression"
     suffix = "" if dtype.name == "float64" else "f"
+    for name, value in node.params.items():
+        found = found.replace("{" + name + "}", str(value))
     return found.replace("{f}", suffix).replace("{T}", dtype.c_compute)
 
 
