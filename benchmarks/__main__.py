@@ -6,16 +6,20 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from benchmarks import harness, machine, report, startup
 from benchmarks.peers import PEERS
 from benchmarks.processes import ROOT
 from benchmarks.workloads import WORKLOADS
 
+BUSY = 0.5  # running processes besides ours, above which a measurement is doubtful
 
-def chosen(text: str | None, table: dict[str, object], what: str) -> list[str]:
+
+def chosen(text: str | None, table: Mapping[str, object], what: str) -> list[str]:
     """The names in a comma-separated list; all of them for None.
 
     Raises:
@@ -51,24 +55,27 @@ def main(arguments: list[str] | None = None) -> int:
     if options.show is not None:
         report.terminal(json.loads(options.show.read_text()))
         return 0
-    peers = [PEERS[name] for name in chosen(options.peers, dict(PEERS), "peer")]
+    peers = [PEERS[name] for name in chosen(options.peers, PEERS, "peer")]
     absent = [peer.name for peer in peers if not peer.installed()]
     if absent:
         print(f"not installed, left out: {', '.join(absent)}", file=sys.stderr)
         if options.peers is not None:
             return 2
     peers = [peer for peer in peers if peer.installed()]
+    document: dict[str, Any] = {"format": 1, "machine": machine.describe()}
+    if document["machine"]["load"] > BUSY:
+        print(
+            f"the machine is busy (load {document['machine']['load']:.1f}): threads that wait by "
+            "spinning, OpenMP's above all, will look slower than they are",
+            file=sys.stderr,
+        )
     settings = harness.Settings(options.threads, options.rounds)
     if options.quick:
         settings = harness.Settings(options.threads, 3, 0.01, warm_cache=False)
-    document = {
-        "format": 1,
-        "machine": machine.describe(),
-        "settings": asdict(settings),
-        "versions": {peer.package: peer.version() for peer in peers},
-        "workloads": [],
-    }
-    for name in chosen(options.workloads, dict(WORKLOADS), "workload"):
+    document["settings"] = asdict(settings)
+    document["versions"] = {peer.package: peer.version() for peer in peers}
+    document["workloads"] = []
+    for name in chosen(options.workloads, WORKLOADS, "workload"):
         rows = harness.run(WORKLOADS[name], peers, settings)
         document["workloads"].append(
             {"name": name, "title": WORKLOADS[name].title, "rows": [row.as_dict() for row in rows]}

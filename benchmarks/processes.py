@@ -55,7 +55,7 @@ class Worker:
         self.peer = peer
         self.folder = tempfile.TemporaryDirectory(prefix="benchmark-")
         self.results_path = Path(self.folder.name) / "results.npz"
-        self.log = open(Path(self.folder.name) / "log", "w+", errors="replace")  # noqa: SIM115
+        self.log = open(Path(self.folder.name) / "log", "w+", errors="replace")
         command = [sys.executable, "-m", "benchmarks.worker"]
         command += ["--peer", peer.name, "--workload", workload.name, "--threads", str(threads)]
         self.process = subprocess.Popen(

@@ -34,7 +34,7 @@ def yardstick(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The row that ratios refer to: ours where it was measured, else the fastest."""
     measured = [row for row in rows if row["samples"]]
     ours = [row for row in measured if row["peer"] == OURS]
-    return (ours or sorted(measured, key=lambda row: row["median"]) or [None])[0]
+    return next(iter(ours or sorted(measured, key=lambda row: row["median"])), None)
 
 
 def cells(row: dict[str, Any], base: dict[str, Any] | None) -> list[str]:

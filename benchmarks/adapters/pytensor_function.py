@@ -73,6 +73,4 @@ def training_step(inputs: Arrays, options: dict[str, Any]) -> Prepared:
     prepared = repeated(
         pytensor.function([x, labels], [loss], updates=updates, **options), inputs[:2]
     )
-    return Prepared(
-        prepared.call, lambda: [*prepared.results(), *(w.get_value() for w in weights)]
-    )
+    return Prepared(prepared.call, lambda: [*prepared.results(), *(w.get_value() for w in weights)])

@@ -17,7 +17,8 @@ RATE = 0.01
 def inputs() -> Arrays:
     """The batch, its labels (int64), then weights and biases in turn; y = x @ w + b."""
     rng = np.random.default_rng(0)
-    made = [rng.random((BATCH, WIDTHS[0]), dtype=np.float32), rng.integers(0, 10, BATCH)]
+    pixels = rng.random((BATCH, WIDTHS[0]), dtype=np.float32)
+    made: Arrays = [pixels, rng.integers(0, 10, BATCH)]
     for wide, narrow in zip(WIDTHS, WIDTHS[1:], strict=False):
         bound = wide**-0.5
         made.append(bound * (2 * rng.random((wide, narrow), dtype=np.float32) - 1))
