@@ -14,7 +14,7 @@ from typing import Any
 
 from tracegrad.codegen.affine import Affine, Index, offset, reshaped
 from tracegrad.codegen.lower import Buffer, aligned
-from tracegrad.codegen.plan import KernelPlan, Line, Loop, Parameter, Target
+from tracegrad.codegen.plan import PARALLEL, KernelPlan, Line, Loop, Parameter, Target
 from tracegrad.ir import dtypes, ops
 from tracegrad.ir.graph import Graph, GraphBuilder, Node, Value
 from tracegrad.ir.types import Shape, contiguous_strides
@@ -240,7 +240,7 @@ def plan_contraction(
     ).replace(" + 0,", ",")
     where = str(node.location) if node.location is not None else ""
     body.append(Line(call, where))
-    threads = ("omp parallel for schedule(static)",) if target.openmp else ()
+    threads = (PARALLEL,) if target.openmp else ()
     items: tuple[Line | Loop, ...] = tuple(body)
     if panels > 1:
         items = (Loop("row", str(m), items, step=str(rows), pragmas=threads,

@@ -20,7 +20,7 @@ from math import prod
 from tracegrad.codegen.affine import Affine, Index, offset
 from tracegrad.codegen.body import Body
 from tracegrad.codegen.lower import Buffer, Lowering, SplitRequest, Term
-from tracegrad.codegen.plan import KernelPlan, Line, Loop, Parameter, Target
+from tracegrad.codegen.plan import PARALLEL, KernelPlan, Line, Loop, Parameter, Target
 from tracegrad.codegen.reducers import Reducer, reducer
 from tracegrad.ir.graph import Node, Value
 from tracegrad.ir.types import Shape, contiguous_strides
@@ -352,13 +352,13 @@ class _Nest:
         vector = innermost and simd is not None and not self.lowering.checks_indices
         threads = outermost and self._parallel(extents) and self.target.openmp
         if threads:
-            pragmas.append("omp parallel for schedule(static)")
+            pragmas.append(PARALLEL)
         elif vector and (row is None or depth >= row):
             pragmas.append(f"omp simd {simd}".rstrip())
         return Loop(axis.variable, str(axis.extent), (), pragmas=tuple(pragmas))
 
     def _threads(self) -> tuple[str, ...]:
-        return ("omp parallel for schedule(static)",) if self.target.openmp else ()
+        return (PARALLEL,) if self.target.openmp else ()
 
     def _cost_per_element(self) -> int:
         return sum(t.cost for t in self._all_terms())

@@ -11,6 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 
+PARALLEL = "omp parallel for schedule(static) num_threads(*tg_threads)"
+"""The pragma of a loop whose iterations are shared among threads."""
+
+
 @dataclass(frozen=True)
 class Target:
     """What generated C may rely on.

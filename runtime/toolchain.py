@@ -7,7 +7,9 @@ size, so a second process starts no compiler at all. Start reading at `find`, th
 Note [Flags]
 `-fno-math-errno -fno-trapping-math -ffp-contract=off` keep IEEE results and still let loops be
 vectorised. `-fno-builtin-sinf` and its kin stop gcc from merging sinf and cosf of one argument into
-the scalar sincosf, which costs a factor of 20 where libmvec has vector forms of both.
+the scalar sincosf, which costs a factor of 20 where libmvec has vector forms of both. `-fwrapv`
+makes integers wrap as NumPy's do. No loop is peeled to align its stores, because then the address of
+an array would decide which elements are rounded by scalar and which by vector functions.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ REQUIRED_FLAGS = (
     "-fno-math-errno",
     "-fno-trapping-math",
     "-ffp-contract=off",
+    "-fwrapv",
     "-fno-builtin-sinf",
     "-fno-builtin-cosf",
     "-fno-builtin-sin",
@@ -44,7 +47,12 @@ REQUIRED_FLAGS = (
     "-shared",
     "-std=gnu11",
 )
-OPTIONAL_FLAGS = (("-march=native", "-mcpu=native"), ("-fopenmp",), ("-pipe",))
+OPTIONAL_FLAGS = (
+    ("-march=native", "-mcpu=native"),
+    ("-fopenmp",),
+    ("--param=vect-max-peeling-for-alignment=0",),
+    ("-pipe",),
+)
 LIBRARIES = ("-lm",)
 _PROBE = """\
 #include <math.h>

@@ -140,8 +140,8 @@ static void tg_gemm_f64(int ta, int tb, int64_t m, int64_t n, int64_t k, const d
     }
 }
 
-/*[tg_blas] Matrix products of the BLAS at hand, set once after loading: args = {sgemm, dgemm, wide}.
- * `wide` says that its integers have 64 bits. */
+/*[tg_blas] Matrix products of the BLAS at hand, handed in once after loading:
+ * args = {sgemm, dgemm, sgemv, dgemv, bits of its integers}; NULL where there is none. */
 static struct {
     void *sgemm, *dgemm;
     int wide;
@@ -151,5 +151,13 @@ void tg_init(void **args)
 {
     tg_blas.sgemm = args[0];
     tg_blas.dgemm = args[1];
-    tg_blas.wide = args[2] != 0;
+    tg_blas.wide = (intptr_t)args[4] == 64;
+}
+
+/*[tg_threads] How many threads a parallel loop may use: a cell of the caller. */
+static const int *tg_threads;
+
+void tg_init_threads(const int *count)
+{
+    tg_threads = count;
 }

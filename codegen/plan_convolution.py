@@ -1,0 +1,327 @@
+"""Plans of convolution and its two transposes: direct loops, or columns and a matrix product.
+
+*Columns* (im2col): the taps of a tile of positions are gathered into a matrix, and a BLAS call
+multiplies it with the weights; the transposes run the same steps backwards. A tile is a run of
+output rows of one image, or several small images side by side, so that the product is wide enough
+for the BLAS and the columns stay in cache.
+
+*Direct* loops are taken where that does not pay: fewer than `FEW_CHANNELS` output channels in a
+group (a depthwise convolution, say), a product under `SMALL_PRODUCT` operations (a BLAS call costs
+as much), or a dtype that BLAS does not know.
+
+Start reading at `plan_convolution`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from tracegrad.codegen.affine import Affine
+from tracegrad.codegen.window_geometry import (
+    Arithmetic,
+    Division,
+    SpatialAxis,
+    arithmetic,
+    divide,
+    position,
+    spatial_axis,
+)
+from tracegrad.ir.types import Shape, TensorType
+from tracegrad.ir.windows import WindowAxis, window_axes
+
+FEW_CHANNELS = 4
+SMALL_PRODUCT = 16_384  # operations, 2*m*n*k
+COLUMN_BYTES = 1 << 18  # a tile of columns: half of a 512 KiB second-level cache
+NARROW = 64  # positions; images with fewer are put side by side
+BLAS_FLOPS, DIRECT_FLOPS = 25e9, 4e9  # operations a second on one core; rough on purpose
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The numbers of one convolution: x (images, channels, *in), w (outputs, group_in, *taps)."""
+
+    images: int
+    channels: int
+    outputs: int
+    groups: int
+    in_plane: int
+    out_plane: int
+    taps: int
+
+    @property
+    def group_in(self) -> int:
+        """Input channels of a group."""
+        return self.channels // self.groups
+
+    @property
+    def group_out(self) -> int:
+        """Output channels of a group."""
+        return self.outputs // self.groups
+
+    @property
+    def depth(self) -> int:
+        """Rows of the column matrix: taps of all input channels of a group."""
+        return self.group_in * self.taps
+
+    @property
+    def flops(self) -> int:
+        """Operations of the whole convolution."""
+        return 2 * self.images * self.outputs * self.out_plane * self.depth
+
+    @property
+    def weights(self) -> int:
+        """Elements of w."""
+        return self.outputs * self.depth
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Which positions one column matrix holds.
+
+    Attributes:
+        packed: several whole images side by side (`images` of them, the last tile maybe fewer).
+        tiled: a run of `rows` output rows of one image; `tiles` such runs per image.
+        width: columns of the matrix as C text; `max_width` the most there are.
+        row_width: positions of one output row.
+    """
+
+    packed: bool
+    tiled: bool
+    images: int
+    rows: int
+    tiles: int
+    row_width: int
+    width: str
+    max_width: int
+
+
+@dataclass(frozen=True)
+class ConvolutionPlan:
+    """Every decision about one convolution kernel; `template` says which text it fills.
+
+    Attributes:
+        name: the C function. summary: comment lines. operand_names: its inputs.
+        sizes, number, work: sizes, C types, division of the work.
+        axes: all spatial axes; outer: all but the last; inner: the last.
+        reads_tables: the inner axis is padded, so its tables are needed.
+        checks_outer: some outer axis is padded; `outside` is the C condition.
+        tile: the tile of positions; `channel_block` input channels of an input-gradient item.
+        tap, line, weight, out_line: positions in the columns, the input, w and the output, in C.
+        panel: element offset of the side-by-side panel in a slice's scratch.
+        gemm: name of the matrix product; partials: one sum of weights per slice.
+        scratch_bytes: scratch per call; seconds: about, on one core.
+    """
+
+    name: str
+    template: str
+    summary: tuple[str, ...]
+    operand_names: tuple[str, ...]
+    sizes: Sizes
+    number: Arithmetic
+    work: Division
+    axes: tuple[SpatialAxis, ...]
+    outer: tuple[SpatialAxis, ...]
+    inner: SpatialAxis
+    reads_tables: bool
+    checks_outer: bool
+    outside: str
+    tile: Tiling
+    channel_block: int
+    channel_blocks: int
+    tap: str
+    line: str
+    weight: str
+    out_line: str
+    panel: int
+    gemm: str
+    grouped: bool
+    partials: bool
+    scratch_bytes: int
+    flops: int
+    seconds: float
+
+    def render(self) -> str:
+        """The C function."""
+        from tracegrad.codegen.unit import render
+
+        return render(self.template, plan=self).strip() + "\n"
+
+
+# ---- decisions ----------------------------------------------------------------------------------
+
+
+def plan_convolution(
+    op_name: str,
+    in_types: Sequence[TensorType],
+    out_type: TensorType,
+    params: Mapping[str, Any],
+    *,
+    name: str = "convolution",
+    comment: str = "",
+    threads: bool = True,
+) -> ConvolutionPlan:
+    """Decide how to compute `conv`, `conv_input_grad` or `conv_weight_grad` in C.
+
+    Args:
+        op_name: the primitive's name.
+        in_types, out_type: types of its operands and result; all contiguous.
+        params: its parameters.
+        name: of the C function.
+        comment: the Python line, for the comment above the function.
+        threads: whether OpenMP may be used.
+    """
+    x, w, ct = _roles(op_name, in_types, out_type)
+    spatial = tuple(params[p] for p in ("stride", "padding", "dilation"))
+    axes = window_axes(x.shape[2:], w.shape[2:], *spatial)
+    sizes = Sizes(
+        x.shape[0], x.shape[1], w.shape[0], params["groups"],
+        prod(x.shape[2:]), prod(ct.shape[2:]), prod(w.shape[2:]),
+    )  # fmt: skip
+    number = arithmetic(out_type.dtype)
+    tile = _tiling(op_name, sizes, axes, out_type.dtype.itemsize)
+    direct = number.converts or uses_direct_loops(sizes, tile)
+    made = _direct if direct else _columns
+    return made(op_name, sizes, axes, tile, number, in_types, out_type, name, comment, threads)
+
+
+def uses_direct_loops(sizes: Sizes, tile: Tiling) -> bool:
+    """The cost rule: whether a matrix product per tile is not worth its call."""
+    product = 2 * sizes.group_out * tile.max_width * sizes.depth
+    return sizes.group_out < FEW_CHANNELS or product < SMALL_PRODUCT
+
+
+def _roles(
+    op_name: str, in_types: Sequence[TensorType], out_type: TensorType
+) -> tuple[TensorType, TensorType, TensorType]:
+    """Input, weight and output of the underlying convolution."""
+    if op_name == "conv":
+        return in_types[0], in_types[1], out_type
+    if op_name == "conv_input_grad":
+        return out_type, in_types[1], in_types[0]
+    assert op_name == "conv_weight_grad", f"{op_name} is no convolution"
+    return in_types[0], out_type, in_types[1]
+
+
+def _tiling(op_name: str, sizes: Sizes, axes: tuple[WindowAxis, ...], itemsize: int) -> Tiling:
+    """Side by side where an image is narrow; runs of rows where its columns outgrow the cache."""
+    plane = max(sizes.out_plane, 1)
+    row_width = plane // axes[0].out
+    if plane < NARROW and sizes.images > 1:
+        images = min(sizes.images, -(-NARROW // plane))
+        return Tiling(True, False, images, axes[0].out, 1, row_width, "width", images * plane)
+    rows = axes[0].out
+    if len(axes) > 1 and op_name != "conv_input_grad":
+        fitting = COLUMN_BYTES // max(1, sizes.depth * row_width * itemsize)
+        rows = min(rows, max(fitting, -(-NARROW // row_width)))
+    tiles = -(-axes[0].out // rows)
+    tiled = tiles > 1
+    width = "width" if tiled else str(plane)
+    return Tiling(False, tiled, 1, rows, tiles, row_width, width, rows * row_width)
+
+
+def _columns(
+    op_name: str, sizes: Sizes, axes: tuple[WindowAxis, ...], tile: Tiling, number: Arithmetic,
+    in_types: Sequence[TensorType], out_type: TensorType, name: str, comment: str, threads: bool,
+) -> ConvolutionPlan:  # fmt: skip
+    itemsize = out_type.dtype.itemsize
+    blocks = -(-sizes.images // tile.images) * tile.tiles
+    channels = sizes.group_in
+    if op_name == "conv_input_grad" and not tile.packed:
+        fitting = COLUMN_BYTES // (sizes.taps * tile.max_width * itemsize)
+        channels = max(1, min(channels, fitting))
+    channel_blocks = -(-sizes.group_in // channels)
+    items = blocks
+    if op_name == "conv_input_grad":
+        items = blocks * sizes.groups * channel_blocks
+    panel = channels * sizes.taps * tile.max_width
+    elements = panel + (sizes.group_out * tile.max_width if tile.packed else 0)
+    seconds = sizes.flops / BLAS_FLOPS
+    limit = 16
+    if op_name == "conv_weight_grad":
+        limit = max(1, (1 << 25) // (sizes.weights * itemsize))
+    work = divide(items, elements * itemsize, seconds, threads, min(16, limit))
+    partials = op_name == "conv_weight_grad" and work.parallel
+    scratch = work.scratch_bytes + (work.slices * sizes.weights * itemsize if partials else 0)
+    how = (
+        f"Columns of {channels * sizes.taps} taps by {tile.max_width} positions, "
+        f"{items} products in {work.slices} slice{'s' if work.slices > 1 else ''}."
+    )
+    suffix = {"conv": "", "conv_input_grad": "_input_grad", "conv_weight_grad": "_weight_grad"}
+    return _plan(
+        f"convolution{suffix[op_name]}.c.j2", op_name, sizes, axes, tile, number, in_types,
+        out_type, name, comment, how, work, scratch, seconds,
+        channel_block=channels, channel_blocks=channel_blocks, panel=panel, partials=partials,
+    )  # fmt: skip
+
+
+def _direct(
+    op_name: str, sizes: Sizes, axes: tuple[WindowAxis, ...], tile: Tiling, number: Arithmetic,
+    in_types: Sequence[TensorType], out_type: TensorType, name: str, comment: str, threads: bool,
+) -> ConvolutionPlan:  # fmt: skip
+    planes = {
+        "conv": (sizes.images * sizes.outputs, sizes.out_plane),
+        "conv_input_grad": (sizes.images * sizes.channels, sizes.in_plane),
+        "conv_weight_grad": (sizes.outputs * sizes.group_in, 0),
+    }
+    items, plane = planes[op_name]
+    itemsize = {"uint64_t": 8, "float": 4}.get(number.compute, 0) if number.converts else 0
+    seconds = sizes.flops / DIRECT_FLOPS
+    work = divide(items, plane * itemsize, seconds, threads)
+    suffix = {"conv": "", "conv_input_grad": "_input_grad", "conv_weight_grad": "_weight_grad"}
+    whole = Tiling(False, False, 1, axes[0].out, 1, tile.row_width, str(sizes.out_plane), 0)
+    return _plan(
+        f"convolution_direct{suffix[op_name]}.c.j2", op_name, sizes, axes, whole, number, in_types,
+        out_type, name, comment, "Direct loops.", work, work.scratch_bytes, seconds,
+    )  # fmt: skip
+
+
+def _plan(
+    template: str, op_name: str, sizes: Sizes, axes: tuple[WindowAxis, ...], tile: Tiling,
+    number: Arithmetic, in_types: Sequence[TensorType], out_type: TensorType, name: str,
+    comment: str, how: str, work: Division, scratch: int, seconds: float, *,
+    channel_block: int = 0, channel_blocks: int = 1, panel: int = 0, partials: bool = False,
+) -> ConvolutionPlan:  # fmt: skip
+    """Fill in the texts that follow from the decisions."""
+    spatial = tuple(spatial_axis(i, a, tile.tiled and i == 0) for i, a in enumerate(axes))
+    outer, inner = spatial[:-1], spatial[-1]
+    line, out_line, weight, tap = _positions(sizes, spatial)
+    outside = " || ".join(a.outside for a in outer if a.padded)
+    operands = ("x", "w") if op_name == "conv" else ("ct", "w")
+    operands = ("x", "ct") if op_name == "conv_weight_grad" else operands
+    shapes = " and ".join(
+        f"{n} {t}" for n, t in zip(operands, map(str, in_types), strict=True)
+    )
+    summary = (f"{op_name}: {shapes} to {out_type}.", how) + ((comment,) if comment else ())
+    return ConvolutionPlan(
+        name=name, template=template, summary=summary, operand_names=("in_0", "in_1"), sizes=sizes,
+        number=number, work=work, axes=spatial, outer=outer, inner=inner,
+        reads_tables=inner.padded, checks_outer=bool(outside), outside=outside, tile=tile,
+        channel_block=channel_block, channel_blocks=channel_blocks,
+        tap=tap.text(), line=line.text(), weight=weight.text(), out_line=out_line.text(),
+        panel=panel, gemm="f32" if out_type.dtype.name == "float32" else "f64",
+        grouped=sizes.groups > 1, partials=partials, scratch_bytes=scratch, flops=sizes.flops,
+        seconds=seconds,
+    )  # fmt: skip
+
+
+def _positions(sizes: Sizes, axes: tuple[SpatialAxis, ...]) -> tuple[Affine, Affine, Affine, Affine]:
+    """Positions of an input line, an output line, a weight and a row of columns.
+
+    `n` counts images, `o` output channels, `c` input channels within the group `group`, and
+    `plane` is the input channel `group * group_in + c` where that is known as one number.
+    """
+    in_shape: Shape = tuple(a.size for a in axes)
+    out_shape: Shape = tuple(a.out for a in axes)
+    taps: Shape = tuple(a.kernel for a in axes)
+    names = ("n", "group", "c")
+    line = position((*names, *(a.i for a in axes)),
+                    (sizes.images, sizes.groups, sizes.group_in, *in_shape))  # fmt: skip
+    line = Affine(0, tuple(t for t in line.terms if t[0] != axes[-1].i))
+    out_line = position(("n", "o", *(a.o for a in axes)), (sizes.images, sizes.outputs, *out_shape))
+    out_line = Affine(0, tuple(t for t in out_line.terms if t[0] != axes[-1].o))
+    weight = position(("o", "c", *(a.k for a in axes)), (sizes.outputs, sizes.group_in, *taps))
+    tap = position(("c", *(a.k for a in axes)), (sizes.group_in, *taps))
+    return line, out_line, weight, tap
