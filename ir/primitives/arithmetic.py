@@ -215,7 +215,7 @@ def _power_by_exponent(ct: Any, out: Any, x: Any, y: Any) -> Any:
 pow = binary(
     "pow", _power, per_dtype(NUMBERS, floats="pow{f}({x}, {y})", ints="tg_pow_{s}({x}, {y})"),
     vjp=(_power_by_base, _power_by_exponent), jvp=(_power_by_base, _power_by_exponent),
-    dtypes=NUMBERS, ranges=((0.3, 3.0), (0.0, 3.0)), cost=40, ulp=6,
+    dtypes=NUMBERS, ranges=((0.3, 3.0), (0.0, 3.0)), cost=40, ulp=8,
     source="IEEE 754-2019 §9.2.1; gradients at 0 as PyTorch's",
     doc="`x` to the power `y`; of integers, 0 where the true value is a fraction.",
     refusals=(refused_dtype("pow", dtypes.bool_, 2),

@@ -29,7 +29,7 @@ HALF_SQRT_PI = math.sqrt(math.pi) / 2.0
 
 erf = unary("erf", scipy_special("erf"), "erf{f}({x})", cost=25, ulp=8, source="NIST DLMF §7.2",
             vjp=lambda ct, out, x: ct * (TWO_OVER_SQRT_PI * exp(-(x * x))))  # fmt: skip
-erfc = unary("erfc", scipy_special("erfc"), "erfc{f}({x})", cost=40, ulp=16,
+erfc = unary("erfc", scipy_special("erfc"), "erfc{f}({x})", cost=40, ulp=24,
              vjp=lambda ct, out, x: ct * (-TWO_OVER_SQRT_PI * exp(-(x * x))),
              source="NIST DLMF §7.2")  # fmt: skip
 erfinv = unary("erfinv", scipy_special("erfinv"),
@@ -63,7 +63,7 @@ def _polygamma(x: Any, *, order: int) -> Any:
         return scipy_special("psi")(x)
     wide = np.asarray(x, np.float64)
     left = (wide < 0) & (wide != np.floor(wide))
-    found = _polygamma_positive(order, np.where(left, 1.0 - wide, np.where(wide > 0, wide, 0.0)))
+    found = _polygamma_positive(order, np.where(left, 1.0 - wide, np.where(wide <= 0, 0.0, wide)))
     if not left.any():
         return found
     phase = np.where(left, wide - np.rint(wide), 0.25)
@@ -103,7 +103,14 @@ digamma = unary("digamma", scipy_special("psi"),
                 vjp=lambda ct, out, x: ct * polygamma(x, order=1), sample=(2.0, 6.0),
                 source="NIST DLMF §5.2, §5.11",
                 doc="Derivative of lgamma. Near its zeros the error is absolute.")  # fmt: skip
-lgamma = unary("lgamma", scipy_special("gammaln"),
+
+
+def _lgamma(x: Any) -> Any:
+    # SciPy has -inf at -inf; C and PyTorch have +inf.
+    return np.where(x == -np.inf, np.inf, scipy_special("gammaln")(x))
+
+
+lgamma = unary("lgamma", _lgamma,
                per_dtype(dtypes.FLOATS, floats="tg_lgamma_{s}({x})"), cost=60, ulp=16,
                vjp=lambda ct, out, x: ct * digamma(x), sample=(2.2, 6.0), source="NIST DLMF §5.2",
                doc="log |gamma(x)|. Near its zeros at 1 and 2 the error is absolute.")  # fmt: skip
