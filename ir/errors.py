@@ -44,6 +44,10 @@ class NotDifferentiableError(TracegradError, RuntimeError):
     """A derivative was asked of an operation that has none. Cure: `detach()` its result."""
 
 
+class NotBatchableError(TracegradError, RuntimeError):
+    """An operation that has no batch rule meets a batched operand. Cure: loop over the batch."""
+
+
 class GradientError(TracegradError, RuntimeError):
     """The backward pass cannot go on: wrong seed, freed graph, overwritten saved value."""
 

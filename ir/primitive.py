@@ -323,8 +323,8 @@ def evaluate_primitive(op: Primitive, arrays: Sequence[Any], params: Mapping[str
     expected = op.infer(types, params)
     with np.errstate(all="ignore"):
         out = np.asarray(op.eager(*arrays, **params))
-    if out.dtype != expected.dtype.numpy:
-        out = out.astype(expected.dtype.numpy)
+        if out.dtype != expected.dtype.numpy:
+            out = out.astype(expected.dtype.numpy)
     assert out.shape == expected.shape, (
         f"{op.name}: kernel gave shape {out.shape}, rule says {expected.shape}"
     )
