@@ -1,0 +1,10 @@
+"""Differentiation of recorded operations: `backward`, `grad` and the grad modes."""
+
+from __future__ import annotations
+
+from tracegrad.tracer.engine import backward, grad
+from tracegrad.tracer.grad_mode import enable_grad, inference_mode, no_grad, set_grad_enabled
+from tracegrad.tracer.tape import BackwardNode, gradient_edge
+
+__all__ = ["BackwardNode", "backward", "enable_grad", "grad", "gradient_edge", "inference_mode",
+           "no_grad", "set_grad_enabled"]  # fmt: skip

@@ -1,0 +1,451 @@
+"""Functions that make tensors from data, numbers or nothing. Start reading at `tensor`.
+
+All take `dtype`, `device` and `requires_grad`, as PyTorch's do.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from tracegrad.ir import dtypes
+from tracegrad.ir.dtypes import DType
+from tracegrad.ir.errors import DTypeError, OperandError, ParameterError, ShapeError
+from tracegrad.tracer.device import as_device
+from tracegrad.tracer.random import Generator, draw
+from tracegrad.tracer.shapes import sizes
+from tracegrad.tracer.state import state
+from tracegrad.tracer.tensor import Tensor, dtype_of, wrap
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {}
+
+
+def _public(function: Callable[..., Any]) -> Callable[..., Any]:
+    FUNCTIONS[function.__name__] = function
+    return function
+
+
+def _made(array: np.ndarray, requires_grad: bool, device: Any = None) -> Tensor:
+    """A new leaf over `array`, told to the recorder."""
+    as_device(device)
+    out = wrap(array)
+    if state.recorder is not None:
+        state.recorder.constant(out)
+    if requires_grad:
+        out.requires_grad = True
+    return out
+
+
+def _dtype(dtype: Any) -> DType:
+    if dtype is None:
+        return dtypes.get_default_dtype()
+    if not isinstance(dtype, DType | type | np.dtype):
+        raise OperandError(f"dtype must be a tracegrad dtype, got {dtype!r}")
+    return dtypes.as_dtype(dtype)
+
+
+def _native(array: np.ndarray) -> np.ndarray:
+    """The array in the machine's byte order, of a dtype that exists here."""
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    dtype_of[array.dtype]  # noqa: B018  (raises for foreign dtypes)
+    return array
+
+
+@_public
+def tensor(
+    data: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
+) -> Tensor:
+    """A new leaf that holds a copy of `data` (numbers, nested sequences, arrays, tensors).
+
+    Floats get the default dtype, ints int64, bools bool; arrays keep their dtype.
+
+    Raises:
+        ParameterError: sequences of unequal length, or something that is no number.
+
+    Example:
+        >>> import tracegrad as tg
+        >>> tg.tensor([1., 2.])
+        tensor([1., 2.])
+    """
+    if isinstance(data, Tensor):
+        warnings.warn(
+            "To copy construct from a tensor, it is recommended to use sourceTensor.detach().clone() "
+            "or sourceTensor.detach().clone().requires_grad_(True), rather than "
+            "torch.tensor(sourceTensor).",
+            UserWarning,
+            stacklevel=2,
+        )
+        copied = data.detach().clone()
+        copied = copied if dtype is None else copied.to(_dtype(dtype))
+        return copied.requires_grad_() if requires_grad else copied
+    array = _array_from(data, None if dtype is None else _dtype(dtype))
+    return _made(np.array(array, copy=True, order="C"), requires_grad, device)
+
+
+def _array_from(data: Any, dtype: DType | None) -> np.ndarray:
+    if isinstance(data, np.ndarray | np.generic):
+        array = _native(np.asarray(data))
+        return array if dtype is None else array.astype(dtype.numpy)
+    plain = _plain(data)
+    try:
+        array = np.array(plain)
+    except ValueError:
+        raise _ragged(data) from None
+    if array.dtype == object or array.dtype.kind in "USc":
+        raise _ragged(data)
+    if dtype is None:
+        empty = array.size == 0 and array.dtype.kind == "f"
+        inferred = {"b": dtypes.bool_, "i": dtypes.int64, "u": dtypes.int64}.get(array.dtype.kind)
+        dtype = dtypes.get_default_dtype() if inferred is None or empty else inferred
+        if array.dtype.kind == "f" and _all_numpy(data, array):
+            dtype = dtype_of[array.dtype]
+    with np.errstate(all="ignore"):
+        return array.astype(dtype.numpy)
+
+
+def _all_numpy(data: Any, array: np.ndarray) -> bool:
+    """True for a list of NumPy arrays of one floating dtype, which keeps that dtype."""
+    return isinstance(data, Sequence) and bool(data) and all(isinstance(x, np.ndarray) for x in data)
+
+
+def _plain(data: Any) -> Any:
+    """Nested sequences with tensors replaced by their arrays."""
+    if isinstance(data, Tensor):
+        if state.recorder is not None:
+            state.recorder.value_read(data, "tensor()")
+        return data._array
+    if isinstance(data, list | tuple):
+        return [_plain(x) for x in data]
+    return data
+
+
+def _ragged(data: Any) -> Exception:
+    """The error that data which is no regular array of numbers deserves."""
+    level, where = data, 0
+    while isinstance(level, list | tuple) and level:
+        lengths = [len(x) if isinstance(x, list | tuple) else None for x in level]
+        odd = next((i for i, n in enumerate(lengths) if n != lengths[0]), None)
+        if odd is not None and None not in (lengths[0], lengths[odd]):
+            return ParameterError(
+                f"expected sequence of length {lengths[0]} at dim {where + 1} (got {lengths[odd]})"
+            )
+        if odd is not None:
+            return OperandError(f"not a sequence at dim {where + 1}: {level[odd]!r}")
+        level, where = level[0], where + 1
+    kind = type(level).__name__
+    if isinstance(level, str):
+        return OperandError(f"new(): invalid data type '{kind}'")
+    return OperandError(f"Could not infer dtype of {kind}")
+
+
+@_public
+def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
+    """`data` as a tensor, sharing memory with arrays and tensors where no conversion is needed."""
+    as_device(device)
+    if isinstance(data, Tensor):
+        return data if dtype is None else data.to(_dtype(dtype))
+    if isinstance(data, np.ndarray):
+        shared = from_numpy(data)
+        return shared if dtype is None else shared.to(_dtype(dtype))
+    return tensor(data, dtype=dtype, device=device)
+
+
+@_public
+def asarray(
+    obj: Any, *, dtype: Any = None, device: Any = None, copy: bool | None = None,
+    requires_grad: bool = False,
+) -> Tensor:  # fmt: skip
+    """`as_tensor` that can be told to copy."""
+    out = as_tensor(obj, dtype, device)
+    out = out.detach().clone() if copy else out
+    return out.requires_grad_() if requires_grad else out
+
+
+@_public
+def from_numpy(ndarray: Any) -> Tensor:
+    """A tensor over the array's memory: writes to one are seen in the other."""
+    if not isinstance(ndarray, np.ndarray):
+        raise OperandError(f"expected np.ndarray (got {type(ndarray).__name__})")
+    if min(ndarray.strides, default=0) < 0:
+        raise ParameterError(
+            "At least one stride in the given numpy array is negative, and tensors with negative "
+            "strides are not currently supported. (You can probably work around this by making a "
+            "copy of your array  with array.copy().) "
+        )
+    if not ndarray.dtype.isnative:
+        raise ParameterError(
+            "given numpy array has byte order different from the native byte order. "
+            "Conversion between byte orders is currently not supported."
+        )
+    dtype_of[ndarray.dtype]  # noqa: B018  (raises for foreign dtypes)
+    return _made(ndarray.view(np.ndarray), False)
+
+
+# ---- constant values ----------------------------------------------------------------------------
+
+
+@_public
+def full(
+    size: Sequence[int], fill_value: Any, *, dtype: Any = None, device: Any = None,
+    requires_grad: bool = False,
+) -> Tensor:  # fmt: skip
+    """A tensor of `size` that holds `fill_value` everywhere; its type gives the dtype."""
+    chosen = dtypes.scalar_dtype(fill_value) if dtype is None else _dtype(dtype)
+    return _filled(sizes((size,)), fill_value, chosen, requires_grad, device)
+
+
+def _filled(
+    shape: tuple[int, ...], value: Any, dtype: DType, requires_grad: bool, device: Any
+) -> Tensor:
+    if any(n < 0 for n in shape):
+        raise ShapeError(
+            f"Trying to create tensor with negative dimension {min(shape)}: {list(shape)}"
+        )
+    make = np.zeros(shape, dtype.numpy) if value == 0 else np.full(shape, value, dtype.numpy)
+    return _made(make, requires_grad, device)
+
+
+def _constant(name: str, value: int) -> Callable[..., Tensor]:
+    def function(
+        *size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False
+    ) -> Tensor:
+        return _filled(sizes(size), value, _dtype(dtype), requires_grad, device)
+
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = f"A tensor of the given size full of {value}s, in the default dtype."
+    return function
+
+
+zeros = FUNCTIONS["zeros"] = _constant("zeros", 0)
+ones = FUNCTIONS["ones"] = _constant("ones", 1)
+
+
+@_public
+def empty(
+    *size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False
+) -> Tensor:
+    """A tensor of the given size whose values are whatever the memory held."""
+    return _made(np.empty(sizes(size), _dtype(dtype).numpy), requires_grad, device)
+
+
+def _like(name: str, value: int | None) -> Callable[..., Tensor]:
+    def function(
+        input: Tensor, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
+    ) -> Tensor:
+        chosen = input.dtype if dtype is None else _dtype(dtype)
+        return _filled(tuple(input.shape), value or 0, chosen, requires_grad, device)
+
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = f"{name[:-5]} of the shape and dtype of `input`."
+    return function
+
+
+zeros_like = FUNCTIONS["zeros_like"] = _like("zeros_like", 0)
+ones_like = FUNCTIONS["ones_like"] = _like("ones_like", 1)
+empty_like = FUNCTIONS["empty_like"] = _like("empty_like", None)
+
+
+@_public
+def full_like(
+    input: Tensor, fill_value: Any, *, dtype: Any = None, device: Any = None,
+    requires_grad: bool = False,
+) -> Tensor:  # fmt: skip
+    """`fill_value` in the shape and dtype of `input`."""
+    chosen = input.dtype if dtype is None else _dtype(dtype)
+    return _filled(tuple(input.shape), fill_value, chosen, requires_grad, device)
+
+
+@_public
+def scalar_tensor(s: Any, *, dtype: Any = None, requires_grad: bool = False) -> Tensor:
+    """The number `s` as a 0-d tensor of the default dtype."""
+    return _filled((), s, _dtype(dtype), requires_grad, None)
+
+
+# ---- ranges -------------------------------------------------------------------------------------
+
+
+@_public
+def arange(
+    start: Any, end: Any = None, step: Any = 1, *, dtype: Any = None, device: Any = None,
+    requires_grad: bool = False,
+) -> Tensor:  # fmt: skip
+    """`start`, `start + step`, ... below `end`; int64 where all three are integers.
+
+    Raises:
+        ParameterError: `step` is 0 or points away from `end`.
+    """
+    if end is None:
+        start, end = 0, start
+    if step == 0:
+        raise ShapeError("step must be nonzero")
+    if (end - start) * step < 0:
+        raise ShapeError("upper bound and lower bound inconsistent with step sign")
+    if dtype is None:
+        whole = all(isinstance(n, int | np.integer) for n in (start, end, step))
+        dtype = dtypes.int64 if whole else dtypes.get_default_dtype()
+    kind = _dtype(dtype).numpy
+    count = max(math.ceil((end - start) / step), 0)
+    index = np.arange(count)
+    values = start + index * step if kind.kind != "f" else float(start) + index * float(step)
+    return _made(np.asarray(values).astype(kind), requires_grad, device)
+
+
+@_public
+def linspace(
+    start: float, end: float, steps: int, *, dtype: Any = None, device: Any = None,
+    requires_grad: bool = False,
+) -> Tensor:  # fmt: skip
+    """`steps` values from `start` to `end`, both included, computed in the result's dtype.
+
+    The first half counts up from `start`, the second down from `end`, so both ends are exact.
+
+    Raises:
+        ShapeError: `steps` is negative.
+    """
+    if steps < 0:
+        raise ShapeError("number of steps must be non-negative")
+    chosen = _dtype(dtype)
+    real = chosen.numpy.type if chosen.is_floating_point else np.float64
+    low, high = real(start), real(end)
+    if steps == 1:
+        return _made(np.full((1,), low).astype(chosen.numpy), requires_grad, device)
+    gap = real((high - low) / real(max(steps - 1, 1)))
+    index = np.arange(steps)
+    up = low + gap * index.astype(real)
+    down = high - gap * (steps - 1 - index).astype(real)
+    values = np.where(index < steps // 2, up, down)
+    return _made(np.asarray(values).astype(chosen.numpy), requires_grad, device)
+
+
+@_public
+def logspace(
+    start: float, end: float, steps: int, base: float = 10.0, *, dtype: Any = None,
+    device: Any = None, requires_grad: bool = False,
+) -> Tensor:  # fmt: skip
+    """`base` to the powers `linspace(start, end, steps)`."""
+    chosen = _dtype(dtype)
+    exponents = linspace(start, end, steps, dtype=dtypes.float64)._array
+    return _made((base**exponents).astype(chosen.numpy), requires_grad, device)
+
+
+@_public
+def eye(
+    n: int, m: int | None = None, *, dtype: Any = None, device: Any = None,
+    requires_grad: bool = False,
+) -> Tensor:  # fmt: skip
+    """Ones on the diagonal of an n x m matrix (m = n by default), zeros elsewhere."""
+    return _made(np.eye(n, m, dtype=_dtype(dtype).numpy), requires_grad, device)
+
+
+# ---- random values ------------------------------------------------------------------------------
+
+
+def _floating(function: str, dtype: Any) -> DType:
+    chosen = _dtype(dtype)
+    if not chosen.is_floating_point:
+        raise DTypeError(f'"{function}" not implemented for {chosen.name}; it makes floats')
+    return chosen
+
+
+def _finish(out: Tensor, requires_grad: bool) -> Tensor:
+    return out.requires_grad_() if requires_grad else out
+
+
+@_public
+def rand(
+    *size: Any, generator: Generator | None = None, dtype: Any = None, device: Any = None,
+    requires_grad: bool = False,
+) -> Tensor:  # fmt: skip
+    """Uniform in [0, 1)."""
+    as_device(device)
+    chosen = _floating("rand", dtype)
+    return _finish(draw("random_uniform", generator, shape=sizes(size), dtype=chosen), requires_grad)
+
+
+@_public
+def randn(
+    *size: Any, generator: Generator | None = None, dtype: Any = None, device: Any = None,
+    requires_grad: bool = False,
+) -> Tensor:  # fmt: skip
+    """Standard normal."""
+    as_device(device)
+    chosen = _floating("randn", dtype)
+    return _finish(draw("random_normal", generator, shape=sizes(size), dtype=chosen), requires_grad)
+
+
+@_public
+def randint(
+    low: int, high: Any = None, size: Any = None, *, generator: Generator | None = None,
+    dtype: Any = None, device: Any = None, requires_grad: bool = False,
+) -> Tensor:  # fmt: skip
+    """Integers uniform in [low, high), int64 by default; `randint(high, size)` starts at 0.
+
+    Raises:
+        ShapeError: the interval is empty.
+    """
+    if size is None:
+        low, high, size = 0, low, high
+    if low >= high:
+        raise ShapeError(f"random_ expects 'from' to be less than 'to', but got from={low} >= to={high}")
+    as_device(device)
+    chosen = dtypes.int64 if dtype is None else _dtype(dtype)
+    out = draw("random_randint", generator, low=int(low), high=int(high), shape=sizes((size,)),
+               dtype=dtypes.int64)  # fmt: skip
+    return _finish(out.to(chosen), requires_grad)
+
+
+@_public
+def randperm(
+    n: int, *, generator: Generator | None = None, dtype: Any = None, device: Any = None
+) -> Tensor:
+    """A random order of 0 .. n-1: the order of n uniform numbers."""
+    as_device(device)
+    keys = draw("random_uniform", generator, shape=(n,), dtype=dtypes.float64)
+    if state.recorder is not None:
+        state.recorder.value_read(keys, "randperm")
+    order = np.argsort(keys._array, kind="stable").astype(np.int64)
+    return _made(order, False).to(dtypes.int64 if dtype is None else _dtype(dtype))
+
+
+@_public
+def bernoulli(input: Tensor, p: Any = None, *, generator: Generator | None = None) -> Tensor:
+    """1 with probability `input` (or `p`), else 0; shape and dtype of `input`; no gradient."""
+    chance = rand(tuple(input.shape), generator=generator, dtype=input.dtype)
+    limit = input.detach() if p is None else p
+    return (chance < limit).to(input.dtype)
+
+
+@_public
+def normal(
+    mean: Any, std: Any = 1.0, size: Any = None, *, generator: Generator | None = None,
+    dtype: Any = None,
+) -> Tensor:  # fmt: skip
+    """Normal with the given mean and standard deviation (numbers with `size`, or tensors)."""
+    if size is None:
+        like = mean if isinstance(mean, Tensor) else std
+        size = np.broadcast_shapes(*(tuple(x.shape) for x in (mean, std) if isinstance(x, Tensor)))
+        dtype = like.dtype if dtype is None else dtype
+    return randn(sizes((size,)), generator=generator, dtype=dtype) * std + mean
+
+
+def _random_like(name: str, source: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def function(input: Tensor, *args: Any, dtype: Any = None, **options: Any) -> Tensor:
+        chosen = input.dtype if dtype is None else dtype
+        shape = tuple(input.shape)
+        if source is randint:
+            bounds = args if len(args) == 2 else (0, *args)
+            return source(*bounds, shape, dtype=chosen, **options)
+        return source(shape, dtype=chosen, **options)
+
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = f"`{name[:-5]}` of the shape and dtype of `input`."
+    return function
+
+
+for _name, _source in (("rand_like", rand), ("randn_like", randn), ("randint_like", randint)):
+    FUNCTIONS[_name] = _random_like(_name, _source)

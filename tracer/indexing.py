@@ -1,0 +1,372 @@
+"""`x[...]` and `x[...] = value`, with PyTorch's and NumPy's meaning.
+
+An index is read once, left to right, into a *view part* (ints, slices, None, Ellipsis: movement
+operations that share memory) and an *array part* (integer and bool tensors: a gather, which
+copies). Start reading at `getitem`.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tracegrad.ir import dtypes, ops
+from tracegrad.ir.errors import DimensionError, OperandError, ParameterError, ShapeError
+from tracegrad.tracer import inplace
+from tracegrad.tracer.pointwise import named
+from tracegrad.tracer.shapes import select, slice_dim
+from tracegrad.tracer.state import state
+from tracegrad.tracer.tensor import Tensor, wrap
+
+_BAD = (
+    "only integers, slices (`:`), ellipsis (`...`), None and long or byte Variables are valid "
+    "indices (got {})"
+)
+
+
+class Parsed(NamedTuple):
+    """The operand after the view part, and the index arrays by the dimensions they index."""
+
+    x: Tensor
+    arrays: dict[int, Tensor]
+
+
+def getitem(x: Tensor, index: Any) -> Tensor:
+    """`x[index]`: a view for ints, slices, None and Ellipsis; a copy for index tensors.
+
+    Raises:
+        DimensionError: too many indices, or one out of range.
+        ParameterError: a slice step below 1.
+        OperandError: an index of a type that means nothing.
+    """
+    viewed, arrays = _parse(x, index)
+    if not arrays:
+        return _alias(x) if viewed is x else viewed
+    return _gathered(viewed, arrays)
+
+
+def setitem(x: Tensor, index: Any, value: Any) -> None:
+    """`x[index] = value`, in place, with autograd history."""
+    viewed, arrays = _parse(x, index)
+    if not arrays and viewed is x:
+        viewed = _alias(x)
+    inplace.check_writable(viewed)
+    source = _as_value(viewed, value)
+    if not arrays:
+        shape = viewed._array.shape
+        source = _trimmed(source, shape)
+        inplace.write("copy_", viewed, source.to(viewed.dtype))
+        return
+    inplace.apply("index_put_", viewed, _put, arrays, source.to(viewed.dtype))
+
+
+def _alias(x: Tensor) -> Tensor:
+    """A view of all of `x`."""
+    return named(ops.reshape(x, shape=tuple(x.shape)), "AliasBackward0")
+
+
+def _as_value(x: Tensor, value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, np.ndarray):
+        return wrap(value)
+    from tracegrad.tracer.factories import tensor
+
+    if not isinstance(value, bool | int | float | np.generic):
+        raise OperandError(f"can't assign a {type(value).__name__} to a {_named_type(x)}")
+    return tensor(value, dtype=x.dtype)
+
+
+def _named_type(x: Tensor) -> str:
+    from tracegrad.tracer.shapes import scalar_text
+
+    return scalar_text(x)
+
+
+def _trimmed(value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Drop leading sizes of 1 that the target does not have (PyTorch allows them)."""
+    have = tuple(value._array.shape)
+    while len(have) > len(shape) and have[0] == 1:
+        have = have[1:]
+    if have != value._array.shape:
+        value = ops.reshape(value, shape=have)
+    if len(have) > len(shape) or np.broadcast_shapes(have, shape) != shape:
+        raise ShapeError(
+            f"The expanded size of the tensor ({shape[-1] if shape else 1}) must match the existing "
+            f"size ({have[-1]}) at non-singleton dimension {max(len(shape) - 1, 0)}.  "
+            f"Target sizes: {list(shape)}.  Tensor sizes: {list(have)}"
+        )
+    return value
+
+
+# ---- reading the index --------------------------------------------------------------------------
+
+
+def _parse(x: Tensor, index: Any) -> Parsed:
+    items = _items(index)
+    used = sum(_dimensions(i) for i in items)
+    if used > x.ndim:
+        raise DimensionError(f"too many indices for tensor of dimension {x.ndim}")
+    if sum(i is Ellipsis for i in items) > 1:
+        raise DimensionError("an index can only have a single ellipsis ('...')")
+    arrays: dict[int, Tensor] = {}
+    d = 0
+    for item in items:
+        if item is Ellipsis:
+            d += x.ndim - d - _remaining(items, item)
+        elif item is None:
+            x = named(ops.reshape(x, shape=(*x.shape[:d], 1, *x.shape[d:])), "UnsqueezeBackward0")
+            d += 1
+        elif isinstance(item, slice):
+            x = _sliced(x, d, item)
+            d += 1
+        elif isinstance(item, Tensor):
+            d = _array_index(x, d, item, arrays)
+        elif isinstance(item, bool):
+            x = ops.reshape(x, shape=(*x.shape[:d], 1, *x.shape[d:]))
+            arrays[d] = wrap(np.zeros(1 if item else 0, np.int64))
+            d += 1
+        else:
+            x = _picked(x, d, item)
+    return Parsed(x, arrays)
+
+
+def _items(index: Any) -> list[Any]:
+    listed = list(index) if isinstance(index, tuple) else [index]
+    return [_item(i) for i in listed]
+
+
+def _item(item: Any) -> Any:
+    """One index as None, Ellipsis, slice, int, bool or Tensor."""
+    if item is None or item is Ellipsis or isinstance(item, slice | bool | int):
+        return item
+    if isinstance(item, np.ndarray | list | range):
+        item = wrap(np.asarray(item, None if len(item) else np.int64))
+    if isinstance(item, Tensor):
+        if item.dtype.is_floating_point:
+            raise DimensionError(
+                "tensors used as indices must be long, int, byte or bool tensors"
+            )
+        if item.ndim == 0 and item.dtype is not dtypes.bool_ and state.recorder is None:
+            return int(item._array)
+        return item
+    try:
+        return operator.index(item)
+    except TypeError:
+        raise DimensionError(_BAD.format(type(item).__name__)) from None
+
+
+def _dimensions(item: Any) -> int:
+    if item is None or item is Ellipsis or isinstance(item, bool):
+        return 0
+    return item.ndim if _is_mask(item) else 1
+
+
+def _is_mask(item: Any) -> bool:
+    return isinstance(item, Tensor) and item.dtype is dtypes.bool_
+
+
+def _remaining(items: list[Any], ellipsis: Any) -> int:
+    """Dimensions that the items after the Ellipsis take."""
+    at = next(k for k, i in enumerate(items) if i is ellipsis)
+    return sum(_dimensions(i) for i in items[at + 1 :])
+
+
+def _picked(x: Tensor, d: int, i: int) -> Tensor:
+    size = x.shape[d]
+    if not -size <= i < size:
+        raise DimensionError(f"index {i} is out of bounds for dimension {d} with size {size}")
+    return select(x, d, i)
+
+
+def _bound(value: Any) -> int | None:
+    return None if value is None else operator.index(value)
+
+
+def _sliced(x: Tensor, d: int, item: slice) -> Tensor:
+    step = _bound(item.step)
+    if step is not None and step <= 0:
+        raise ParameterError("step must be greater than zero")
+    start, stop, step = slice(_bound(item.start), _bound(item.stop), step).indices(x.shape[d])
+    if (start, step) == (0, 1) and stop == x.shape[d]:
+        return x
+    return slice_dim(x, d, start, max(start, stop), step)
+
+
+def _array_index(x: Tensor, d: int, item: Tensor, arrays: dict[int, Tensor]) -> int:
+    """Enter an index tensor (a mask as its nonzero positions); returns the next dimension."""
+    if not _is_mask(item):
+        arrays[d] = item if item.dtype is dtypes.int64 else item.to(dtypes.int64)
+        return d + 1
+    for k in range(item.ndim):
+        if item.shape[k] != x.shape[d + k]:
+            raise DimensionError(
+                f"The shape of the mask {list(item.shape)} at index {k} does not match the shape of "
+                f"the indexed tensor {list(x.shape)} at index {d + k}"
+            )
+    if state.recorder is not None:
+        state.recorder.value_read(item, "mask index")
+    for k, found in enumerate(np.nonzero(item._array)):
+        arrays[d + k] = wrap(found)
+    return d + item.ndim
+
+
+# ---- index arrays -------------------------------------------------------------------------------
+
+
+def _order(ndim: int, axes: tuple[int, ...], common: int) -> tuple[int, ...]:
+    """Axes of gather's result (common ones first) in the order that NumPy gives them.
+
+    Neighbouring index arrays leave their result in place; separated ones put it in front.
+    """
+    if axes[-1] - axes[0] + 1 != len(axes):
+        return tuple(range(common + ndim - len(axes)))
+    before = axes[0]
+    rest = ndim - len(axes)
+    return (*range(common, common + before), *range(common), *range(common + before, common + rest))
+
+
+def _common_ndim(arrays: dict[int, Tensor]) -> int:
+    try:
+        return len(np.broadcast_shapes(*(a._array.shape for a in arrays.values())))
+    except ValueError:
+        shapes = ", ".join(str(list(a.shape)) for a in arrays.values())
+        raise DimensionError(
+            "shape mismatch: indexing tensors could not be broadcast together with shapes "
+            f"{shapes}"
+        ) from None
+
+
+def _gathered(x: Tensor, arrays: dict[int, Tensor]) -> Tensor:
+    axes = tuple(arrays)
+    out = ops.gather(x, *arrays.values(), axes=axes)
+    order = _order(x.ndim, axes, _common_ndim(arrays))
+    if order == tuple(range(len(order))):
+        return out
+    return named(ops.permute(out, axes=order), "IndexBackward0")
+
+
+def _put(x: Tensor, arrays: dict[int, Tensor], value: Tensor, accumulate: bool = False) -> Tensor:
+    """`x` with `value` (broadcast) at the indexed places."""
+    axes = tuple(arrays)
+    common = np.broadcast_shapes(*(a._array.shape for a in arrays.values()))
+    rest = tuple(n for i, n in enumerate(x.shape) if i not in axes)
+    order = _order(x.ndim, axes, len(common))
+    whole = (*common, *rest)
+    shape = tuple(whole[a] for a in order)
+    value = _trimmed(value, shape)
+    if value._array.shape != shape:
+        value = ops.broadcast(value, shape=shape)
+    back = tuple(sorted(range(len(order)), key=order.__getitem__))
+    updates = ops.permute(value, axes=back)
+    put = ops.scatter_add if accumulate else ops.scatter_set
+    return put(x, updates, *arrays.values(), axes=axes)
+
+
+def index_put(
+    input: Tensor, indices: tuple[Tensor, ...], values: Tensor, accumulate: bool = False
+) -> Tensor:
+    """`input` with `values` put (or added) at `indices`, out of place."""
+    _, arrays = _parse(input, tuple(indices))
+    return _put(input, arrays, values, accumulate)
+
+
+def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
+    """The elements `index` (1-D, integer) along `dim`; a copy."""
+    from tracegrad.tracer.shapes import wrap_dim
+
+    if index.ndim > 1:
+        raise DimensionError("index_select(): Index is supposed to be a vector")
+    d = wrap_dim(dim, input.ndim)
+    out = _gathered(input, {d: ops.reshape(index, shape=(-1,))})
+    return named(out, "IndexSelectBackward0")
+
+
+def gather(input: Tensor, dim: int, index: Tensor) -> Tensor:
+    """`out[i, j, k] = input[i, index[i, j, k], k]` for dim = 1, and so on for other dims.
+
+    Raises:
+        ShapeError: `index` has another number of dimensions, or is larger outside `dim`.
+    """
+    from tracegrad.tracer.reductions import take_along
+    from tracegrad.tracer.shapes import wrap_dim
+
+    d = _check_gather("gather", input, wrap_dim(dim, input.ndim), index)
+    return named(take_along(input, d, index), "GatherBackward0")
+
+
+def _check_gather(name: str, input: Tensor, d: int, index: Tensor) -> int:
+    if index.dtype is not dtypes.int64:
+        raise ShapeError(f"{name}(): Expected dtype int64 for index")
+    if index.ndim != input.ndim:
+        raise ShapeError(
+            "Index tensor must have the same number of dimensions as input tensor"
+        )
+    for axis in range(input.ndim):
+        if axis != d and index.shape[axis] > input.shape[axis]:
+            raise ShapeError(
+                f"Size does not match at dimension {axis} expected index {list(index.shape)} to be "
+                f"no larger than self {list(input.shape)} apart from dimension {d}"
+            )
+    return d
+
+
+def scatter(input: Tensor, dim: int, index: Tensor, src: Any, *, reduce: Any = None) -> Tensor:
+    """`input` with `src[i, j, k]` put at `[i, index[i, j, k], k]` (dim = 1), out of place."""
+    if reduce is not None:
+        raise ParameterError("scatter(): reduce is not supported; use scatter_add")
+    return _scatter("scatter", input, dim, index, src, ops.scatter_set)
+
+
+def scatter_add(input: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
+    """`input` with `src[i, j, k]` added at `[i, index[i, j, k], k]` (dim = 1), out of place."""
+    return _scatter("scatter_add", input, dim, index, src, ops.scatter_add)
+
+
+def _scatter(name: str, input: Tensor, dim: int, index: Tensor, src: Any, put: Any) -> Tensor:
+    from tracegrad.tracer.shapes import wrap_dim
+
+    d = _check_gather(name, input, wrap_dim(dim, input.ndim), index)
+    updates = _as_value(input, src)
+    if updates._array.shape != index._array.shape:
+        if updates.ndim == 0:
+            updates = ops.broadcast(updates, shape=tuple(index.shape))
+        else:
+            for axis, n in enumerate(index.shape):
+                updates = slice_dim(updates, axis, 0, n)
+    places = np.indices(index._array.shape, sparse=True)
+    arrays = [index if a == d else wrap(p.astype(np.int64)) for a, p in enumerate(places)]
+    return put(input, updates, *arrays, axes=tuple(range(input.ndim)))
+
+
+def nonzero(input: Tensor, *, as_tuple: bool = False) -> Any:
+    """Positions of the non-zero elements: int64 (n, ndim), or one vector per dimension."""
+    if state.recorder is not None:
+        state.recorder.value_read(input, "nonzero")
+    found = np.nonzero(np.atleast_1d(input._array))
+    if as_tuple:
+        return tuple(wrap(f) for f in found)
+    if input.ndim == 0:
+        return wrap(np.zeros((len(found[0]), 0), np.int64))
+    return wrap(np.stack(found, axis=1))
+
+
+def masked_select(input: Tensor, mask: Tensor) -> Tensor:
+    """The elements where `mask` (broadcast) holds, in one dimension."""
+    shape = np.broadcast_shapes(tuple(input.shape), tuple(mask.shape))
+    return getitem(input.expand(shape), mask.expand(shape))
+
+
+def masked_fill(input: Tensor, mask: Tensor, value: Any) -> Tensor:
+    """`input` with `value` where `mask` (broadcast) holds."""
+    return named(ops.where(mask, _as_value(input, value).to(input.dtype), input), "MaskedFillBackward0")
+
+
+FUNCTIONS = {
+    f.__name__: f
+    for f in (
+        index_put, index_select, gather, scatter, scatter_add, nonzero, masked_select, masked_fill,
+    )
+}  # fmt: skip

@@ -1,0 +1,109 @@
+"""Matrix products under PyTorch's names; the mathematics is in `tracegrad.ir.composite_linalg`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tracegrad.ir import composite, composite_einsum, composite_linalg, dtypes
+from tracegrad.tracer.pointwise import apply2, named, need_tensor
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {}
+
+
+def _public(function: Callable[..., Any]) -> Callable[..., Any]:
+    FUNCTIONS[function.__name__] = function
+    return function
+
+
+@_public
+def matmul(input: Any, other: Any) -> Any:
+    """Matrix product of vectors, matrices or batches of matrices (`@`)."""
+    need_tensor("matmul", "input", 1, input)
+    need_tensor("matmul", "other", 2, other)
+    return composite_linalg.matmul(input, other)
+
+
+@_public
+def mm(input: Any, mat2: Any) -> Any:
+    """Product of two matrices."""
+    return composite_linalg.mm(input, mat2)
+
+
+@_public
+def mv(input: Any, vec: Any) -> Any:
+    """Matrix times vector."""
+    return composite_linalg.mv(input, vec)
+
+
+@_public
+def dot(input: Any, tensor: Any) -> Any:
+    """Inner product of two vectors."""
+    return composite_linalg.dot(input, tensor)
+
+
+@_public
+def bmm(input: Any, mat2: Any) -> Any:
+    """Products of two batches of matrices, (b, n, m) and (b, m, p)."""
+    return composite_linalg.bmm(input, mat2)
+
+
+@_public
+def outer(input: Any, vec2: Any) -> Any:
+    """Outer product of two vectors."""
+    return composite_linalg.outer(input, vec2)
+
+
+@_public
+def tensordot(a: Any, b: Any, dims: Any = 2) -> Any:
+    """Sum of products over paired dimensions."""
+    return composite_linalg.tensordot(a, b, dims)
+
+
+@_public
+def einsum(equation: str, *operands: Any) -> Any:
+    """Sum of products in Einstein's notation."""
+    if len(operands) == 1 and isinstance(operands[0], list | tuple):
+        operands = tuple(operands[0])
+    return composite_einsum.einsum(equation, *operands)
+
+
+@_public
+def addmm(input: Any, mat1: Any, mat2: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
+    """`beta * input + alpha * (mat1 @ mat2)`."""
+    product = mm(mat1, mat2)
+    product = product if alpha == 1 else apply2("mul", product, alpha)
+    scaled = input if beta == 1 else apply2("mul", input, beta)
+    return named(apply2("add", product, scaled), "AddmmBackward0")
+
+
+@_public
+def baddbmm(input: Any, batch1: Any, batch2: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
+    """`beta * input + alpha * bmm(batch1, batch2)`."""
+    product = bmm(batch1, batch2)
+    product = product if alpha == 1 else apply2("mul", product, alpha)
+    scaled = input if beta == 1 else apply2("mul", input, beta)
+    return named(apply2("add", product, scaled), "BaddbmmBackward0")
+
+
+@_public
+def softmax(input: Any, dim: int, dtype: Any = None) -> Any:
+    """`exp(x)` divided by its sum along `dim`, without overflow."""
+    need_tensor("softmax", "input", 1, input)
+    x = input if dtype is None else input.to(dtypes.as_dtype(dtype))
+    return named(composite.softmax(x, dim), "SoftmaxBackward0")
+
+
+@_public
+def log_softmax(input: Any, dim: int, dtype: Any = None) -> Any:
+    """Logarithm of `softmax`, without overflow."""
+    need_tensor("log_softmax", "input", 1, input)
+    x = input if dtype is None else input.to(dtypes.as_dtype(dtype))
+    return named(composite.log_softmax(x, dim), "LogSoftmaxBackward0")
+
+
+@_public
+def logsumexp(input: Any, dim: Any, keepdim: bool = False) -> Any:
+    """Logarithm of the sum of exponentials along `dim`, without overflow."""
+    need_tensor("logsumexp", "input", 1, input)
+    return named(composite.logsumexp(input, dim, keepdim), "LogsumexpBackward0")

@@ -1,0 +1,518 @@
+"""Attaches operators and methods to `Tensor`: the functions of the other files, under their names,
+and what only makes sense as a method (conversion, values read by Python, copying).
+
+Importing this module completes the class. Start reading at `_attach`, at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from tracegrad.ir import dtypes, ops
+from tracegrad.ir.dtypes import DType
+from tracegrad.ir.errors import GradientError, OperandError, ShapeError
+from tracegrad.ir.primitive import is_scalar
+from tracegrad.tracer import indexing, inplace, linalg, pointwise, printing, reductions, shapes
+from tracegrad.tracer.device import Size, as_device, device
+from tracegrad.tracer.dispatch import dispatch
+from tracegrad.tracer.pointwise import apply1, apply2
+from tracegrad.tracer.state import state
+from tracegrad.tracer.tape import scalar_type_name
+from tracegrad.tracer.tensor import Tensor, wrap
+
+# ---- operators ----------------------------------------------------------------------------------
+
+
+def _known(other: Any) -> bool:
+    kinds = Tensor | np.ndarray
+    return isinstance(other, kinds) or is_scalar(other) or hasattr(type(other), "__tracegrad_bind__")
+
+
+def _forward(name: str) -> Callable[[Tensor, Any], Any]:
+    def method(self: Tensor, other: Any) -> Any:
+        return apply2(name, self, other) if _known(other) else NotImplemented
+
+    return method
+
+
+def _backward(name: str) -> Callable[[Tensor, Any], Any]:
+    def method(self: Tensor, other: Any) -> Any:
+        return apply2(name, other, self) if _known(other) else NotImplemented
+
+    return method
+
+
+_OPERATORS = {
+    "add": "add", "sub": "sub", "mul": "mul", "truediv": "div", "floordiv": "floor_divide",
+    "mod": "remainder", "pow": "pow", "and": "bitwise_and", "or": "bitwise_or",
+    "xor": "bitwise_xor", "lshift": "bitwise_left_shift", "rshift": "bitwise_right_shift",
+}  # fmt: skip
+_COMMUTATIVE = ("add", "mul", "and", "or", "xor")  # reflected, they list the tensor first
+_COMPARISONS = {
+    "lt": "less", "le": "less_equal", "gt": "greater", "ge": "greater_equal", "eq": "equal",
+    "ne": "not_equal",
+}  # fmt: skip
+
+
+def _in_place(name: str, compute: Callable[..., Any]) -> Callable[..., Tensor]:
+    def method(self: Tensor, *operands: Any, **params: Any) -> Tensor:
+        pointwise.need_tensor(name, "input", 1, self)
+        return inplace.apply(name, self, compute, *operands, **params)
+
+    method.__name__ = method.__qualname__ = name
+    method.__doc__ = f"`{name[:-1]}`, written into the tensor's own memory. Returns the tensor."
+    return method
+
+
+def _augmented(name: str, primitive: str) -> Callable[[Tensor, Any], Any]:
+    def method(self: Tensor, other: Any) -> Any:
+        if not _known(other):
+            return NotImplemented
+        return inplace.apply(name, self, _applied(primitive), other)
+
+    return method
+
+
+def _applied(primitive: str) -> Callable[[Any, Any], Any]:
+    return lambda x, y: apply2(primitive, x, y)
+
+
+# ---- values read by Python ----------------------------------------------------------------------
+
+
+def _read(x: Tensor, what: str) -> None:
+    if state.recorder is not None:
+        state.recorder.value_read(x, what)
+
+
+def item(self: Tensor) -> Any:
+    """The value of a one-element tensor as a Python number.
+
+    Raises:
+        ShapeError: there is not exactly one element.
+    """
+    _read(self, "item")
+    if self._array.size != 1:
+        raise ShapeError(f"a Tensor with {self._array.size} elements cannot be converted to Scalar")
+    return _plain(self._array.reshape(()))
+
+
+def _plain(array: np.ndarray) -> Any:
+    return float(array) if array.dtype.kind not in "biu" else array.item()
+
+
+def tolist(self: Tensor) -> Any:
+    """The values as nested lists of Python numbers."""
+    _read(self, "tolist")
+    wide = self._array if self._array.dtype.kind in "biuf" else self._array.astype(np.float64)
+    return wide.tolist()
+
+
+def numpy(self: Tensor, *, force: bool = False) -> np.ndarray:
+    """The memory as a NumPy array, shared.
+
+    Raises:
+        GradientError: the tensor requires grad (and not `force`).
+    """
+    if self.requires_grad and not force:
+        raise GradientError(
+            "Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead."
+        )
+    _read(self, "numpy")
+    return self._array
+
+
+def __array__(self: Tensor, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    array = numpy(self)
+    if dtype is not None and np.dtype(dtype) != array.dtype:
+        return array.astype(dtype)
+    return array.copy() if copy else array
+
+
+def __bool__(self: Tensor) -> bool:
+    size = self._array.size
+    if size == 0:
+        raise ShapeError("Boolean value of Tensor with no values is ambiguous")
+    if size > 1:
+        raise ShapeError("Boolean value of Tensor with more than one value is ambiguous")
+    _read(self, "bool")
+    return bool(self._array.reshape(())[()])
+
+
+def __float__(self: Tensor) -> float:
+    return float(item(self))
+
+
+def __int__(self: Tensor) -> int:
+    return int(item(self))
+
+
+def __index__(self: Tensor) -> int:
+    if self.dtype.is_floating_point or self._array.size != 1:
+        raise OperandError("only integer tensors of a single element can be converted to an index")
+    return int(item(self))
+
+
+def __len__(self: Tensor) -> int:
+    if self._array.ndim == 0:
+        raise OperandError("len() of a 0-d tensor")
+    return self._array.shape[0]
+
+
+def __iter__(self: Tensor) -> Iterator[Tensor]:
+    if self._array.ndim == 0:
+        raise OperandError("iteration over a 0-d tensor")
+    return iter(shapes.unbind(self, 0))
+
+
+def __contains__(self: Tensor, element: Any) -> bool:
+    if isinstance(element, Tensor) or is_scalar(element):
+        return bool(reductions.any(apply2("equal", self, element)))
+    raise OperandError(
+        "Tensor.__contains__ only supports Tensor or scalar, but you passed in a "
+        f"{type(element).__name__}."
+    )
+
+
+def __format__(self: Tensor, spec: str) -> str:
+    if self._array.ndim == 0 and spec:
+        return format(item(self), spec)
+    return object.__format__(self, spec) if spec else repr(self)
+
+
+def __repr__(self: Tensor) -> str:
+    _read(self, "repr")
+    return printing.text(self)
+
+
+# ---- copying ------------------------------------------------------------------------------------
+
+
+def __deepcopy__(self: Tensor, memo: dict[int, Any]) -> Tensor:
+    if self.grad_fn is not None:
+        raise GradientError(
+            "Only Tensors created explicitly by the user (graph leaves) support the deepcopy "
+            "protocol at the moment.  If you were attempting to deepcopy a module, this may be "
+            "because of a torch.nn.utils.weight_norm usage, see "
+            "https://github.com/pytorch/pytorch/pull/103001"
+        )
+    if id(self) in memo:
+        return memo[id(self)]
+    made = _rebuild(type(self), self._array.copy(order="K"), self._requires_grad, None)
+    memo[id(self)] = made
+    if self._grad is not None:
+        made._grad = __deepcopy__(self._grad, memo)
+    _copy_attributes(self, made)
+    return made
+
+
+def _copy_attributes(source: Tensor, made: Tensor) -> None:
+    if hasattr(source, "__dict__"):
+        made.__dict__.update(source.__dict__)
+
+
+def _rebuild(
+    cls: type[Tensor], array: np.ndarray, requires_grad: bool, extra: dict[str, Any] | None
+) -> Tensor:
+    made = wrap(array)
+    if cls is not Tensor:
+        made = cls.__new__(cls, made)
+    made._requires_grad = requires_grad
+    if extra:
+        made.__dict__.update(extra)
+    return made
+
+
+def __reduce_ex__(self: Tensor, protocol: int) -> tuple[Any, ...]:
+    if self.grad_fn is not None:
+        raise GradientError(
+            "cannot pickle a non-leaf tensor that requires grad; pickle its detach()"
+        )
+    extra = dict(self.__dict__) if hasattr(self, "__dict__") else None
+    array = np.ascontiguousarray(self._array).reshape(self._array.shape)
+    return (_rebuild, (type(self), array, self._requires_grad, extra))
+
+
+# ---- meta-data ----------------------------------------------------------------------------------
+
+
+def size(self: Tensor, dim: int | None = None) -> Any:
+    """Shape, or one size of it."""
+    shape = Size(self._array.shape)
+    return shape if dim is None else shape[shapes.wrap_dim(dim, len(shape))]
+
+
+def dim(self: Tensor) -> int:
+    """Number of dimensions."""
+    return self._array.ndim
+
+
+def numel(self: Tensor) -> int:
+    """Number of elements."""
+    return self._array.size
+
+
+def element_size(self: Tensor) -> int:
+    """Bytes per element."""
+    return self._array.itemsize
+
+
+def stride(self: Tensor, dim: int | None = None) -> Any:
+    """Steps in elements from one index to the next, per dimension."""
+    found = tuple(s // self._array.itemsize for s in self._array.strides)
+    return found if dim is None else found[shapes.wrap_dim(dim, len(found))]
+
+
+def storage_offset(self: Tensor) -> int:
+    """Elements between the start of the base's memory and this tensor's."""
+    base = self._base
+    return 0 if base is None else (self._ptr() - base._ptr()) // self._array.itemsize
+
+
+def is_contiguous(self: Tensor) -> bool:
+    """True where the elements lie in row-major order without gaps."""
+    return self._array.flags.c_contiguous
+
+
+def data_ptr(self: Tensor) -> int:
+    """Address of the first element."""
+    return self._ptr()
+
+
+def is_floating_point(self: Tensor) -> bool:
+    """True for floating dtypes."""
+    return self.dtype.is_floating_point
+
+
+def type_(self: Tensor, dtype: Any = None) -> Any:
+    """The name of the tensor's type (`torch.FloatTensor`), or a cast to `dtype`."""
+    return f"torch.{scalar_type_name(self.dtype)}Tensor" if dtype is None else to(self, dtype)
+
+
+# ---- conversion ---------------------------------------------------------------------------------
+
+
+def to(self: Tensor, *args: Any, dtype: Any = None, device: Any = None, copy: bool = False,
+       non_blocking: bool = False) -> Tensor:  # fmt: skip
+    """The tensor in another dtype or on another device; itself where nothing changes."""
+    for arg in args:
+        if isinstance(arg, Tensor):
+            dtype = arg.dtype
+        elif isinstance(arg, DType | type | np.dtype):
+            dtype = arg
+        elif isinstance(arg, str | device_type):
+            device = arg
+        elif isinstance(arg, bool):
+            continue
+        else:
+            raise OperandError(f"to() received an invalid argument: {type(arg).__name__}")
+    as_device(device)
+    target = self.dtype if dtype is None else dtypes.as_dtype(dtype)
+    if target is self.dtype:
+        return shapes.clone(self) if copy else self
+    return dispatch(ops.cast, (self,), {"dtype": target})
+
+
+device_type = device
+
+
+def _cast(dtype: DType) -> Callable[[Tensor], Tensor]:
+    def method(self: Tensor) -> Tensor:
+        return to(self, dtype)
+
+    method.__doc__ = f"The tensor as {dtype.name}."
+    return method
+
+
+def cpu(self: Tensor) -> Tensor:
+    """The tensor in the CPU's memory."""
+    return self
+
+
+def type_as(self: Tensor, other: Tensor) -> Tensor:
+    """The tensor in the dtype of `other`."""
+    return to(self, other.dtype)
+
+
+def register_hook(self: Tensor, hook: Callable[[Tensor], Any]) -> _HookHandle:
+    """Call `hook(grad)` when the gradient of this tensor is complete; it may return another.
+
+    Raises:
+        GradientError: the tensor does not require grad.
+    """
+    from tracegrad.tracer.tape import gradient_edge
+
+    if not self.requires_grad:
+        raise GradientError("cannot register a hook on a tensor that doesn't require gradient")
+    node, number = gradient_edge(self)
+    assert node is not None
+    if node.hooks is None:
+        node.hooks = {}
+    hooks = node.hooks.setdefault(number, {})
+    return _HookHandle(hooks, hook, node)
+
+
+class _HookHandle:
+    """What `register_hook` returns; `remove()` takes the hook away. Keeps a leaf's node alive."""
+
+    def __init__(self, hooks: dict[int, Any], hook: Any, node: Any) -> None:
+        self._hooks = hooks
+        self._node = node
+        hooks[id(self)] = hook
+
+    def remove(self) -> None:
+        """Take the hook away."""
+        self._hooks.pop(id(self), None)
+
+
+# ---- in place, beyond the generated ones --------------------------------------------------------
+
+
+def zero_(self: Tensor) -> Tensor:
+    """Set all elements to 0."""
+    return fill_(self, 0)
+
+
+def fill_(self: Tensor, value: Any) -> Tensor:
+    """Set all elements to `value` (a number or a 0-d tensor)."""
+    inplace.check_writable(self)
+    source = indexing._as_value(self, value)
+    if source.ndim:
+        raise ShapeError(
+            "fill_ only supports 0-dimension value tensor but got tensor with "
+            f"{source.ndim} dimensions."
+        )
+    return inplace.write("fill_", self, to(source, self.dtype))
+
+
+def copy_(self: Tensor, src: Any, non_blocking: bool = False) -> Tensor:
+    """Set the elements to those of `src`, broadcast and cast."""
+    inplace.check_writable(self)
+    source = indexing._trimmed(indexing._as_value(self, src), self._array.shape)
+    return inplace.write("copy_", self, to(source, self.dtype))
+
+
+def index_put_(
+    self: Tensor, indices: tuple[Tensor, ...], values: Tensor, accumulate: bool = False
+) -> Tensor:
+    """Put (or add) `values` at `indices`."""
+    return inplace.apply("index_put_", self, indexing.index_put, indices, values, accumulate)
+
+
+def _random_fill(name: str, compute: Callable[..., Any]) -> Callable[..., Tensor]:
+    def method(self: Tensor, *args: Any, **options: Any) -> Tensor:
+        inplace.check_writable(self)
+        return inplace.write(name, self, compute(self, *args, **options))
+
+    method.__name__ = name
+    method.__doc__ = f"Fill with random numbers ({name[:-1]})."
+    return method
+
+
+def _uniform(x: Tensor, low: float = 0.0, high: float = 1.0, *, generator: Any = None) -> Tensor:
+    from tracegrad.tracer.factories import rand
+
+    return rand(tuple(x.shape), dtype=x.dtype, generator=generator) * (high - low) + low
+
+
+def _normal(x: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: Any = None) -> Tensor:
+    from tracegrad.tracer.factories import randn
+
+    return randn(tuple(x.shape), dtype=x.dtype, generator=generator) * std + mean
+
+
+def _new(name: str) -> Callable[..., Tensor]:
+    def method(self: Tensor, *args: Any, dtype: Any = None, **options: Any) -> Tensor:
+        from tracegrad.tracer.factories import FUNCTIONS
+
+        return FUNCTIONS[name](*args, dtype=self.dtype if dtype is None else dtype, **options)
+
+    method.__doc__ = f"`{name}` in the dtype of this tensor."
+    return method
+
+
+# ---- attaching ----------------------------------------------------------------------------------
+
+INPLACE_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    f"{name}_": _in_place(f"{name}_", pointwise.FUNCTIONS[name]) for name in pointwise.INPLACE
+}
+INPLACE_FUNCTIONS.update(
+    zero_=zero_, fill_=fill_, copy_=copy_, index_put_=index_put_,
+    masked_fill_=_in_place("masked_fill_", indexing.masked_fill),
+    scatter_=_in_place("scatter_", indexing.scatter),
+    scatter_add_=_in_place("scatter_add_", indexing.scatter_add),
+    uniform_=_random_fill("uniform_", _uniform), normal_=_random_fill("normal_", _normal),
+)  # fmt: skip
+
+_NOT_METHODS = ("where", "cat", "concat", "concatenate", "stack", "einsum", "tensordot", "rsub")
+_METHODS = (
+    item, tolist, numpy, __array__, __bool__, __float__, __int__, __index__, __len__, __iter__,
+    __contains__, __format__, __repr__, __deepcopy__, __reduce_ex__, size, dim, numel, element_size,
+    stride, storage_offset, is_contiguous, data_ptr, is_floating_point, to, cpu, type_as,
+    register_hook,
+)  # fmt: skip
+_CASTS = {
+    "float": dtypes.float32, "double": dtypes.float64, "half": dtypes.float16,
+    "bfloat16": dtypes.bfloat16, "long": dtypes.int64, "int": dtypes.int32,
+    "short": dtypes.int16, "char": dtypes.int8, "byte": dtypes.uint8, "bool": dtypes.bool_,
+}  # fmt: skip
+
+
+def _where(self: Tensor, condition: Any, other: Any) -> Any:
+    """This tensor where `condition` holds, else `other`."""
+    return pointwise.where(condition, self, other)
+
+
+def _attach() -> None:
+    for dunder, name in _OPERATORS.items():
+        setattr(Tensor, f"__{dunder}__", _forward(name))
+        reflected = _forward if dunder in _COMMUTATIVE else _backward
+        setattr(Tensor, f"__r{dunder}__", reflected(name))
+        setattr(Tensor, f"__i{dunder}__", _augmented(f"{name}_", name))
+    for dunder, name in _COMPARISONS.items():
+        setattr(Tensor, f"__{dunder}__", _forward(name))
+    Tensor.__hash__ = object.__hash__  # type: ignore[method-assign]
+    Tensor.__neg__ = lambda self: apply1("neg", self)  # type: ignore[method-assign]
+    Tensor.__abs__ = lambda self: apply1("abs", self)  # type: ignore[method-assign]
+    Tensor.__invert__ = lambda self: apply1("bitwise_not", self)  # type: ignore[method-assign]
+    Tensor.__matmul__ = lambda self, other: linalg.matmul(self, other)  # type: ignore[attr-defined]
+    Tensor.__rmatmul__ = lambda self, other: linalg.matmul(other, self)  # type: ignore[attr-defined]
+    Tensor.__getitem__ = indexing.getitem  # type: ignore[attr-defined]
+    Tensor.__setitem__ = indexing.setitem  # type: ignore[attr-defined]
+    tables = (pointwise.FUNCTIONS, reductions.FUNCTIONS, shapes.FUNCTIONS, linalg.FUNCTIONS,
+              indexing.FUNCTIONS, INPLACE_FUNCTIONS)  # fmt: skip
+    for table in tables:
+        for name, function in table.items():
+            if name not in _NOT_METHODS:
+                setattr(Tensor, name, function)
+    for method in _METHODS:
+        setattr(Tensor, method.__name__, method)
+    for name, dtype in _CASTS.items():
+        setattr(Tensor, name, _cast(dtype))
+    for name in ("zeros", "ones", "full", "empty", "tensor"):
+        setattr(Tensor, f"new_{name}", _new(name))
+    Tensor.where = _where  # type: ignore[attr-defined]
+    Tensor.type = type_  # type: ignore[attr-defined]
+    Tensor.T = property(_reversed, doc="Dimensions in reverse order; a view.")  # type: ignore[attr-defined]
+    Tensor.mT = property(_matrix_transpose, doc="Last two dimensions exchanged; a view.")  # type: ignore[attr-defined]
+    Tensor.is_cuda = property(lambda self: False, doc="True on a CUDA device.")  # type: ignore[attr-defined]
+    Tensor.nelement, Tensor.ndimension = numel, dim  # type: ignore[attr-defined]
+
+
+def _reversed(self: Tensor) -> Tensor:
+    return ops.permute(self, axes=tuple(reversed(range(self.ndim))))
+
+
+def _matrix_transpose(self: Tensor) -> Tensor:
+    if self.ndim < 2:
+        raise ShapeError(
+            "tensor.mT is only supported on matrices or batches of matrices. Got "
+            f"{self.ndim}-D tensor."
+        )
+    return shapes.transpose(self, -2, -1)
+
+
+_attach()

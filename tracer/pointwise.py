@@ -1,0 +1,356 @@
+"""PyTorch's element-by-element functions over the table of primitives.
+
+`UNARY` and `BINARY` list what is made mechanically; the rest are functions with PyTorch's
+signatures. Every function takes the tensor first, so it doubles as a method. Start reading at
+`apply2`, the fast path of Python's operators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tracegrad.ir import dtypes, ops
+from tracegrad.ir.errors import OperandError, ParameterError
+from tracegrad.ir.primitive import INTEGRAL, TABLE, NO_PROMOTION, is_scalar
+from tracegrad.tracer.dispatch import dispatch
+from tracegrad.tracer.tape import node_class
+from tracegrad.tracer.tensor import Tensor, wrap
+
+assert ops  # fills the table
+
+UNARY: dict[str, str] = {
+    "neg": "neg", "negative": "neg", "abs": "abs", "absolute": "abs", "sign": "sign", "sgn": "sign",
+    "exp": "exp", "exp2": "exp2", "expm1": "expm1", "log": "log", "log2": "log2", "log10": "log10",
+    "log1p": "log1p", "sin": "sin", "cos": "cos", "tan": "tan", "asin": "asin", "arcsin": "asin",
+    "acos": "acos", "arccos": "acos", "atan": "atan", "arctan": "atan", "sinh": "sinh",
+    "cosh": "cosh", "tanh": "tanh", "asinh": "asinh", "arcsinh": "asinh", "acosh": "acosh",
+    "arccosh": "acosh", "atanh": "atanh", "arctanh": "atanh", "sqrt": "sqrt", "rsqrt": "rsqrt",
+    "reciprocal": "reciprocal", "erf": "erf", "erfc": "erfc", "erfinv": "erfinv",
+    "lgamma": "lgamma", "digamma": "digamma", "floor": "floor", "ceil": "ceil", "trunc": "trunc",
+    "fix": "trunc", "isnan": "isnan", "isinf": "isinf", "isfinite": "isfinite",
+    "logical_not": "logical_not", "bitwise_not": "bitwise_not",
+}  # fmt: skip
+BINARY: dict[str, str] = {
+    "mul": "mul", "multiply": "mul", "pow": "pow", "maximum": "maximum", "minimum": "minimum",
+    "fmod": "fmod", "remainder": "remainder", "floor_divide": "floor_divide", "atan2": "atan2",
+    "arctan2": "atan2", "hypot": "hypot", "copysign": "copysign",
+    "eq": "equal", "ne": "not_equal", "not_equal": "not_equal", "lt": "less", "less": "less",
+    "le": "less_equal", "less_equal": "less_equal", "gt": "greater", "greater": "greater",
+    "ge": "greater_equal", "greater_equal": "greater_equal",
+    "logical_and": "logical_and", "logical_or": "logical_or", "logical_xor": "logical_xor",
+    "bitwise_and": "bitwise_and", "bitwise_or": "bitwise_or", "bitwise_xor": "bitwise_xor",
+    "bitwise_left_shift": "bitwise_left_shift", "bitwise_right_shift": "bitwise_right_shift",
+}  # fmt: skip
+
+_FAST_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+_SAFE = 1e38  # numbers below it convert to float32 without overflow
+_NOTHING: dict[str, Any] = {}
+
+
+class _Direct(dict[str, Any]):
+    """Primitive name -> record if float operands of one dtype need no promotion, else None."""
+
+    def __missing__(self, name: str) -> Any:
+        op = TABLE[name]
+        plain = op.promotion not in (INTEGRAL, NO_PROMOTION) and op.promote is None
+        accepts = dtypes.float32 in op.dtypes and dtypes.float64 in op.dtypes
+        self[name] = op if plain and accepts else None
+        return self[name]
+
+
+_direct = _Direct()
+
+
+def apply1(name: str, x: Any) -> Any:
+    """Primitive `name` of one tensor."""
+    if isinstance(x, Tensor):
+        op = _direct[name]
+        if op is not None and x._array.dtype in _FAST_DTYPES:
+            return dispatch(op, (x,), _NOTHING)
+    return TABLE[name](x)
+
+
+def apply2(name: str, x: Any, y: Any) -> Any:
+    """Primitive `name` of two operands, at least one a tensor; floats of one dtype go straight."""
+    op = _direct[name]
+    if op is not None:
+        if isinstance(x, Tensor):
+            dtype = x._array.dtype
+            if dtype in _FAST_DTYPES:
+                if isinstance(y, Tensor):
+                    if y._array.dtype is dtype:
+                        return dispatch(op, (x, y), _NOTHING)
+                elif type(y) in (int, float) and -_SAFE < y < _SAFE:
+                    return dispatch(op, (x, dtype.type(y)), _NOTHING)
+        elif type(x) in (int, float) and isinstance(y, Tensor) and -_SAFE < x < _SAFE:
+            dtype = y._array.dtype
+            if dtype in _FAST_DTYPES:
+                return dispatch(op, (dtype.type(x), y), _NOTHING)
+    return TABLE[name](_operand(x), _operand(y))
+
+
+def _operand(x: Any) -> Any:
+    return wrap(x) if isinstance(x, np.ndarray) else x
+
+
+def need_tensor(function: str, argument: str, position: int, x: Any) -> None:
+    """Raise PyTorch's TypeError unless `x` is a Tensor (or an IR value)."""
+    if not hasattr(type(x), "__tracegrad_bind__"):
+        raise OperandError(
+            f"{function}(): argument '{argument}' (position {position}) must be Tensor, "
+            f"not {type(x).__name__}"
+        )
+
+
+def named(out: Tensor, name: str) -> Tensor:
+    """Give the node of a freshly computed result the name that PyTorch prints."""
+    node = out._grad_fn if isinstance(out, Tensor) else None
+    if node is not None and hasattr(node, "plan"):
+        node.__class__ = node_class(name)
+    return out
+
+
+def _unary(name: str, primitive: str) -> Callable[..., Any]:
+    def function(input: Any) -> Any:
+        need_tensor(name, "input", 1, input)
+        return apply1(primitive, input)
+
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = f"`{primitive}` of every element; same shape. A primitive of the table."
+    return function
+
+
+def _binary(name: str, primitive: str) -> Callable[..., Any]:
+    def function(input: Any, other: Any) -> Any:
+        if not isinstance(input, Tensor) and (is_scalar(input) is False or is_scalar(other)):
+            need_tensor(name, "input", 1, input)
+        return apply2(primitive, input, other)
+
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = f"`{primitive}` of two operands, broadcast together and promoted."
+    return function
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    **{name: _unary(name, primitive) for name, primitive in UNARY.items()},
+    **{name: _binary(name, primitive) for name, primitive in BINARY.items()},
+}
+
+
+def _public(function: Callable[..., Any]) -> Callable[..., Any]:
+    FUNCTIONS[function.__name__] = function
+    return function
+
+
+@_public
+def add(input: Any, other: Any, *, alpha: Any = 1) -> Any:
+    """`input + alpha * other`, broadcast and promoted."""
+    return apply2("add", input, other if alpha == 1 else apply2("mul", other, alpha))
+
+
+@_public
+def sub(input: Any, other: Any, *, alpha: Any = 1) -> Any:
+    """`input - alpha * other`, broadcast and promoted."""
+    return apply2("sub", input, other if alpha == 1 else apply2("mul", other, alpha))
+
+
+@_public
+def rsub(input: Any, other: Any, *, alpha: Any = 1) -> Any:
+    """`other - alpha * input`."""
+    return sub(other, input, alpha=alpha)
+
+
+@_public
+def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Any:
+    """`input / other`; integers divide to the default float dtype.
+
+    Args:
+        rounding_mode: None, "trunc" (towards zero) or "floor" (as `//`).
+    Raises:
+        ParameterError: another rounding mode.
+    """
+    if rounding_mode is None:
+        return apply2("div", input, other)
+    if rounding_mode == "floor":
+        return apply2("floor_divide", input, other)
+    if rounding_mode != "trunc":
+        raise ParameterError(
+            "div expected rounding_mode to be one of None, 'trunc', or 'floor' but found "
+            f"'{rounding_mode}'"
+        )
+    kinds = [x.dtype.category if isinstance(x, Tensor) else 0 for x in (input, other)]
+    if max(kinds) == 2 or isinstance(other, float) or isinstance(input, float):
+        return apply1("trunc", apply2("div", input, other))
+    # x - fmod(x, y) is an exact multiple of y, so flooring the quotient changes nothing
+    return apply2("floor_divide", apply2("sub", input, apply2("fmod", input, other)), other)
+
+
+@_public
+def square(input: Any) -> Any:
+    """`input` squared (PyTorch's `pow(input, 2)`)."""
+    return apply2("pow", input, 2)
+
+
+@_public
+def positive(input: Any) -> Any:
+    """`input` itself."""
+    return input
+
+
+@_public
+def round(input: Any, *, decimals: int = 0) -> Any:
+    """Round half to even, to `decimals` places."""
+    need_tensor("round", "input", 1, input)
+    if decimals == 0:
+        return apply1("round", input)
+    scale = float(10 ** abs(decimals))
+    if decimals > 0:
+        return apply2("div", apply1("round", apply2("mul", input, scale)), scale)
+    return apply2("mul", apply1("round", apply2("div", input, scale)), scale)
+
+
+@_public
+def frac(input: Any) -> Any:
+    """The fractional part, with the sign of `input`."""
+    return apply2("sub", input, apply1("trunc", input))
+
+
+@_public
+def clamp(input: Any, min: Any = None, max: Any = None) -> Any:
+    """`input` limited to [min, max]; the gradient passes where the value was not changed.
+
+    Raises:
+        GradientError: both limits are None.
+    """
+    need_tensor("clamp", "input", 1, input)
+    if min is None and max is None:
+        raise OperandError("torch.clamp: At least one of 'min' or 'max' must not be None")
+    if isinstance(min, Tensor) or isinstance(max, Tensor):
+        result = input if min is None else apply2("maximum", input, min)
+        return result if max is None else apply2("minimum", result, max)
+    return _clamp_numbers(input, min, max)
+
+
+def _clamp_numbers(input: Any, min: Any, max: Any) -> Any:
+    if isinstance(min, float) or isinstance(max, float):
+        if input.dtype.category < 2:
+            input = input.to(dtypes.get_default_dtype())
+    elif input.dtype.category == 0:
+        input = input.to(dtypes.int64)
+    kind = float if input.dtype.is_floating_point else int
+    low = None if min is None else kind(min)
+    high = None if max is None else kind(max)
+    return named(TABLE["clamp"](input, min=low, max=high), "ClampBackward1")
+
+
+@_public
+def clip(input: Any, min: Any = None, max: Any = None) -> Any:
+    """`clamp` under its other name."""
+    return clamp(input, min, max)
+
+
+@_public
+def clamp_min(input: Any, min: Any) -> Any:
+    """`input` where it is at least `min`, else `min`."""
+    return clamp(input, min=min)
+
+
+@_public
+def clamp_max(input: Any, max: Any) -> Any:
+    """`input` where it is at most `max`, else `max`."""
+    return clamp(input, max=max)
+
+
+@_public
+def relu(input: Any) -> Any:
+    """The larger of `input` and 0; gradient 0 at 0. NaN stays NaN."""
+    need_tensor("relu", "input", 1, input)
+    return named(TABLE["where"](apply2("less_equal", input, 0), 0, input), "ReluBackward0")
+
+
+@_public
+def sigmoid(input: Any) -> Any:
+    """`1 / (1 + exp(-x))`, computed as `0.5 + 0.5 tanh(x/2)` does not overflow."""
+    need_tensor("sigmoid", "input", 1, input)
+    if "sigmoid" in TABLE:
+        return apply1("sigmoid", input)
+    return named(apply1("reciprocal", apply2("add", apply1("exp", apply1("neg", input)), 1)), "SigmoidBackward0")
+
+
+@_public
+def where(condition: Any, input: Any = None, other: Any = None) -> Any:
+    """`input` where `condition` holds, else `other`; with one argument, `nonzero` as a tuple.
+
+    Raises:
+        OperandError: `condition` is not a bool tensor.
+    """
+    need_tensor("where", "condition", 1, condition)
+    if input is None and other is None:
+        return condition.nonzero(as_tuple=True)
+    if condition.dtype is not dtypes.bool_:
+        raise OperandError(
+            f"where expected condition to be a boolean tensor, but got a tensor with dtype {condition.dtype}"
+        )
+    return TABLE["where"](condition, input, other)
+
+
+@_public
+def lerp(input: Any, end: Any, weight: Any) -> Any:
+    """`input + weight * (end - input)`."""
+    return apply2("add", input, apply2("mul", weight, apply2("sub", end, input)))
+
+
+@_public
+def addcmul(input: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> Any:
+    """`input + value * tensor1 * tensor2`."""
+    return add(input, apply2("mul", tensor1, tensor2), alpha=value)
+
+
+@_public
+def addcdiv(input: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> Any:
+    """`input + value * tensor1 / tensor2`."""
+    return add(input, apply2("div", tensor1, tensor2), alpha=value)
+
+
+@_public
+def isclose(
+    input: Any, other: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False
+) -> Any:
+    """`|input - other| <= atol + rtol * |other|`; equal infinities are close."""
+    allowed = apply2("add", apply2("mul", apply1("abs", other), rtol), atol)
+    near = apply2("less_equal", apply1("abs", apply2("sub", input, other)), allowed)
+    near = apply2("bitwise_and", near, apply1("isfinite", apply2("sub", input, other)))
+    near = apply2("bitwise_or", near, apply2("equal", input, other))
+    if equal_nan:
+        both = apply2("bitwise_and", apply1("isnan", input), apply1("isnan", other))
+        near = apply2("bitwise_or", near, both)
+    return near
+
+
+@_public
+def nan_to_num(
+    input: Any, nan: float = 0.0, posinf: float | None = None, neginf: float | None = None
+) -> Any:
+    """NaN and infinities replaced by numbers (by default 0 and the largest finite ones)."""
+    limits = np.finfo(input.dtype.numpy)
+    high = float(limits.max) if posinf is None else posinf
+    low = float(limits.min) if neginf is None else neginf
+    result = where(apply1("isnan", input), nan, input)
+    result = where(apply2("equal", input, float("inf")), high, result)
+    return where(apply2("equal", input, float("-inf")), low, result)
+
+
+FUNCTIONS.update(subtract=sub, divide=div, true_divide=div)
+
+INPLACE = (
+    "add sub subtract mul multiply div divide true_divide pow fmod remainder floor_divide neg "
+    "negative abs absolute sign sgn exp exp2 expm1 log log2 log10 log1p sin cos tan asin arcsin "
+    "acos arccos atan arctan sinh cosh tanh asinh acosh atanh sqrt rsqrt reciprocal erf erfc erfinv "
+    "lgamma digamma floor ceil round trunc fix frac clamp clip clamp_min clamp_max relu sigmoid "
+    "square lerp addcmul addcdiv eq ne lt le gt ge logical_and logical_or logical_xor logical_not "
+    "bitwise_and bitwise_or bitwise_xor bitwise_not atan2 hypot copysign nan_to_num"
+).split()
+"""Functions that also exist in place, with an underscore."""

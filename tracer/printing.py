@@ -1,0 +1,166 @@
+"""How a tensor prints: PyTorch's layout to the letter.
+
+One formatter is chosen for all numbers of a tensor, rows are laid out recursively, then suffixes
+(`grad_fn=`, `requires_grad=`, `dtype=`) follow on the same line or a new one. Start at `text`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from tracegrad.ir import dtypes
+from tracegrad.tracer.tensor import Tensor
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `set_printoptions` sets."""
+
+    precision: int = 4
+    threshold: float = 1000
+    edgeitems: int = 3
+    linewidth: int = 80
+    sci_mode: bool | None = None
+
+
+_PROFILES = {
+    "default": Options(),
+    "short": Options(precision=2, edgeitems=2),
+    "full": Options(threshold=math.inf),
+}
+_current = [Options()]
+
+
+def set_printoptions(
+    precision: int | None = None,
+    threshold: float | None = None,
+    edgeitems: int | None = None,
+    linewidth: int | None = None,
+    profile: str | None = None,
+    sci_mode: bool | None = None,
+) -> None:
+    """Set how tensors print: digits, summarising above `threshold` elements, width.
+
+    `profile` is "default", "short" or "full"; `sci_mode` None chooses by the values.
+    """
+    chosen = _PROFILES[profile] if profile is not None else _current[0]
+    given = {"precision": precision, "threshold": threshold, "edgeitems": edgeitems,
+             "linewidth": linewidth}  # fmt: skip
+    changes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
+    _current[0] = replace(chosen, **changes, sci_mode=sci_mode)
+
+
+def get_printoptions() -> dict[str, Any]:
+    """The options in force."""
+    return dict(vars(_current[0]))
+
+
+def text(x: Tensor, prefix: str = "tensor(") -> str:
+    """The `repr` of a tensor."""
+    options = _current[0]
+    suffixes = []
+    array = x._array
+    if array.size == 0:
+        body = "[]"
+        if array.ndim != 1:
+            suffixes.append(f"size={tuple(array.shape)}")
+        if x.dtype is not dtypes.get_default_dtype():
+            suffixes.append(f"dtype={x.dtype}")
+    else:
+        body = _body(array, len(prefix), options)
+        if x.dtype not in (dtypes.get_default_dtype(), dtypes.int64, dtypes.bool_):
+            suffixes.append(f"dtype={x.dtype}")
+    if x.grad_fn is not None:
+        suffixes.append(f"grad_fn=<{x.grad_fn.name()}>")
+    elif x.requires_grad:
+        suffixes.append("requires_grad=True")
+    return _with_suffixes(prefix + body, suffixes, len(prefix), options.linewidth)
+
+
+def _with_suffixes(body: str, suffixes: list[str], indent: int, linewidth: int) -> str:
+    """Append each suffix to the last line, or to a new one where it would pass the width."""
+    used = len(body) - body.rfind("\n") + 1
+    parts = [body]
+    for suffix in suffixes:
+        if used + len(suffix) + 2 > linewidth:
+            parts.append(",\n" + " " * indent + suffix)
+            used = indent + len(suffix)
+        else:
+            parts.append(", " + suffix)
+            used += len(suffix) + 2
+    return "".join(parts) + ")"
+
+
+def _body(array: np.ndarray, indent: int, options: Options) -> str:
+    if array.dtype.kind not in "biuf" or array.dtype.itemsize == 2:  # half types print as float32
+        array = array.astype(np.float32) if array.dtype.kind != "i" else array
+    summarize = array.size > options.threshold
+    shown = _edges(array, options.edgeitems) if summarize else array
+    width, write = _formatter(shown, options)
+    if array.ndim == 0:
+        return write(array.item())
+    return _rows(array, indent, summarize, width, write, options)
+
+
+def _edges(array: np.ndarray, count: int) -> np.ndarray:
+    """Only the elements that a summary shows."""
+    for axis, size in enumerate(array.shape):
+        if size > 2 * count:
+            index = [*range(count), *range(size - count, size)]
+            array = array.take(index, axis)
+    return array
+
+
+def _formatter(shown: np.ndarray, options: Options) -> tuple[int, Callable[[Any], str]]:
+    """Width of the widest number, and how to write one."""
+    if shown.dtype.kind != "f":
+        width = max((len(str(v)) for v in shown.ravel().tolist()), default=1)
+        return width, lambda v: str(v).rjust(width)
+    values = shown.astype(np.float64).ravel()
+    values = values[np.isfinite(values) & (values != 0)]
+    whole = bool((values == np.ceil(values)).all())
+    style = _style(values, whole, options)
+    width = max((len(style(v)) for v in values.tolist()), default=1)
+    return width, lambda v: style(v).rjust(width)
+
+
+def _style(values: np.ndarray, whole: bool, options: Options) -> Callable[[float], str]:
+    digits = options.precision
+    scientific = bool(options.sci_mode)
+    if options.sci_mode is None and values.size:
+        low, high = np.abs(values).min(), np.abs(values).max()
+        scientific = high / low > 1000.0 or high > 1e8 or (not whole and low < 1e-4)
+    if scientific and values.size:
+        return lambda v: f"{v:.{digits}e}"
+    if whole:
+        return lambda v: f"{v:.0f}" + ("." if math.isfinite(v) else "")
+    return lambda v: f"{v:.{digits}f}"
+
+
+def _rows(
+    array: np.ndarray, indent: int, summarize: bool, width: int,
+    write: Callable[[Any], str], options: Options,
+) -> str:  # fmt: skip
+    """One level of brackets."""
+    edge = options.edgeitems
+    cut = summarize and array.shape[0] > 2 * edge
+    if array.ndim == 1:
+        if cut:
+            parts = [write(v) for v in array[:edge].tolist()] + [" ..."]
+            parts += [write(v) for v in array[array.shape[0] - edge :].tolist()]
+        else:
+            parts = [write(v) for v in array.tolist()]
+        per_line = max(1, (options.linewidth - indent) // (width + 2))
+        lines = [", ".join(parts[i : i + per_line]) for i in range(0, len(parts), per_line)]
+        return "[" + (",\n" + " " * (indent + 1)).join(lines) + "]"
+    chosen = [*array[:edge], None, *array[array.shape[0] - edge :]] if cut else list(array)
+    blocks = [
+        "..." if a is None else _rows(a, indent + 1, summarize, width, write, options)
+        for a in chosen
+    ]
+    return "[" + ("," + "\n" * (array.ndim - 1) + " " * (indent + 1)).join(blocks) + "]"

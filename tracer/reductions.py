@@ -1,0 +1,270 @@
+"""PyTorch's reductions over the table: sums, extremes, norms, variance.
+
+`dim` is None for all dimensions, an int or a tuple. Start reading at `sum`.
+"""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from collections.abc import Callable
+from math import prod as product
+from typing import Any
+
+from tracegrad.ir import dtypes, ops
+from tracegrad.ir.errors import DTypeError, OperandError, ShapeError
+from tracegrad.ir.primitive import is_scalar
+from tracegrad.tracer.pointwise import apply1, apply2, named, need_tensor
+from tracegrad.tracer.shapes import wrap_dim
+from tracegrad.tracer.tape import scalar_type_name
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {}
+
+
+def _public(function: Callable[..., Any]) -> Callable[..., Any]:
+    FUNCTIONS[function.__name__] = function
+    return function
+
+
+def _axes(input: Any, dim: Any) -> Any:
+    """Axes for a primitive: None and () mean all."""
+    if dim is None or dim == () or dim == []:
+        return None
+    listed = (dim,) if isinstance(dim, int) else tuple(dim)
+    chosen = tuple(wrap_dim(d, input.ndim) for d in listed)
+    for d in chosen:
+        if chosen.count(d) > 1:
+            raise ShapeError(f"dim {d} appears multiple times in the list of dims")
+    return chosen
+
+
+def _count(input: Any, dim: Any) -> int:
+    axes = _axes(input, dim)
+    if input.ndim == 0:
+        return 1
+    return product(input.shape if axes is None else (input.shape[a] for a in axes))
+
+
+def _typed(input: Any, dtype: Any) -> Any:
+    return input if dtype is None else input.to(dtypes.as_dtype(dtype))
+
+
+@_public
+def sum(input: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
+    """Sum over `dim`; floats accumulate in float64 and round once, integers give int64."""
+    need_tensor("sum", "input", 1, input)
+    x = _typed(input, dtype)
+    out = ops.reduce_sum(x, axes=_axes(x, dim), keepdims=keepdim)
+    return named(out, "SumBackward0" if dim is None else "SumBackward1")
+
+
+@_public
+def mean(input: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
+    """Sum divided by the number of elements; NaN for none.
+
+    Raises:
+        DTypeError: `input` is not floating.
+    """
+    need_tensor("mean", "input", 1, input)
+    x = _typed(input, dtype)
+    if not x.dtype.is_floating_point:
+        raise DTypeError(
+            "mean(): could not infer output dtype. Input dtype must be either a floating point or "
+            f"complex dtype. Got: {scalar_type_name(x.dtype)}"
+        )
+    total = ops.reduce_sum(x, axes=_axes(x, dim), keepdims=keepdim)
+    out = apply2("div", total, float(_count(x, dim)))
+    return named(out, "MeanBackward0" if dim is None else "MeanBackward1")
+
+
+@_public
+def prod(input: Any, dim: int | None = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
+    """Product over `dim`; integers give int64."""
+    need_tensor("prod", "input", 1, input)
+    x = _typed(input, dtype)
+    out = ops.reduce_prod(x, axes=_axes(x, dim), keepdims=keepdim)
+    return named(out, "ProdBackward0" if dim is None else "ProdBackward1")
+
+
+@_public
+def amax(input: Any, dim: Any = (), keepdim: bool = False) -> Any:
+    """Largest element over `dim`; equal extremes share the gradient."""
+    need_tensor("amax", "input", 1, input)
+    return ops.reduce_max(input, axes=_axes(input, dim), keepdims=keepdim)
+
+
+@_public
+def amin(input: Any, dim: Any = (), keepdim: bool = False) -> Any:
+    """Smallest element over `dim`; equal extremes share the gradient."""
+    need_tensor("amin", "input", 1, input)
+    return ops.reduce_min(input, axes=_axes(input, dim), keepdims=keepdim)
+
+
+@_public
+def any(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
+    """True where some element over `dim` is not zero."""
+    need_tensor("any", "input", 1, input)
+    return ops.reduce_any(input, axes=_axes(input, dim), keepdims=keepdim)
+
+
+@_public
+def all(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
+    """True where every element over `dim` is not zero."""
+    need_tensor("all", "input", 1, input)
+    return ops.reduce_all(input, axes=_axes(input, dim), keepdims=keepdim)
+
+
+@_public
+def argmax(input: Any, dim: int | None = None, keepdim: bool = False) -> Any:
+    """Position (int64) of the first largest element; in the flattened tensor without `dim`."""
+    need_tensor("argmax", "input", 1, input)
+    return ops.argmax(input, axis=dim, keepdims=keepdim)
+
+
+@_public
+def argmin(input: Any, dim: int | None = None, keepdim: bool = False) -> Any:
+    """Position (int64) of the first smallest element; in the flattened tensor without `dim`."""
+    need_tensor("argmin", "input", 1, input)
+    return ops.argmin(input, axis=dim, keepdims=keepdim)
+
+
+def _extreme(which: str) -> Callable[..., Any]:
+    Pair = namedtuple(which, ("values", "indices"))  # type: ignore[misc]
+    Pair.__module__ = "torch.return_types"
+    search = "argmax" if which == "max" else "argmin"
+    pairwise = "maximum" if which == "max" else "minimum"
+
+    def function(input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = None) -> Any:
+        need_tensor(which, "input", 1, input)
+        if other is not None or hasattr(type(dim), "__tracegrad_bind__"):
+            return apply2(pairwise, input, dim if other is None else other)
+        if dim is None:
+            whole = getattr(ops, f"reduce_{which}")(input, axes=None, keepdims=False)
+            return named(whole, f"{which.capitalize()}Backward1")
+        if not isinstance(dim, int):
+            raise OperandError(f"{which}(): argument 'dim' must be int, not {type(dim).__name__}")
+        d = wrap_dim(dim, input.ndim)
+        indices = getattr(ops, search)(input, axis=d, keepdims=True)
+        values = input if input.ndim == 0 else take_along(input, d, indices)
+        if not keepdim and input.ndim:
+            shape = (*input.shape[:d], *input.shape[d + 1 :])
+            values, indices = (ops.reshape(v, shape=shape) for v in (values, indices))
+        return Pair(named(values, f"{which.capitalize()}Backward0"), indices)
+
+    function.__name__ = function.__qualname__ = which
+    function.__doc__ = (
+        f"`{which}(x)`: the extreme of all elements. `{which}(x, dim)`: named tuple (values, "
+        f"indices), the gradient going to the first extreme. `{which}(x, y)`: `{pairwise}`."
+    )
+    return function
+
+
+max = FUNCTIONS["max"] = _extreme("max")
+min = FUNCTIONS["min"] = _extreme("min")
+
+
+def take_along(input: Any, dim: int, index: Any) -> Any:
+    """`out[i, j, k] = input[i, index[i, j, k], k]` for dim = 1, and so on: PyTorch's gather."""
+    from tracegrad.ir.primitives.support import nullary_like
+
+    ndim = input.ndim
+    where = []
+    for d in range(ndim):
+        if d == dim:
+            where.append(index)
+            continue
+        shape = tuple(index.shape[d] if i == d else 1 for i in range(ndim))
+        where.append(nullary_like(input, "iota", shape=shape, axis=d, dtype=dtypes.int64))
+    return ops.gather(input, *where, axes=tuple(range(ndim)))
+
+
+@_public
+def var(
+    input: Any, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *,
+    correction: float | None = None,
+) -> Any:  # fmt: skip
+    """Mean squared distance from the mean, divided by n - correction (default 1)."""
+    need_tensor("var", "input", 1, input)
+    if isinstance(dim, bool):  # var(x, unbiased)
+        dim, unbiased = None, dim
+    less = correction if correction is not None else (1 if unbiased else 0)
+    centered = apply2("sub", input, mean(input, _all(input, dim), keepdim=True))
+    total = ops.reduce_sum(
+        apply2("mul", centered, centered), axes=_axes(input, dim), keepdims=keepdim
+    )
+    left = float(builtin_max(_count(input, dim) - less, 0))
+    return named(apply2("div", total, left), "VarBackward0")
+
+
+def _all(input: Any, dim: Any) -> Any:
+    axes = _axes(input, dim)
+    return tuple(range(input.ndim)) if axes is None else axes
+
+
+def builtin_max(a: float, b: float) -> float:
+    """The larger of two numbers (`max` is a tensor function here)."""
+    return a if a > b else b
+
+
+@_public
+def std(
+    input: Any, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *,
+    correction: float | None = None,
+) -> Any:  # fmt: skip
+    """Square root of `var`; its gradient is 0 where the variance is 0."""
+    squared = var(input, dim, unbiased, keepdim, correction=correction)
+    return named(_safe_sqrt(squared), "StdBackward0")
+
+
+def _safe_sqrt(x: Any) -> Any:
+    """Square root whose gradient at 0 is 0 instead of infinite."""
+    zero = apply2("equal", x, 0)
+    root = apply1("sqrt", ops.where(zero, 1, x))
+    return ops.where(zero, 0, root)
+
+
+@_public
+def norm(
+    input: Any, p: Any = "fro", dim: Any = None, keepdim: bool = False, *, dtype: Any = None
+) -> Any:
+    """Vector p-norm over `dim` (all dimensions for None); "fro" is p = 2.
+
+    Raises:
+        DTypeError: `input` is not floating.
+    """
+    need_tensor("norm", "input", 1, input)
+    x = _typed(input, dtype)
+    if not x.dtype.is_floating_point:
+        raise DTypeError(
+            "linalg.vector_norm: Expected a floating point or complex tensor as input. "
+            f"Got {scalar_type_name(x.dtype)}"
+        )
+    if p is None or p == "fro":
+        p = 2
+    if not is_scalar(p):
+        raise OperandError(f"norm(): p must be a number or 'fro', got {p!r}")
+    out = _vector_norm(x, float(p), _axes(x, dim), keepdim)
+    return named(out, "LinalgVectorNormBackward0" if dim is None else "NormBackward1")
+
+
+def _vector_norm(x: Any, p: float, axes: Any, keepdim: bool) -> Any:
+    how = {"axes": axes, "keepdims": keepdim}
+    if p == 2:
+        return _safe_sqrt(ops.reduce_sum(apply2("mul", x, x), **how))
+    size = apply1("abs", x)
+    if p == float("inf"):
+        return ops.reduce_max(size, **how)
+    if p == float("-inf"):
+        return ops.reduce_min(size, **how)
+    if p == 0:
+        return ops.reduce_sum(apply2("not_equal", x, 0).to(x.dtype), **how)
+    if p == 1:
+        return ops.reduce_sum(size, **how)
+    total = ops.reduce_sum(apply2("pow", size, p), **how)
+    zero = apply2("equal", total, 0)
+    return ops.where(zero, 0, apply2("pow", ops.where(zero, 1, total), 1.0 / p))
+
+
+@_public
+def count_nonzero(input: Any, dim: Any = None) -> Any:
+    """How many elements are not zero, int64."""
+    return sum(apply2("not_equal", input, 0), dim)

@@ -1,0 +1,478 @@
+"""PyTorch's functions that move elements: reshape, permute, slice, join and split.
+
+Views share memory with their operand, as in PyTorch: the eager kernels of movement primitives
+return NumPy views. Start reading at `reshape`.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from tracegrad.ir import ops
+from tracegrad.ir.errors import DimensionError, OperandError, ParameterError, ShapeError
+from tracegrad.tracer.pointwise import named, need_tensor
+from tracegrad.tracer.tensor import Tensor
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {}
+
+
+def _public(function: Callable[..., Any]) -> Callable[..., Any]:
+    FUNCTIONS[function.__name__] = function
+    return function
+
+
+def sizes(given: Sequence[Any]) -> tuple[int, ...]:
+    """Sizes given as `f(2, 3)`, `f((2, 3))` or a Size."""
+    if len(given) == 1 and isinstance(given[0], Sequence):
+        given = given[0]
+    try:
+        return tuple(map(operator.index, given))
+    except TypeError:
+        raise OperandError(f"sizes must be a tuple of ints, got {tuple(given)}") from None
+
+
+def wrap_dim(dim: int, ndim: int, extra: int = 0) -> int:
+    """`dim` counted from 0.
+
+    Raises:
+        DimensionError: out of range (PyTorch's text).
+    """
+    reach = max(ndim + extra, 1)
+    if not -reach <= dim < reach:
+        raise DimensionError(
+            f"Dimension out of range (expected to be in range of [{-reach}, {reach - 1}], "
+            f"but got {dim})"
+        )
+    return dim % reach
+
+
+@_public
+def reshape(input: Any, *shape: Any) -> Any:
+    """The same elements under another shape (one size may be -1); a view where strides allow."""
+    need_tensor("reshape", "input", 1, input)
+    return ops.reshape(input, shape=sizes(shape))
+
+
+@_public
+def view(input: Any, *shape: Any) -> Any:
+    """`reshape` that never copies.
+
+    Raises:
+        ShapeError: the strides do not allow a view.
+    """
+    out = ops.reshape(input, shape=sizes(shape))
+    if not out._is_view():
+        raise ShapeError(
+            "view size is not compatible with input tensor's size and stride (at least one "
+            "dimension spans across two contiguous subspaces). Use .reshape(...) instead."
+        )
+    return out
+
+
+@_public
+def view_as(input: Any, other: Any) -> Any:
+    """`input.view(other.shape)`."""
+    return view(input, other.shape)
+
+
+@_public
+def reshape_as(input: Any, other: Any) -> Any:
+    """`input.reshape(other.shape)`."""
+    return reshape(input, other.shape)
+
+
+@_public
+def flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
+    """Merge the dimensions from `start_dim` to `end_dim` into one."""
+    need_tensor("flatten", "input", 1, input)
+    first, last = wrap_dim(start_dim, input.ndim), wrap_dim(end_dim, input.ndim)
+    if first > last:
+        raise ShapeError("flatten() has invalid args: start_dim cannot come after end_dim")
+    if input.ndim == 0:
+        return reshape(input, 1)
+    if first == last:
+        return input
+    merged = prod(input.shape[first : last + 1])
+    return ops.reshape(input, shape=(*input.shape[:first], merged, *input.shape[last + 1 :]))
+
+
+@_public
+def unflatten(input: Any, dim: int, sizes: Sequence[int]) -> Any:
+    """Split dimension `dim` into `sizes`."""
+    d = wrap_dim(dim, input.ndim)
+    rest = list(sizes)
+    if -1 in rest:
+        known = prod(n for n in rest if n != -1)
+        rest[rest.index(-1)] = input.shape[d] // known
+    return ops.reshape(input, shape=(*input.shape[:d], *rest, *input.shape[d + 1 :]))
+
+
+@_public
+def ravel(input: Any) -> Any:
+    """All elements in one dimension."""
+    return reshape(input, -1)
+
+
+@_public
+def permute(input: Any, *dims: Any) -> Any:
+    """Dimensions in another order; a view."""
+    need_tensor("permute", "input", 1, input)
+    order = tuple(wrap_dim(d, input.ndim) for d in sizes(dims))
+    if len(order) != input.ndim:
+        raise ShapeError(
+            "permute(sparse_coo): number of dimensions in the tensor input does not match the "
+            f"length of the desired ordering of dimensions i.e. input.dim() = {input.ndim} is not "
+            f"equal to len(dims) = {len(order)}"
+        )
+    if len(set(order)) != len(order):
+        raise ShapeError("permute(): duplicate dims are not allowed.")
+    return ops.permute(input, axes=order)
+
+
+@_public
+def transpose(input: Any, dim0: int, dim1: int) -> Any:
+    """Two dimensions exchanged; a view."""
+    need_tensor("transpose", "input", 1, input)
+    a, b = wrap_dim(dim0, input.ndim), wrap_dim(dim1, input.ndim)
+    order = list(range(input.ndim))
+    if order:
+        order[a], order[b] = order[b], order[a]
+    return named(ops.permute(input, axes=tuple(order)), "TransposeBackward0")
+
+
+@_public
+def t(input: Any) -> Any:
+    """Transpose of a matrix; a vector or scalar is returned as it is.
+
+    Raises:
+        ShapeError: more than two dimensions.
+    """
+    need_tensor("t", "input", 1, input)
+    if input.ndim > 2:
+        raise ShapeError(f"t() expects a tensor with <= 2 dimensions, but self is {input.ndim}D")
+    axes = tuple(reversed(range(input.ndim)))
+    return named(ops.permute(input, axes=axes), "TBackward0")
+
+
+@_public
+def movedim(input: Any, source: Any, destination: Any) -> Any:
+    """Dimensions `source` moved to positions `destination`."""
+    src = [source] if isinstance(source, int) else list(source)
+    dst = [destination] if isinstance(destination, int) else list(destination)
+    if len(src) != len(dst):
+        raise ShapeError(
+            "movedim: Invalid source or destination dims: source "
+            f"({src} dims) should contain the same number of dims as destination ({dst} dims)"
+        )
+    src = [wrap_dim(d, input.ndim) for d in src]
+    dst = [wrap_dim(d, input.ndim) for d in dst]
+    rest = iter(d for d in range(input.ndim) if d not in src)
+    order = [src[dst.index(i)] if i in dst else next(rest) for i in range(input.ndim)]
+    return permute(input, order)
+
+
+@_public
+def expand(input: Any, *shape: Any) -> Any:
+    """Repeat dimensions of size 1 without copying; -1 keeps a size; a view."""
+    need_tensor("expand", "input", 1, input)
+    wanted = list(sizes(shape))
+    offset = len(wanted) - input.ndim
+    if offset < 0:
+        raise ShapeError(
+            f"expand({scalar_text(input)}{list(input.shape)}, size={wanted}): the number of sizes "
+            f"provided ({len(wanted)}) must be greater or equal to the number of dimensions in the "
+            f"tensor ({input.ndim})"
+        )
+    for i, n in enumerate(wanted):
+        have = input.shape[i - offset] if i >= offset else None
+        if n == -1:
+            if have is None:
+                raise ShapeError(
+                    f"expand({scalar_text(input)}{list(input.shape)}, size={wanted}): the expanded "
+                    "size of the tensor (-1) isn't allowed in a leading, non-existing dimension "
+                    f"{i}"
+                )
+            wanted[i] = have
+        elif have is not None and have not in (1, n):
+            raise ShapeError(
+                f"The expanded size of the tensor ({n}) must match the existing size ({have}) at "
+                f"non-singleton dimension {i}.  Target sizes: {list(wanted)}.  "
+                f"Tensor sizes: {list(input.shape)}"
+            )
+    return ops.broadcast(input, shape=tuple(wanted))
+
+
+def scalar_text(x: Tensor) -> str:
+    """`torch.FloatTensor`, for messages."""
+    from tracegrad.tracer.tape import scalar_type_name
+
+    return f"torch.{scalar_type_name(x.dtype)}Tensor"
+
+
+@_public
+def expand_as(input: Any, other: Any) -> Any:
+    """`input.expand(other.shape)`."""
+    return expand(input, other.shape)
+
+
+@_public
+def broadcast_to(input: Any, shape: Any) -> Any:
+    """`expand` under its other name."""
+    return expand(input, shape)
+
+
+@_public
+def squeeze(input: Any, dim: Any = None) -> Any:
+    """Drop dimensions of size 1 (all, or those in `dim`); a view."""
+    need_tensor("squeeze", "input", 1, input)
+    if dim is None:
+        chosen = set(range(input.ndim))
+    else:
+        chosen = {wrap_dim(d, input.ndim) for d in ((dim,) if isinstance(dim, int) else dim)}
+    shape = tuple(n for i, n in enumerate(input.shape) if not (i in chosen and n == 1))
+    name = "SqueezeBackward0" if dim is None else "SqueezeBackward1"
+    return named(ops.reshape(input, shape=shape), name)
+
+
+@_public
+def unsqueeze(input: Any, dim: int) -> Any:
+    """A new dimension of size 1 at `dim`; a view."""
+    need_tensor("unsqueeze", "input", 1, input)
+    d = wrap_dim(dim, input.ndim, 1)
+    shape = (*input.shape[:d], 1, *input.shape[d:])
+    return named(ops.reshape(input, shape=shape), "UnsqueezeBackward0")
+
+
+def slice_dim(input: Any, dim: int, start: int, stop: int, step: int = 1) -> Any:
+    """`input[..., start:stop:step, ...]` along `dim`, with 0 <= start <= stop <= size."""
+    low, high, by = [0] * input.ndim, list(input.shape), [1] * input.ndim
+    low[dim], high[dim], by[dim] = start, stop, step
+    return ops.slice(input, start=tuple(low), stop=tuple(high), step=tuple(by))
+
+
+@_public
+def narrow(input: Any, dim: int, start: int, length: int) -> Any:
+    """`length` elements along `dim` from `start` on; a view."""
+    need_tensor("narrow", "input", 1, input)
+    if input.ndim == 0:
+        raise ShapeError("narrow() cannot be applied to a 0-dim tensor.")
+    d = wrap_dim(dim, input.ndim)
+    size = input.shape[d]
+    start = int(start)
+    if not -size <= start <= size:
+        raise DimensionError(
+            f"start out of range (expected to be in range of [{-size}, {size}], but got {start})"
+        )
+    start = start + size if start < 0 else start
+    if length < 0:
+        raise ShapeError("narrow(): length must be non-negative.")
+    if start + length > size:
+        raise ShapeError(f"start ({start}) + length ({length}) exceeds dimension size ({size}).")
+    return slice_dim(input, d, start, start + length)
+
+
+@_public
+def select(input: Any, dim: int, index: int) -> Any:
+    """Element `index` along `dim`, which disappears; a view."""
+    need_tensor("select", "input", 1, input)
+    if input.ndim == 0:
+        raise DimensionError("select() cannot be applied to a 0-dim tensor.")
+    d = wrap_dim(dim, input.ndim)
+    size = input.shape[d]
+    if not -size <= index < size:
+        raise DimensionError(
+            f"select(): index {index} out of range for tensor of size {list(input.shape)} at "
+            f"dimension {d}"
+        )
+    i = int(index) % size
+    part = slice_dim(input, d, i, i + 1)
+    shape = (*input.shape[:d], *input.shape[d + 1 :])
+    return named(ops.reshape(part, shape=shape), "SelectBackward0")
+
+
+@_public
+def unbind(input: Any, dim: int = 0) -> tuple[Any, ...]:
+    """The elements along `dim`, as a tuple of views."""
+    need_tensor("unbind", "input", 1, input)
+    if input.ndim == 0:
+        raise DimensionError("Dimension specified as 0 but tensor has no dimensions")
+    return tuple(select(input, dim, i) for i in range(input.shape[wrap_dim(dim, input.ndim)]))
+
+
+@_public
+def split(input: Any, split_size_or_sections: Any, dim: int = 0) -> tuple[Any, ...]:
+    """Views of `split_size` elements along `dim` each (the last may be smaller), or of given sizes.
+
+    Raises:
+        ShapeError: the sizes do not add up to the dimension.
+    """
+    d = wrap_dim(dim, input.ndim)
+    size = input.shape[d]
+    if isinstance(split_size_or_sections, int):
+        each = split_size_or_sections
+        if each < 0 or (each == 0 and size):
+            raise ShapeError(
+                f"split expects split_size be non-negative, but got split_size={each}"
+            )
+        bounds = list(range(0, max(size, 1), max(each, 1)))
+        lengths = [min(each, size - b) for b in bounds]
+    else:
+        lengths = list(split_size_or_sections)
+        if sum(lengths) != size:
+            raise ShapeError(
+                f"split_with_sizes expects split_sizes to sum exactly to {size} (input tensor's "
+                f"size at dimension {d}), but got split_sizes={lengths}"
+            )
+    parts, at = [], 0
+    for n in lengths:
+        parts.append(narrow(input, d, at, n))
+        at += n
+    return tuple(parts)
+
+
+@_public
+def chunk(input: Any, chunks: int, dim: int = 0) -> tuple[Any, ...]:
+    """At most `chunks` views of equal size along `dim` (the last may be smaller)."""
+    if chunks <= 0:
+        raise ShapeError(f"chunk expects `chunks` to be greater than 0, got: {chunks}")
+    size = input.shape[wrap_dim(dim, input.ndim)]
+    return split(input, max(-(-size // chunks), 1), dim)
+
+
+@_public
+def cat(tensors: Sequence[Any], dim: int = 0) -> Any:
+    """Tensors one after another along `dim`; dtypes are promoted.
+
+    Raises:
+        OperandError: `tensors` is not a sequence of tensors.
+        ShapeError: other sizes differ.
+    """
+    listed = _list_of_tensors("cat", tensors)
+    kept = [x for x in listed if x.shape != (0,)] or listed[:1]  # PyTorch skips 1-D empties
+    return ops.concat(*kept, axis=dim)
+
+
+def _list_of_tensors(function: str, tensors: Any) -> list[Any]:
+    if isinstance(tensors, Tensor) or not isinstance(tensors, Sequence):
+        raise OperandError(
+            f"{function}(): argument 'tensors' (position 1) must be tuple of Tensors, "
+            f"not {type(tensors).__name__}"
+        )
+    for i, x in enumerate(tensors):
+        if not hasattr(type(x), "__tracegrad_bind__"):
+            raise OperandError(
+                f"expected Tensor as element {i} in argument 0, but got {type(x).__name__}"
+            )
+    if not tensors:
+        raise ShapeError(f"{'torch.' if function == 'cat' else ''}{function}(): expected a non-empty list of Tensors")
+    return list(tensors)
+
+
+@_public
+def stack(tensors: Sequence[Any], dim: int = 0) -> Any:
+    """Tensors of one shape along a new dimension `dim`."""
+    listed = _list_of_tensors("stack", tensors)
+    for i, x in enumerate(listed):
+        if x.shape != listed[0].shape:
+            raise ShapeError(
+                f"stack expects each tensor to be equal size, but got {list(listed[0].shape)} at "
+                f"entry 0 and {list(x.shape)} at entry {i}"
+            )
+    d = wrap_dim(dim, listed[0].ndim, 1)
+    return named(ops.concat(*(unsqueeze(x, d) for x in listed), axis=d), "StackBackward0")
+
+
+@_public
+def flip(input: Any, *dims: Any) -> Any:
+    """Elements in reverse order along `dims`; a copy."""
+    return ops.flip(input, axes=tuple(wrap_dim(d, input.ndim) for d in sizes(dims)))
+
+
+@_public
+def repeat(input: Any, *repeats: Any) -> Any:
+    """`input` tiled `repeats[i]` times along dimension i (new ones in front)."""
+    counts = sizes(repeats)
+    if len(counts) < input.ndim:
+        raise ShapeError(
+            "Number of dimensions of repeat dims can not be smaller than number of dimensions of "
+            "tensor"
+        )
+    shape = (1,) * (len(counts) - input.ndim) + tuple(input.shape)
+    paired = tuple(n for row in ((1, n) for n in shape) for n in row)
+    spread = tuple(n for row in zip(counts, shape, strict=True) for n in row)
+    whole = tuple(c * n for c, n in zip(counts, shape, strict=True))
+    tiled = ops.broadcast(ops.reshape(input, shape=paired), shape=spread)
+    return named(contiguous_copy(ops.reshape(tiled, shape=whole), input), "RepeatBackward0")
+
+
+def contiguous_copy(out: Any, source: Any) -> Any:
+    """`out` itself, or a copy where it shares the memory of `source`."""
+    shared = isinstance(out, Tensor) and np.may_share_memory(out._array, source._array)
+    return out.clone() if shared else out
+
+
+@_public
+def tile(input: Any, *dims: Any) -> Any:
+    """`repeat` that pads `dims` with ones in front."""
+    counts = sizes(dims)
+    return repeat(input, (1,) * (input.ndim - len(counts)) + counts)
+
+
+@_public
+def roll(input: Any, shifts: Any, dims: Any = None) -> Any:
+    """Elements moved along `dims` by `shifts`, round the end."""
+    if dims is None:
+        return roll(reshape(input, -1), shifts, 0).reshape(input.shape)
+    moves = [shifts] if isinstance(shifts, int) else list(shifts)
+    along = [dims] if isinstance(dims, int) else list(dims)
+    if len(moves) != len(along):
+        raise ParameterError(
+            f"shifts and dimensions must align. shifts: {len(moves)}, dims:{len(along)}"
+        )
+    for shift, dim in zip(moves, along, strict=True):
+        d = wrap_dim(dim, input.ndim)
+        size = input.shape[d]
+        k = shift % size if size else 0
+        if k:
+            parts = (slice_dim(input, d, size - k, size), slice_dim(input, d, 0, size - k))
+            input = ops.concat(*parts, axis=d)
+    return input
+
+
+@_public
+def diagonal(input: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
+    """The diagonal over two dimensions, as the last dimension of the result (a copy)."""
+    from tracegrad.tracer.tensor import wrap
+
+    a, b = wrap_dim(dim1, input.ndim), wrap_dim(dim2, input.ndim)
+    n, m = input.shape[a], input.shape[b]
+    length = max(min(n - max(-offset, 0), m - max(offset, 0)), 0)
+    rows = np.arange(length) + max(-offset, 0)
+    columns = np.arange(length) + max(offset, 0)
+    if a > b:
+        a, b, rows, columns = b, a, columns, rows
+    taken = ops.gather(input, wrap(rows), wrap(columns), axes=(a, b))
+    return ops.permute(taken, axes=(*range(1, taken.ndim), 0))
+
+
+@_public
+def contiguous(input: Any) -> Any:
+    """`input` itself where it is row-major already, else a row-major copy."""
+    return input if input.is_contiguous() else clone(input)
+
+
+@_public
+def clone(input: Any) -> Any:
+    """A copy with memory of its own, through which gradients flow."""
+    need_tensor("clone", "input", 1, input)
+    return named(ops.cast(input, dtype=input.dtype), "CloneBackward0")
+
+
+FUNCTIONS.update(
+    concat=cat, concatenate=cat, swapaxes=transpose, swapdims=transpose, moveaxis=movedim,
+)  # fmt: skip
