@@ -23,6 +23,7 @@ from tracegrad.ir.passes.patterns import Row
 # x / c -> x * (1 / c)  1/c is rounded (exact for powers of two; the C compiler does those).
 # -(x - y) -> y - x     gives -0.0 where x equals y; y - x gives 0.0.
 # pow(x, 0.5) -> sqrt   pow(-0.0, 0.5) is 0.0, sqrt gives -0.0; pow(-inf, 0.5) is inf, sqrt nan.
+# abs(-x) -> abs(x)     of unsigned integers: there -x is 2^n - x.
 # (x + y) + z           and every other reassociation rounds differently.
 # not (x < y) -> y <= x true and false are swapped where an operand is nan.
 # maximum(y, x)         for maximum(x, y): 0.0 and -0.0 compare equal, either may come out.
@@ -76,15 +77,28 @@ _ARITHMETIC = (
     Row("sub(x, neg(y))", lambda x, y: ops.add(x, y), "x - (-y) is x + y by the same definition"),
     Row("mul(neg(x), neg(y))", lambda x, y: ops.mul(x, y), "the sign is the xor of the signs"),
     Row("div(neg(x), neg(y))", lambda x, y: ops.div(x, y), "the sign is the xor of the signs"),
-    Row("abs(neg(x))", lambda x: ops.abs(x), "abs drops the sign"),
+    Row("abs(neg(x))", lambda x: ops.abs(x), "abs drops the sign", kinds="if"),
     Row("abs(abs(x))", lambda x: ops.abs(x), "abs drops a sign that is not there"),
+    Row("pow(x, 0)", lambda x: 1, "one, for nan too (IEEE 754 §9.2.1)"),
+    Row("pow(x, 1)", lambda x: x, "the base"),
+    Row("pow(x, 2)", lambda x: ops.mul(x, x), "NumPy's kernel squares by a product where the "
+        "exponent is one number; of the true square it is the correct rounding"),
     Row("maximum(x, x)", lambda x: x, "the larger of two equals, nan from nan"),
     Row("minimum(x, x)", lambda x: x, "the smaller of two equals, nan from nan"),
 )  # fmt: skip
 
+_WHOLE = tuple(
+    Row(f"{name}(x)", lambda x: x, "integers are whole", kinds="ui")
+    for name in ("floor", "ceil", "round", "trunc")
+)
+
 _LOGIC = (
     Row("logical_not(logical_not(x))", lambda x: x, "x is bool",
         when=lambda x: x.dtype.kind == "b"),
+    Row("logical_and(x, True)", lambda x: x, "x is bool", when=lambda x: x.dtype.kind == "b"),
+    Row("logical_and(x, False)", lambda x: False, "whatever x is"),
+    Row("logical_or(x, False)", lambda x: x, "x is bool", when=lambda x: x.dtype.kind == "b"),
+    Row("logical_or(x, True)", lambda x: True, "whatever x is"),
     Row("bitwise_not(bitwise_not(x))", lambda x: x, "every bit flips twice"),
     Row("bitwise_and(x, x)", lambda x: x, "idempotent"),
     Row("bitwise_or(x, x)", lambda x: x, "idempotent"),
@@ -112,6 +126,13 @@ _MOVEMENT = (
     Row("broadcast(x, shape=s)", lambda x, s: x, "same shape", when=lambda x, s: x.shape == s),
     Row("broadcast(broadcast(x), shape=s)", lambda x, s: ops.broadcast(x, shape=s),
         "axes line up from the last in both"),
+    Row("slice(x, start=a, stop=b, step=c)", lambda x, a, b, c: x, "nothing is cut",
+        when=lambda x, a, b, c: b == x.shape and not any(a) and set(c) <= {1}),
+    Row("pad(x, padding=p)", lambda x, p: x, "nothing is added",
+        when=lambda x, p: not any(map(any, p))),
+    Row("flip(x, axes=())", lambda x: x, "no axis is turned"),
+    Row("flip(flip(x, axes=a), axes=a)", lambda x, a: x, "each axis is turned twice"),
+    Row("concat(x)", lambda x: x, "one operand"),
 )  # fmt: skip
 
 _REDUCTION = (
@@ -123,5 +144,5 @@ _REDUCTION = (
     Row("reduce_all(x, axes=())", lambda x: x, "x is bool", when=lambda x: x.dtype.kind == "b"),
 )  # fmt: skip
 
-ROWS: tuple[Row, ...] = _ARITHMETIC + _LOGIC + _CONVERSION + _MOVEMENT + _REDUCTION
+ROWS: tuple[Row, ...] = _ARITHMETIC + _WHOLE + _LOGIC + _CONVERSION + _MOVEMENT + _REDUCTION
 """Every rewrite, in the order of trial; one fires per node, and its result is tried again."""
