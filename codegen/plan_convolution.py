@@ -110,6 +110,12 @@ class ConvolutionPlan:
         checks_outer: some outer axis is padded; `outside` is the C condition.
         tile: the tile of positions; `channel_block` input channels of an input-gradient item.
         tap, line, weight, out_line: positions in the columns, the input, w and the output, in C.
+        row, input_position: position within one output and one input plane.
+        out_start, plane, tile_start: where an output plane, an input plane and a tile begin.
+        group_weight, block_weight: what is added to w for the group and the channel block.
+        cotangent, cotangent_stride: the matrix of cotangents of a tile.
+        c_begin, c_end, block_tap, block_rows: the channel block, and positions and rows of its columns.
+        item_group, item_tile, item_outputs: parts of an item's number.
         panel: element offset of the side-by-side panel in a slice's scratch.
         gemm: name of the matrix product; partials: one sum of weights per slice.
         scratch_bytes: scratch per call; seconds: about, on one core.
@@ -131,10 +137,27 @@ class ConvolutionPlan:
     tile: Tiling
     channel_block: int
     channel_blocks: int
+    blocked: bool
     tap: str
     line: str
     weight: str
     out_line: str
+    row: str
+    input_position: str
+    out_start: str
+    plane: str
+    tile_start: str
+    group_weight: str
+    block_weight: str
+    cotangent: str
+    cotangent_stride: str
+    c_begin: str
+    c_end: str
+    block_tap: str
+    block_rows: str
+    item_group: str
+    item_tile: str
+    item_outputs: str
     panel: int
     gemm: str
     grouped: bool
@@ -287,41 +310,83 @@ def _plan(
     """Fill in the texts that follow from the decisions."""
     spatial = tuple(spatial_axis(i, a, tile.tiled and i == 0) for i, a in enumerate(axes))
     outer, inner = spatial[:-1], spatial[-1]
-    line, out_line, weight, tap = _positions(sizes, spatial)
     outside = " || ".join(a.outside for a in outer if a.padded)
     operands = ("x", "w") if op_name == "conv" else ("ct", "w")
     operands = ("x", "ct") if op_name == "conv_weight_grad" else operands
-    shapes = " and ".join(
-        f"{n} {t}" for n, t in zip(operands, map(str, in_types), strict=True)
-    )
+    shapes = " and ".join(f"{n} {t}" for n, t in zip(operands, map(str, in_types), strict=True))
     summary = (f"{op_name}: {shapes} to {out_type}.", how) + ((comment,) if comment else ())
     return ConvolutionPlan(
         name=name, template=template, summary=summary, operand_names=("in_0", "in_1"), sizes=sizes,
         number=number, work=work, axes=spatial, outer=outer, inner=inner,
         reads_tables=inner.padded, checks_outer=bool(outside), outside=outside, tile=tile,
         channel_block=channel_block, channel_blocks=channel_blocks,
-        tap=tap.text(), line=line.text(), weight=weight.text(), out_line=out_line.text(),
-        panel=panel, gemm="f32" if out_type.dtype.name == "float32" else "f64",
+        blocked=channel_blocks > 1, **_positions(sizes, spatial),
+        **_parts(op_name, sizes, spatial, tile, channel_block, channel_blocks), panel=panel, gemm="f32" if out_type.dtype.name == "float32" else "f64",
         grouped=sizes.groups > 1, partials=partials, scratch_bytes=scratch, flops=sizes.flops,
         seconds=seconds,
     )  # fmt: skip
 
 
-def _positions(sizes: Sizes, axes: tuple[SpatialAxis, ...]) -> tuple[Affine, Affine, Affine, Affine]:
-    """Positions of an input line, an output line, a weight and a row of columns.
+def _positions(sizes: Sizes, axes: tuple[SpatialAxis, ...]) -> dict[str, str]:
+    """Positions of input lines, output lines, weights and rows of columns, as C text.
 
-    `n` counts images, `o` output channels, `c` input channels within the group `group`, and
-    `plane` is the input channel `group * group_in + c` where that is known as one number.
+    `n` counts images, `o` output channels, `group` groups, `c` input channels of the group.
     """
     in_shape: Shape = tuple(a.size for a in axes)
     out_shape: Shape = tuple(a.out for a in axes)
     taps: Shape = tuple(a.kernel for a in axes)
-    names = ("n", "group", "c")
-    line = position((*names, *(a.i for a in axes)),
+    inputs, outputs = tuple(a.i for a in axes), tuple(a.o for a in axes)
+    line = position(("n", "group", "c", *inputs[:-1], "0"),
                     (sizes.images, sizes.groups, sizes.group_in, *in_shape))  # fmt: skip
-    line = Affine(0, tuple(t for t in line.terms if t[0] != axes[-1].i))
-    out_line = position(("n", "o", *(a.o for a in axes)), (sizes.images, sizes.outputs, *out_shape))
-    out_line = Affine(0, tuple(t for t in out_line.terms if t[0] != axes[-1].o))
-    weight = position(("o", "c", *(a.k for a in axes)), (sizes.outputs, sizes.group_in, *taps))
+    out_line = position(("n", "o", *outputs[:-1], "0"), (sizes.images, sizes.outputs, *out_shape))
+    within = position((*inputs[:-1], "0"), in_shape)
+    kernel = tuple(a.k for a in axes)
+    inner = axes[-1].input
+    return {
+        "line": _without_zero(line).text(),
+        "out_line": _without_zero(out_line).text(),
+        "weight": position(("o", "c", *kernel), (sizes.outputs, sizes.group_in, *taps)).text(),
+        "tap": position(("c", *kernel), (sizes.group_in, *taps)).text(),
+        "row": position(outputs, out_shape).text(),
+        "input_position": f"{_without_zero(within).text()} + {inner}" if len(axes) > 1 else inner,
+    }
+
+
+def _without_zero(index: Affine) -> Affine:
+    return Affine(index.const, tuple(t for t in index.terms if t[0] != "0"))
+
+
+def _parts(
+    op_name: str, sizes: Sizes, axes: tuple[SpatialAxis, ...], tile: Tiling, block: int, blocks: int
+) -> dict[str, str]:
+    """Where the parts of a tile begin, and which part an item is, as C text."""
+    n, group = Affine(0, (("n", sizes.outputs),)), Affine(0, (("group", sizes.group_out),))
+    channel = n + group if sizes.groups > 1 else n
+    start = channel * sizes.out_plane
+    row = Affine(0, (("row", tile.row_width),)) if tile.tiled else Affine()
+    planes = position(("n", "group", "c"), (sizes.images, sizes.groups, sizes.group_in))
+    taps = tuple(a.kernel for a in axes)
     tap = position(("c", *(a.k for a in axes)), (sizes.group_in, *taps))
-    return line, out_line, weight, tap
+    tile_start = (start + row).text()
+    source = "in_1" if op_name == "conv_weight_grad" else "in_0"
+    first = Affine(0, (("c_begin", -sizes.taps),)) if blocks > 1 else Affine()
+    per_tile = blocks * sizes.groups
+    return {
+        "out_start": (start + Affine(0, (("o", sizes.out_plane),))).text(),
+        "plane": (planes * sizes.in_plane + Affine.symbol("i")).text(),
+        "tile_start": tile_start,
+        "group_weight": f" + {sizes.group_out * sizes.depth} * group" if sizes.groups > 1 else "",
+        "block_weight": f" + {sizes.taps} * c_begin" if blocks > 1 else "",
+        "cotangent": "panel" if tile.packed else f"{source} + {tile_start}",
+        "cotangent_stride": "width" if tile.packed else str(sizes.out_plane),
+        "c_begin": "c_begin" if blocks > 1 else "0",
+        "c_end": "c_end" if blocks > 1 else str(sizes.group_in),
+        "block_tap": (tap + first).text(),
+        "block_rows": f"(c_end - c_begin) * {sizes.taps}" if blocks > 1 else str(sizes.depth),
+        "item_group": f"item / {blocks} % {sizes.groups}" if blocks > 1 else f"item % {sizes.groups}",
+        "item_tile": f"item / {per_tile}" if per_tile > 1 and op_name == "conv_input_grad" else "item",
+        "item_outputs": (
+            f"item % {sizes.channels} / {sizes.group_in} * {sizes.group_out}"
+            if sizes.groups > 1 else "0"
+        ),
+    }  # fmt: skip

@@ -99,7 +99,9 @@ class Division:
         return self.slices * self.slice_bytes
 
 
-def divide(items: int, bytes_per_slice: int, seconds: float, threads: bool, limit: int = SLICES) -> Division:
+def divide(
+    items: int, bytes_per_slice: int, seconds: float, threads: bool, limit: int = SLICES
+) -> Division:
     """Cut `items` into slices where the whole work is worth threads.
 
     Args:
