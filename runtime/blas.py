@@ -3,11 +3,12 @@
 `find()` looks for the package `scipy_openblas32` (a copy of OpenBLAS that only we use; it is set to
 one thread, since kernels call it from their own threads), else for the OpenBLAS inside NumPy's
 wheel, whose integers have 64 bits and whose thread pool stays as NumPy set it, else gives None.
-Loaded when first asked for. Which functions: `FUNCTIONS`, in the order of the table that kernels get.
+Loaded when first asked for. Which functions: `FUNCTIONS`, in the order of the table that kernels
+get.
 
 Note [Two pools]
-Two thread pools that run in turn slow each other down by a factor of ten, because idle workers spin.
-Our copy is loaded with `OPENBLAS_NUM_THREADS=1`, so it never starts a worker.
+Two thread pools that run in turn slow each other down by a factor of ten, because idle workers
+spin. Our copy is loaded with `OPENBLAS_NUM_THREADS=1`, so it never starts a worker.
 """
 
 from __future__ import annotations

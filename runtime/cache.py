@@ -1,11 +1,12 @@
 """The disk cache of compiled kernels, and a small store of texts beside it.
 
-One entry is a folder `kernels/ab/<key>/` with `kernel.c`, `kernel.so` and `meta.json`; the key is the
-SHA-256 of everything that decides the machine code (`make_key`). Entries are built in a private
-folder and appear by one rename, so a reader sees a whole entry or none. The length and the SHA-256 of
-the shared object are compared before it is loaded: a cut or altered file is never mapped. Nothing is pickled.
-Texts (`get_text`, `put_text`) are single files that carry their own SHA-256.
-Start reading at `find` and `publish`; the command line uses `entries`, `describe`, `clear`, `prune`.
+One entry is a folder `kernels/ab/<key>/` with `kernel.c`, `kernel.so` and `meta.json`; the key is
+the SHA-256 of everything that decides the machine code (`make_key`). Entries are built in a private
+folder and appear by one rename, so a reader sees a whole entry or none. The length and the SHA-256
+of the shared object are compared before it is loaded: a cut or altered file is never mapped.
+Nothing is pickled. Texts (`get_text`, `put_text`) are single files that carry their own SHA-256.
+Start reading at `find` and `publish`; the command line uses `entries`, `why`, `clear`,
+`prune`.
 """
 
 from __future__ import annotations
@@ -280,7 +281,8 @@ def _grow(root: Path, size: int) -> None:
 def prune(limit: int | None = None) -> int:
     """Delete least recently used files until the cache is below 80 % of its limit.
 
-    Entries that this process has loaded stay. Files that a killed process left behind go after a day.
+    Entries that this process has loaded stay. Files that a killed process left behind go after a
+    day.
 
     Args:
         limit: bytes; `size_limit()` when None. 0 deletes all that is not in use.
@@ -361,7 +363,7 @@ def path() -> Path:
 
 
 def clear() -> int:
-    """Delete every file of the cache folder, return the bytes freed. Loaded kernels keep working."""
+    """Delete every file of the cache folder; returns the bytes freed. Loaded kernels go on."""
     root = folder.current().root
     freed = total_size(root)
     for child in _children(root):

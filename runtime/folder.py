@@ -3,8 +3,8 @@
 The folder is `$TRACEGRAD_CACHE_DIR`, else the user cache folder of the platform; inside it
 everything stands below one sub-folder of mode 0700 that must belong to the current user. A folder
 that cannot be used (someone else's, read-only, full, not a folder) costs one warning; from then on
-new files go to a private temporary folder that is removed at exit, and what the cache folder already
-holds is still read where that is safe. Start reading at `Store`, then `current`.
+new files go to a private temporary folder that is removed at exit, and what the cache folder
+already holds is still read where that is safe. Start reading at `Store`, then `current`.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ class Store:
             warn_once(
                 "cache-owner",
                 str(self.root),
-                f"cache folder {self.root} is not used: {self.problem}. Kernels are compiled anew in "
-                "a private temporary folder. Set TRACEGRAD_CACHE_DIR to a folder of your own.",
+                f"cache folder {self.root} is not used: {self.problem}. Kernels are "
+                "compiled anew in a private temporary folder. Set TRACEGRAD_CACHE_DIR to a folder of your own.",
                 CacheWarning,
             )
         elif stat.S_IMODE(info.st_mode) & 0o077:
@@ -115,8 +115,8 @@ class Store:
         warn_once(
             "cache-unusable",
             str(self.root),
-            f"cache folder {self.root} cannot be written ({self.problem}). Compiled kernels are kept "
-            "in a temporary folder for this process only. Free space there, or set "
+            f"cache folder {self.root} cannot be written ({self.problem}). Compiled kernels are "
+            "kept in a temporary folder for this process only. Free space there, or set "
             "TRACEGRAD_CACHE_DIR to a folder that can be written.",
             CacheWarning,
         )
@@ -144,7 +144,7 @@ class Store:
         return self.root if self.writable else self.scratch
 
     def write(self, action: Callable[[Path], T]) -> T:
-        """Run `action(folder)` on the cache folder; where that fails, warn and run it on scratch."""
+        """Run `action(folder)` on the cache folder; where it fails, warn and use scratch."""
         if self.writable:
             try:
                 return action(self.root)
@@ -183,7 +183,7 @@ def forget_stores() -> None:
 
 
 def temporary_folder(root: Path, prefix: str) -> Path:
-    """A new private folder below `root/tmp`, on the file system of `root`, so renames are atomic."""
+    """A new private folder below `root/tmp`: same file system, so renames are atomic."""
     import tempfile
 
     parent = root / "tmp"

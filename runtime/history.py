@@ -1,7 +1,8 @@
 """What was loaded and how long it took: one `KernelRecord` per kernel handed out.
 
-`kernel_history()` returns the records, oldest first. Each is also one line of the logger `tracegrad`
-at level info: `launch 3f9a1c (in=2, out=1, ops=5): cache miss, codegen 0.4 ms, build 61 ms`.
+`kernel_history()` returns the records, oldest first. Each is also one line of the logger
+`tracegrad` at level info: `launch 3f9a1c (in=2, out=1, ops=5): cache miss, codegen 0.4 ms, build 61
+ms`.
 """
 
 from __future__ import annotations

@@ -2,13 +2,14 @@
 
 `load(source, label=...)` is the one entry point. What generated C must define (ABI 1):
 
-    int tg_run(void **args);                    /* 0, or 1 + the index of a predicate that differs */
-    void tg_init(void **blas);                  /* optional: sgemm, dgemm, sgemv, dgemv, int bits */
-    void tg_init_threads(const int *count);     /* optional: num_threads(*count) at parallel loops */
+    int tg_run(void **args);                /* 0, or 1 + the index of a predicate that differs */
+    void tg_init(void **blas);              /* optional: sgemm, dgemm, sgemv, dgemv, int bits */
+    void tg_init_threads(const int *count); /* optional: num_threads(*count) at parallel loops */
 
-The two `tg_init` functions are called once, after loading and before the first `tg_run`; the BLAS is
-loaded only for a kernel that has `tg_init`. Its pointers are NULL where there is no BLAS; the last
-slot is the width of BLAS integers, 32 or 64 (0 without one). `tg_key` is added here and must not be defined.
+The two `tg_init` functions are called once, after loading and before the first `tg_run`; the BLAS
+is loaded only for a kernel that has `tg_init`. Its pointers are NULL where there is no BLAS; the
+last slot is the width of BLAS integers, 32 or 64 (0 without one). `tg_key` is added here and must
+not be defined.
 
 Note [Filling arguments], nanoseconds measured on a 2-core x86-64 machine, for two arrays
     args[i] = ffi.from_buffer(array), each        108   C-contiguous arrays only
@@ -51,7 +52,8 @@ class LoadedKernel:
     """A kernel ready to be called.
 
     Attributes:
-        run: `tg_run`: takes a `void *[]` (`new_args`) or a tuple of pointers, returns an int. The GIL
+        run: `tg_run`: takes a `void *[]` (`new_args`) or a tuple of pointers, returns an int. The
+        GIL
             is released meanwhile. Calls may overlap.
         key: 64 hexadecimal digits.
         path: the shared object.
@@ -173,7 +175,7 @@ def load(
 
 
 def unload_all() -> None:
-    """Empty the memory cache, so that the next `load` reads the disk. Kernels in use keep working."""
+    """Empty the memory cache: the next `load` reads the disk. Kernels in use keep working."""
     with _lock:
         _loaded.clear()
         _flights.clear()
@@ -287,7 +289,7 @@ def _keep_failed(build: Path, root: Path, key: str) -> Path:
 
 @contextlib.contextmanager
 def _key_lock(root: Path, key: str) -> Iterator[None]:
-    """Hold the lock of a key among processes. It only saves work: without it the result is the same."""
+    """Hold the lock of a key among processes. It saves work, and has no part in the result."""
     import filelock
 
     guard: Any = None

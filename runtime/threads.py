@@ -1,9 +1,9 @@
 """How many threads kernels use: one count per process.
 
 A kernel with parallel loops exports `void tg_init_threads(const int *count)`; after loading it is
-handed the address of the one cell held here and writes `num_threads(*count)` at its loops. So a change
-reaches every kernel at its next launch, from any Python thread, and no setting of the process's
-OpenMP library is touched (`omp_set_num_threads` would reach the calling thread alone).
+handed the address of the one cell held here and writes `num_threads(*count)` at its loops. So a
+change reaches every kernel at its next launch, from any Python thread, and no setting of the
+process's OpenMP library is touched (`omp_set_num_threads` would reach the calling thread alone).
 
 Note [Waiting threads]
 GCC's OpenMP lets idle threads spin for milliseconds, beside which any other pool (NumPy's OpenBLAS)
@@ -74,8 +74,8 @@ def set_num_threads(count: int) -> None:
         raise ParameterError(f"set_num_threads expects a positive integer; got {count}")
     if _forked and count > 1:
         warnings.warn(
-            f"set_num_threads({count}) has no effect in a forked process: its OpenMP threads stayed "
-            "in the parent. Start it with multiprocessing's 'spawn'. [fork-threads]",
+            f"set_num_threads({count}) has no effect in a forked process: its OpenMP threads "
+            "stayed in the parent. Start it with multiprocessing's 'spawn'. [fork-threads]",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -105,7 +105,7 @@ def prepare_environment(**settings: str) -> Iterator[None]:
 
 
 def openmp_settings() -> dict[str, str]:
-    """What GCC's OpenMP is to find in the environment while it loads. See Note [Waiting threads]."""
+    """What GCC's OpenMP is to find in the environment. See Note [Waiting threads]."""
     return {} if "GOMP_SPINCOUNT" in os.environ else {"OMP_WAIT_POLICY": "passive"}
 
 

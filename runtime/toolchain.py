@@ -8,8 +8,8 @@ Note [Flags]
 `-fno-math-errno -fno-trapping-math -ffp-contract=off` keep IEEE results and still let loops be
 vectorised. `-fno-builtin-sinf` and its kin stop gcc from merging sinf and cosf of one argument into
 the scalar sincosf, which costs a factor of 20 where libmvec has vector forms of both. `-fwrapv`
-makes integers wrap as NumPy's do. No loop is peeled to align its stores, because then the address of
-an array would decide which elements are rounded by scalar and which by vector functions.
+makes integers wrap as NumPy's do. No loop is peeled to align its stores, because then the address
+of an array would decide which elements are rounded by scalar and which by vector functions.
 """
 
 from __future__ import annotations
@@ -259,7 +259,7 @@ def _run_probe(command: tuple[str, ...]) -> dict[str, object] | str:
 
 @functools.cache
 def cpu_identity() -> str:
-    """Model name and a digest of the feature list: `-march=native` means something else elsewhere."""
+    """Model name and a digest of the features: `-march=native` depends on them."""
     wanted = ("vendor_id", "cpu family", "model", "stepping", "flags", "Features", "CPU part")
     name, facts = platform.machine(), []
     try:
@@ -301,8 +301,8 @@ def compile_timeout() -> float:
 def run_command(command: Sequence[str], where: Path) -> tuple[int, str, float]:
     """Run a compiler in a folder: exit status, all it printed, milliseconds.
 
-    The status is -1 where it could not be started or took longer than `compile_timeout()`; then it is
-    stopped with all its children.
+    The status is -1 where it could not be started or took longer than `compile_timeout()`; then it
+    is stopped with all its children.
     """
     limit = compile_timeout()
     environ = {**os.environ, "LC_ALL": "C", "TMPDIR": str(where)}
