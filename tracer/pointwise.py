@@ -134,7 +134,20 @@ def _binary(name: str, primitive: str) -> Callable[..., Any]:
     return function
 
 
+def _unlisted(operands: int) -> list[str]:
+    """Primitives that the lists above do not name: a new row of the table is public at once."""
+    listed = {*UNARY.values(), *BINARY.values(), "detach"}
+    return [
+        op.name
+        for op in TABLE.values()
+        if op.family == "pointwise" and len(op.args) == operands and not op.params
+        and op.name not in listed
+    ]  # fmt: skip
+
+
 FUNCTIONS: dict[str, Callable[..., Any]] = {
+    **{name: _unary(name, name) for name in _unlisted(1)},
+    **{name: _binary(name, name) for name in _unlisted(2)},
     **{name: _unary(name, primitive) for name, primitive in UNARY.items()},
     **{name: _binary(name, primitive) for name, primitive in BINARY.items()},
 }
