@@ -22,7 +22,9 @@ class device:
         if isinstance(spec, device):
             spec, index = spec.type, spec.index
         if not isinstance(spec, str):
-            raise OperandError(f"device(): argument must be str or device, not {type(spec).__name__}")
+            raise OperandError(
+                f"device(): argument must be str or device, not {type(spec).__name__}"
+            )
         kind, colon, number = spec.partition(":")
         if kind not in _KINDS or (colon and not number.isdigit()):
             raise DeviceError(

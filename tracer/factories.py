@@ -110,7 +110,9 @@ def _array_from(data: Any, dtype: DType | None) -> np.ndarray:
 
 def _all_numpy(data: Any, array: np.ndarray) -> bool:
     """True for a list of NumPy arrays of one floating dtype, which keeps that dtype."""
-    return isinstance(data, Sequence) and bool(data) and all(isinstance(x, np.ndarray) for x in data)
+    return (
+        isinstance(data, Sequence) and bool(data) and all(isinstance(x, np.ndarray) for x in data)
+    )
 
 
 def _plain(data: Any) -> Any:
@@ -122,6 +124,15 @@ def _plain(data: Any) -> Any:
     if isinstance(data, list | tuple):
         return [_plain(x) for x in data]
     return data
+
+
+def _leaves(data: Any) -> Any:
+    """The innermost elements of nested sequences."""
+    if isinstance(data, list | tuple):
+        for x in data:
+            yield from _leaves(x)
+    else:
+        yield data
 
 
 def _ragged(data: Any) -> Exception:
@@ -137,8 +148,9 @@ def _ragged(data: Any) -> Exception:
         if odd is not None:
             return OperandError(f"not a sequence at dim {where + 1}: {level[odd]!r}")
         level, where = level[0], where + 1
-    kind = type(level).__name__
-    if isinstance(level, str):
+    odd = next((x for x in _leaves(data) if not isinstance(x, bool | int | float)), level)
+    kind = type(odd).__name__
+    if isinstance(odd, str):
         return OperandError(f"new(): invalid data type '{kind}'")
     return OperandError(f"Could not infer dtype of {kind}")
 
@@ -226,9 +238,7 @@ ones = FUNCTIONS["ones"] = _constant("ones", 1)
 
 
 @_public
-def empty(
-    *size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False
-) -> Tensor:
+def empty(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """A tensor of the given size whose values are whatever the memory held."""
     return _made(np.empty(sizes(size), _dtype(dtype).numpy), requires_grad, device)
 
@@ -302,7 +312,8 @@ def linspace(
 ) -> Tensor:  # fmt: skip
     """`steps` values from `start` to `end`, both included, computed in the result's dtype.
 
-    The first half counts up from `start`, the second down from `end`, so both ends are exact.
+    The first half counts up from `start`, the second down from `end`, so both ends are exact; each
+    value is rounded once, as by a fused multiply-add.
 
     Raises:
         ShapeError: `steps` is negative.
@@ -311,14 +322,13 @@ def linspace(
         raise ShapeError("number of steps must be non-negative")
     chosen = _dtype(dtype)
     real = chosen.numpy.type if chosen.is_floating_point else np.float64
+    wide = np.longdouble if chosen.numpy.itemsize == 8 else np.float64
     low, high = real(start), real(end)
     if steps == 1:
         return _made(np.full((1,), low).astype(chosen.numpy), requires_grad, device)
-    gap = real((high - low) / real(max(steps - 1, 1)))
-    index = np.arange(steps)
-    up = low + gap * index.astype(real)
-    down = high - gap * (steps - 1 - index).astype(real)
-    values = np.where(index < steps // 2, up, down)
+    gap = wide(real((high - low) / real(max(steps - 1, 1))))
+    index = np.arange(steps).astype(wide)
+    values = np.where(index < steps // 2, low + gap * index, high - gap * (steps - 1 - index))
     return _made(np.asarray(values).astype(chosen.numpy), requires_grad, device)
 
 
@@ -364,7 +374,9 @@ def rand(
     """Uniform in [0, 1)."""
     as_device(device)
     chosen = _floating("rand", dtype)
-    return _finish(draw("random_uniform", generator, shape=sizes(size), dtype=chosen), requires_grad)
+    return _finish(
+        draw("random_uniform", generator, shape=sizes(size), dtype=chosen), requires_grad
+    )
 
 
 @_public
@@ -391,7 +403,9 @@ def randint(
     if size is None:
         low, high, size = 0, low, high
     if low >= high:
-        raise ShapeError(f"random_ expects 'from' to be less than 'to', but got from={low} >= to={high}")
+        raise ShapeError(
+            f"random_ expects 'from' to be less than 'to', but got from={low} >= to={high}"
+        )
     as_device(device)
     chosen = dtypes.int64 if dtype is None else _dtype(dtype)
     out = draw("random_randint", generator, low=int(low), high=int(high), shape=sizes((size,)),

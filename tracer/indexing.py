@@ -16,7 +16,7 @@ from tracegrad.ir import dtypes, ops
 from tracegrad.ir.errors import DimensionError, OperandError, ParameterError, ShapeError
 from tracegrad.tracer import inplace
 from tracegrad.tracer.pointwise import named
-from tracegrad.tracer.shapes import select, slice_dim
+from tracegrad.tracer.shapes import scalar_text, select, slice_dim, wrap_dim
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tensor import Tensor, wrap
 
@@ -59,7 +59,9 @@ def setitem(x: Tensor, index: Any, value: Any) -> None:
         source = _trimmed(source, shape)
         inplace.write("copy_", viewed, source.to(viewed.dtype))
         return
-    inplace.apply("index_put_", viewed, _put, arrays, source.to(viewed.dtype))
+    if source.ndim == 0 or not isinstance(value, Tensor):
+        source = source.to(viewed.dtype)
+    inplace.apply("index_put_", viewed, _put, arrays, source)
 
 
 def _alias(x: Tensor) -> Tensor:
@@ -75,14 +77,8 @@ def _as_value(x: Tensor, value: Any) -> Tensor:
     from tracegrad.tracer.factories import tensor
 
     if not isinstance(value, bool | int | float | np.generic):
-        raise OperandError(f"can't assign a {type(value).__name__} to a {_named_type(x)}")
+        raise OperandError(f"can't assign a {type(value).__name__} to a {scalar_text(x)}")
     return tensor(value, dtype=x.dtype)
-
-
-def _named_type(x: Tensor) -> str:
-    from tracegrad.tracer.shapes import scalar_text
-
-    return scalar_text(x)
 
 
 def _trimmed(value: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -92,12 +88,20 @@ def _trimmed(value: Tensor, shape: tuple[int, ...]) -> Tensor:
         have = have[1:]
     if have != value._array.shape:
         value = ops.reshape(value, shape=have)
-    if len(have) > len(shape) or np.broadcast_shapes(have, shape) != shape:
+    if len(have) > len(shape):
         raise ShapeError(
-            f"The expanded size of the tensor ({shape[-1] if shape else 1}) must match the existing "
-            f"size ({have[-1]}) at non-singleton dimension {max(len(shape) - 1, 0)}.  "
-            f"Target sizes: {list(shape)}.  Tensor sizes: {list(have)}"
+            f"expand({scalar_text(value)}{{{list(have)}}}, size={list(shape)}): the number of sizes "
+            f"provided ({len(shape)}) must be greater or equal to the number of dimensions in the "
+            f"tensor ({len(have)})"
         )
+    offset = len(shape) - len(have)
+    for d, n in enumerate(have):
+        if n not in (1, shape[offset + d]):
+            raise ShapeError(
+                f"The expanded size of the tensor ({shape[offset + d]}) must match the existing "
+                f"size ({n}) at non-singleton dimension {offset + d}.  "
+                f"Target sizes: {list(shape)}.  Tensor sizes: {list(have)}"
+            )
     return value
 
 
@@ -113,6 +117,7 @@ def _parse(x: Tensor, index: Any) -> Parsed:
         raise DimensionError("an index can only have a single ellipsis ('...')")
     arrays: dict[int, Tensor] = {}
     d = 0
+    taken = 0  # dimensions that integers took away, for messages
     for item in items:
         if item is Ellipsis:
             d += x.ndim - d - _remaining(items, item)
@@ -129,7 +134,8 @@ def _parse(x: Tensor, index: Any) -> Parsed:
             arrays[d] = wrap(np.zeros(1 if item else 0, np.int64))
             d += 1
         else:
-            x = _picked(x, d, item)
+            x = _picked(x, d, item, d + taken)
+            taken += 1
     return Parsed(x, arrays)
 
 
@@ -146,9 +152,7 @@ def _item(item: Any) -> Any:
         item = wrap(np.asarray(item, None if len(item) else np.int64))
     if isinstance(item, Tensor):
         if item.dtype.is_floating_point:
-            raise DimensionError(
-                "tensors used as indices must be long, int, byte or bool tensors"
-            )
+            raise DimensionError("tensors used as indices must be long, int, byte or bool tensors")
         if item.ndim == 0 and item.dtype is not dtypes.bool_ and state.recorder is None:
             return int(item._array)
         return item
@@ -174,10 +178,12 @@ def _remaining(items: list[Any], ellipsis: Any) -> int:
     return sum(_dimensions(i) for i in items[at + 1 :])
 
 
-def _picked(x: Tensor, d: int, i: int) -> Tensor:
+def _picked(x: Tensor, d: int, i: int, original: int) -> Tensor:
     size = x.shape[d]
     if not -size <= i < size:
-        raise DimensionError(f"index {i} is out of bounds for dimension {d} with size {size}")
+        raise DimensionError(
+            f"index {i} is out of bounds for dimension {original} with size {size}"
+        )
     return select(x, d, i)
 
 
@@ -234,8 +240,7 @@ def _common_ndim(arrays: dict[int, Tensor]) -> int:
     except ValueError:
         shapes = ", ".join(str(list(a.shape)) for a in arrays.values())
         raise DimensionError(
-            "shape mismatch: indexing tensors could not be broadcast together with shapes "
-            f"{shapes}"
+            f"shape mismatch: indexing tensors could not be broadcast together with shapes {shapes}"
         ) from None
 
 
@@ -275,8 +280,6 @@ def index_put(
 
 def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
     """The elements `index` (1-D, integer) along `dim`; a copy."""
-    from tracegrad.tracer.shapes import wrap_dim
-
     if index.ndim > 1:
         raise DimensionError("index_select(): Index is supposed to be a vector")
     d = wrap_dim(dim, input.ndim)
@@ -291,7 +294,6 @@ def gather(input: Tensor, dim: int, index: Tensor) -> Tensor:
         ShapeError: `index` has another number of dimensions, or is larger outside `dim`.
     """
     from tracegrad.tracer.reductions import take_along
-    from tracegrad.tracer.shapes import wrap_dim
 
     d = _check_gather("gather", input, wrap_dim(dim, input.ndim), index)
     return named(take_along(input, d, index), "GatherBackward0")
@@ -301,9 +303,7 @@ def _check_gather(name: str, input: Tensor, d: int, index: Tensor) -> int:
     if index.dtype is not dtypes.int64:
         raise ShapeError(f"{name}(): Expected dtype int64 for index")
     if index.ndim != input.ndim:
-        raise ShapeError(
-            "Index tensor must have the same number of dimensions as input tensor"
-        )
+        raise ShapeError("Index tensor must have the same number of dimensions as input tensor")
     for axis in range(input.ndim):
         if axis != d and index.shape[axis] > input.shape[axis]:
             raise ShapeError(
@@ -326,8 +326,6 @@ def scatter_add(input: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
 
 
 def _scatter(name: str, input: Tensor, dim: int, index: Tensor, src: Any, put: Any) -> Tensor:
-    from tracegrad.tracer.shapes import wrap_dim
-
     d = _check_gather(name, input, wrap_dim(dim, input.ndim), index)
     updates = _as_value(input, src)
     if updates._array.shape != index._array.shape:
@@ -361,7 +359,9 @@ def masked_select(input: Tensor, mask: Tensor) -> Tensor:
 
 def masked_fill(input: Tensor, mask: Tensor, value: Any) -> Tensor:
     """`input` with `value` where `mask` (broadcast) holds."""
-    return named(ops.where(mask, _as_value(input, value).to(input.dtype), input), "MaskedFillBackward0")
+    return named(
+        ops.where(mask, _as_value(input, value).to(input.dtype), input), "MaskedFillBackward0"
+    )
 
 
 FUNCTIONS = {

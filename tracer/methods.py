@@ -28,7 +28,9 @@ from tracegrad.tracer.tensor import Tensor, wrap
 
 def _known(other: Any) -> bool:
     kinds = Tensor | np.ndarray
-    return isinstance(other, kinds) or is_scalar(other) or hasattr(type(other), "__tracegrad_bind__")
+    return (
+        isinstance(other, kinds) or is_scalar(other) or hasattr(type(other), "__tracegrad_bind__")
+    )
 
 
 def _forward(name: str) -> Callable[[Tensor, Any], Any]:

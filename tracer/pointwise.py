@@ -31,7 +31,7 @@ UNARY: dict[str, str] = {
     "reciprocal": "reciprocal", "erf": "erf", "erfc": "erfc", "erfinv": "erfinv",
     "lgamma": "lgamma", "digamma": "digamma", "floor": "floor", "ceil": "ceil", "trunc": "trunc",
     "fix": "trunc", "isnan": "isnan", "isinf": "isinf", "isfinite": "isfinite",
-    "logical_not": "logical_not", "bitwise_not": "bitwise_not",
+    "logical_not": "logical_not", "bitwise_not": "bitwise_not", "sigmoid": "sigmoid",
 }  # fmt: skip
 BINARY: dict[str, str] = {
     "mul": "mul", "multiply": "mul", "pow": "pow", "maximum": "maximum", "minimum": "minimum",
@@ -241,22 +241,21 @@ def clamp(input: Any, min: Any = None, max: Any = None) -> Any:
     need_tensor("clamp", "input", 1, input)
     if min is None and max is None:
         raise OperandError("torch.clamp: At least one of 'min' or 'max' must not be None")
-    if isinstance(min, Tensor) or isinstance(max, Tensor):
-        result = input if min is None else apply2("maximum", input, min)
-        return result if max is None else apply2("minimum", result, max)
-    return _clamp_numbers(input, min, max)
-
-
-def _clamp_numbers(input: Any, min: Any, max: Any) -> Any:
-    if isinstance(min, float) or isinstance(max, float):
-        if input.dtype.category < 2:
-            input = input.to(dtypes.get_default_dtype())
-    elif input.dtype.category == 0:
+    if input.dtype.category == 0:
         input = input.to(dtypes.int64)
-    kind = float if input.dtype.is_floating_point else int
-    low = None if min is None else kind(min)
-    high = None if max is None else kind(max)
-    return named(TABLE["clamp"](input, min=low, max=high), "ClampBackward1")
+    real = any(_is_real(x) for x in (input, min, max))
+    low, high = (float("-inf"), float("inf")) if real else _integer_limits(input.dtype)
+    low, high = low if min is None else min, high if max is None else max
+    return named(TABLE["clamp"](input, low, high), "ClampBackward1")
+
+
+def _is_real(x: Any) -> bool:
+    return x.dtype.is_floating_point if hasattr(x, "dtype") else isinstance(x, float)
+
+
+def _integer_limits(dtype: dtypes.DType) -> tuple[int, int]:
+    limits = np.iinfo(dtype.numpy)
+    return int(limits.min), int(limits.max)
 
 
 @_public
@@ -282,15 +281,6 @@ def relu(input: Any) -> Any:
     """The larger of `input` and 0; gradient 0 at 0. NaN stays NaN."""
     need_tensor("relu", "input", 1, input)
     return named(TABLE["where"](apply2("less_equal", input, 0), 0, input), "ReluBackward0")
-
-
-@_public
-def sigmoid(input: Any) -> Any:
-    """`1 / (1 + exp(-x))`, computed as `0.5 + 0.5 tanh(x/2)` does not overflow."""
-    need_tensor("sigmoid", "input", 1, input)
-    if "sigmoid" in TABLE:
-        return apply1("sigmoid", input)
-    return named(apply1("reciprocal", apply2("add", apply1("exp", apply1("neg", input)), 1)), "SigmoidBackward0")
 
 
 @_public

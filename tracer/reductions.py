@@ -11,7 +11,7 @@ from math import prod as product
 from typing import Any
 
 from tracegrad.ir import dtypes, ops
-from tracegrad.ir.errors import DTypeError, OperandError, ShapeError
+from tracegrad.ir.errors import DimensionError, DTypeError, OperandError, ShapeError
 from tracegrad.ir.primitive import is_scalar
 from tracegrad.tracer.pointwise import apply1, apply2, named, need_tensor
 from tracegrad.tracer.shapes import wrap_dim
@@ -127,9 +127,22 @@ def argmin(input: Any, dim: int | None = None, keepdim: bool = False) -> Any:
     return ops.argmin(input, axis=dim, keepdims=keepdim)
 
 
+def _pair(which: str) -> Any:
+    """The named tuple that `max(x, dim)` returns, printing as PyTorch's."""
+
+    class Pair(namedtuple(which, ("values", "indices"))):  # type: ignore[misc]
+        __slots__ = ()
+
+        def __repr__(self) -> str:
+            rows = ",\n".join(f"{k}={v!r}" for k, v in zip(self._fields, self))
+            return f"torch.return_types.{which}(\n{rows})"
+
+    Pair.__name__ = Pair.__qualname__ = which
+    return Pair
+
+
 def _extreme(which: str) -> Callable[..., Any]:
-    Pair = namedtuple(which, ("values", "indices"))  # type: ignore[misc]
-    Pair.__module__ = "torch.return_types"
+    Pair = _pair(which)
     search = "argmax" if which == "max" else "argmin"
     pairwise = "maximum" if which == "max" else "minimum"
 
@@ -143,6 +156,8 @@ def _extreme(which: str) -> Callable[..., Any]:
         if not isinstance(dim, int):
             raise OperandError(f"{which}(): argument 'dim' must be int, not {type(dim).__name__}")
         d = wrap_dim(dim, input.ndim)
+        if input.ndim and input.shape[d] == 0:
+            raise DimensionError(f"{which}(): Expected reduction dim {d} to have non-zero size.")
         indices = getattr(ops, search)(input, axis=d, keepdims=True)
         values = input if input.ndim == 0 else take_along(input, d, indices)
         if not keepdim and input.ndim:

@@ -184,7 +184,7 @@ def expand(input: Any, *shape: Any) -> Any:
     offset = len(wanted) - input.ndim
     if offset < 0:
         raise ShapeError(
-            f"expand({scalar_text(input)}{list(input.shape)}, size={wanted}): the number of sizes "
+            f"expand({scalar_text(input)}{{{list(input.shape)}}}, size={wanted}): the number of sizes "
             f"provided ({len(wanted)}) must be greater or equal to the number of dimensions in the "
             f"tensor ({input.ndim})"
         )
@@ -193,7 +193,7 @@ def expand(input: Any, *shape: Any) -> Any:
         if n == -1:
             if have is None:
                 raise ShapeError(
-                    f"expand({scalar_text(input)}{list(input.shape)}, size={wanted}): the expanded "
+                    f"expand({scalar_text(input)}{{{list(input.shape)}}}, size={wanted}): the expanded "
                     "size of the tensor (-1) isn't allowed in a leading, non-existing dimension "
                     f"{i}"
                 )
@@ -316,9 +316,7 @@ def split(input: Any, split_size_or_sections: Any, dim: int = 0) -> tuple[Any, .
     if isinstance(split_size_or_sections, int):
         each = split_size_or_sections
         if each < 0 or (each == 0 and size):
-            raise ShapeError(
-                f"split expects split_size be non-negative, but got split_size={each}"
-            )
+            raise ShapeError(f"split expects split_size be non-negative, but got split_size={each}")
         bounds = list(range(0, max(size, 1), max(each, 1)))
         lengths = [min(each, size - b) for b in bounds]
     else:
@@ -369,7 +367,9 @@ def _list_of_tensors(function: str, tensors: Any) -> list[Any]:
                 f"expected Tensor as element {i} in argument 0, but got {type(x).__name__}"
             )
     if not tensors:
-        raise ShapeError(f"{'torch.' if function == 'cat' else ''}{function}(): expected a non-empty list of Tensors")
+        name = "torch.cat" if function == "cat" else function
+        kind = ParameterError if function == "cat" else ShapeError
+        raise kind(f"{name}(): expected a non-empty list of Tensors")
     return list(tensors)
 
 
@@ -463,7 +463,11 @@ def diagonal(input: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
 @_public
 def contiguous(input: Any) -> Any:
     """`input` itself where it is row-major already, else a row-major copy."""
-    return input if input.is_contiguous() else clone(input)
+    if input.is_contiguous():
+        return input
+    out = clone(input)
+    out._array = np.ascontiguousarray(out._array)  # nobody else has seen the copy yet
+    return out
 
 
 @_public

@@ -69,9 +69,7 @@ class BackwardNode:
         self.retained: dict[int, Any] | None = None
         self.hooks: dict[int, dict[int, Callable[[Any], Any]]] | None = None
 
-    def apply(
-        self, cotangents: list[Tensor | None], create_graph: bool
-    ) -> Sequence[Tensor | None]:
+    def apply(self, cotangents: list[Tensor | None], create_graph: bool) -> Sequence[Tensor | None]:
         """Cotangents of the inputs, one per edge, from those of the outputs.
 
         Args:
@@ -234,7 +232,9 @@ def scalar_type_name(dtype: Any) -> str:
 def _overwritten(storage: Storage, version: int, edge: Edge, type: TensorType) -> str:
     """PyTorch's text, and who did it."""
     shape = ", ".join(map(str, type.shape))
-    whose = f", which is output {edge[1]} of {edge[0].name()}," if edge[0] is not None else ""
+    node, number = edge
+    leaf = node is None or isinstance(node, AccumulateGrad)
+    whose = "" if leaf else f", which is output {number} of {node.name()},"
     text = (
         "one of the variables needed for gradient computation has been modified by an inplace "
         f"operation: [torch.{scalar_type_name(type.dtype)}Tensor [{shape}]]{whose} is at version "

@@ -93,7 +93,9 @@ class Tensor(Operators):
             return made
         shape = (0,) if data is None else data if isinstance(data, int) else None
         dtype = dtypes.get_default_dtype().numpy
-        _fill(made, np.empty(shape, dtype) if shape is not None else np.array(data, dtype), Storage())
+        _fill(
+            made, np.empty(shape, dtype) if shape is not None else np.array(data, dtype), Storage()
+        )
         return made
 
     # ---- meta-data ----
@@ -155,9 +157,7 @@ class Tensor(Operators):
         if self.grad_fn is not None and not flag:
             raise GradientError(_NON_LEAF_FLAG)
         if flag and not self.dtype.is_floating_point:
-            raise GradientError(
-                "only Tensors of floating point and complex dtype can require gradients"
-            )
+            raise GradientError("only Tensors of floating point dtype can require gradients")
         if state.recorder is not None:
             state.recorder.note("requires_grad_", self)
         self._requires_grad = bool(flag)

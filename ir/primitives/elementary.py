@@ -68,6 +68,9 @@ cosh = unary("cosh", np.cosh, "cosh{f}({x})", vjp=lambda ct, out, x: ct * sinh(x
              source="NIST DLMF §4.28")  # fmt: skip
 tanh = unary("tanh", np.tanh, "tanh{f}({x})", vjp=lambda ct, out, x: ct * (1 - out * out), cost=25,
              ulp=8, source="NIST DLMF §4.34")  # fmt: skip
+sigmoid = unary("sigmoid", lambda x: 1 / (1 + np.exp(-x)), "1 / (1 + exp{f}(-{x}))",
+                vjp=lambda ct, out, x: ct * (out * (1 - out)), cost=25, ulp=8,
+                source="definition; a primitive because its parts overflow where it does not")  # fmt: skip
 asinh = unary("asinh", np.arcsinh, "asinh{f}({x})", vjp=lambda ct, out, x: ct * rsqrt(x * x + 1),
               cost=25, ulp=8, source="NIST DLMF §4.37")  # fmt: skip
 acosh = unary("acosh", np.arccosh, "acosh{f}({x})", vjp=lambda ct, out, x: ct * rsqrt(x * x - 1),
