@@ -232,7 +232,11 @@ def put_text(namespace: str, key: str, text: str) -> None:
         folder.write_atomically(_text_path(root, namespace, key), data, root)
         return root
 
-    _grow(folder.current().write(action), len(data))
+    try:
+        root = folder.current().write(action)
+    except OSError:
+        return  # nothing can be written, of which `Store.demote` has warned; this is only a memo
+    _grow(root, len(data))
 
 
 def _text_head(key: str, body: bytes) -> str:

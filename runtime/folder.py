@@ -95,8 +95,9 @@ class Store:
             warn_once(
                 "cache-owner",
                 str(self.root),
-                f"cache folder {self.root} is not used: {self.problem}. Kernels are "
-                "compiled anew in a private temporary folder. Set TRACEGRAD_CACHE_DIR to a folder of your own.",
+                f"cache folder {self.root} is not used: {self.problem}. Kernels are compiled "
+                "anew in a private temporary folder. Set TRACEGRAD_CACHE_DIR to a folder of "
+                "your own.",
                 CacheWarning,
             )
         elif stat.S_IMODE(info.st_mode) & 0o077:

@@ -26,12 +26,13 @@ So a launcher keeps pointers (`address_of`) of what it owns and passes a tuple t
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ class LoadedKernel:
     origin: str
     compile_ms: float
     record: KernelRecord
-    library: Any
+    library: Any = field(repr=False)
 
 
 # --- arguments ------------------------------------------------------------------------------------
@@ -209,17 +210,13 @@ def _open(path: Path, key: str, source: str, origin: str, compile_ms: float) -> 
         raise OSError(f"{path.name} lacks a symbol: {error}") from None
     if found != key:
         raise OSError(f"{path.name} says that its key is {found[:12]}..., not {key[:12]}...")
-    if _exports(library, "tg_init_threads"):
+    if hasattr(library, "tg_init_threads"):
         library.tg_init_threads(threads.cell())
-    if _exports(library, "tg_init"):
+    if hasattr(library, "tg_init"):
         backend = blas.find()
         library.tg_init(blas.empty_table() if backend is None else backend.table())
     empty = KernelRecord(key, "", origin)
     return LoadedKernel(run, key, path, source, origin, compile_ms, empty, library)
-
-
-def _exports(library: Any, name: str) -> bool:
-    return hasattr(library, name)
 
 
 # --- building -------------------------------------------------------------------------------------
@@ -257,7 +254,24 @@ def _build(
                 shutil.rmtree(build, ignore_errors=True)
             return _open_built(entry, key, source, elapsed)
 
-    return store.write(action)
+    try:
+        return store.write(action)
+    except OSError as error:
+        raise CompileError(
+            f"no folder to compile in: {error}. Free space in {store.root} and in the temporary "
+            "folder, or set TRACEGRAD_CACHE_DIR and TMPDIR to folders that can be written."
+        ) from None
+
+
+def build_apart(source: str, where: Path) -> LoadedKernel:
+    """Compile and load a source in a folder of the caller, past all caches (for `doctor`)."""
+    tool = toolchain.find()
+    if not tool.present:
+        raise toolchain.not_found(tool)
+    key = key_of(source)
+    _write_source(where, key, source, None)
+    _, elapsed = toolchain.compile_source(tool, where)
+    return _open(where / "kernel.so", key, source, "built", elapsed)
 
 
 def _open_built(entry: cache.Entry, key: str, source: str, elapsed: float) -> LoadedKernel:
@@ -300,6 +314,10 @@ def _key_lock(root: Path, key: str) -> Iterator[None]:
         guard.acquire()
     except (filelock.Timeout, NotImplementedError):
         guard = None  # a process that hangs, or a file system without locks: build beside it
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP):
+            raise
+        guard = None
     try:
         yield
     finally:

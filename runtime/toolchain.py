@@ -89,7 +89,7 @@ class Toolchain:
         flags: all flags, the optional ones that it takes included.
         cpu: name and feature digest of the processor.
         libc: the C library of this process.
-        present: False where the compiler has gone and only its cached kernels can be loaded.
+        problem: why there is no compiler now, so that only cached kernels can be loaded; else empty.
     """
 
     command: tuple[str, ...]
@@ -98,7 +98,12 @@ class Toolchain:
     flags: tuple[str, ...]
     cpu: str
     libc: str
-    present: bool = True
+    problem: str = ""
+
+    @property
+    def present(self) -> bool:
+        """False where the compiler has gone and only the kernels it made are left."""
+        return not self.problem
 
     @property
     def openmp(self) -> bool:
@@ -129,15 +134,15 @@ def find() -> Toolchain:
         CompilerNotFound: there is none, or it fails the test compile. The first time a
             `NoCompilerWarning` says so as well.
     """
-    environ = os.environ
-    state = tuple(environ.get(n, "") for n in ("CC", "PATH", "TRACEGRAD_CACHE_DIR"))
+    get = os.environ.get
+    state = (get("CC", ""), get("PATH", ""), get("TRACEGRAD_CACHE_DIR", ""))
     with _lock:
         if state not in _found:
             _found[state] = _search()
         result = _found[state]
     if isinstance(result, Toolchain):
         if not result.present:
-            _warn(f"no C compiler was found; kernels compiled earlier by {result.version} are used")
+            _warn(f"{result.problem}; kernels made earlier by {result.version} are still used")
         return result
     _warn(result)
     raise CompilerNotFound(f"{result}. {_REMEDY}")
@@ -145,9 +150,7 @@ def find() -> Toolchain:
 
 def not_found(tool: Toolchain) -> CompilerNotFound:
     """The error for a kernel that is not in the cache when `tool` is no longer there."""
-    return CompilerNotFound(
-        f"this kernel is not in the cache, and {' '.join(tool.command)} is gone. {_REMEDY}"
-    )
+    return CompilerNotFound(f"{tool.problem}, and this kernel is not in the cache. {_REMEDY}")
 
 
 def forget() -> None:
@@ -167,21 +170,20 @@ def _warn(reason: str) -> None:
 
 def _search() -> Toolchain | str:
     """The first compiler that works, else the last one known, else why there is none."""
-    reasons = []
+    reasons, named = [], bool(os.environ.get("CC", "").strip())
     for command in _candidates():
         path = shutil.which(command[0])
         if path is None:
-            reasons.append(f"{command[0]} is not on PATH")
+            where = f"CC names {command[0]}, which is" if named else f"{command[0]} is"
+            reasons.append(f"{where} not on PATH")
             continue
         result = _examine((path, *command[1:]))
         if isinstance(result, Toolchain):
             return result
         reasons.append(result)
+    problem = "no C compiler was found (" + "; ".join(reasons) + ")"
     last = cache.get_text("toolchain", "last")
-    if last is not None:
-        known = Toolchain(**_tuples(json.loads(last)), cpu=cpu_identity(), libc=_libc())
-        return Toolchain(**{**vars(known), "present": False})
-    return "no C compiler was found (" + "; ".join(reasons) + ")"
+    return problem if last is None else _from_record(last, problem)
 
 
 def _candidates() -> list[tuple[str, ...]]:
@@ -202,11 +204,16 @@ def _examine(command: tuple[str, ...]) -> Toolchain | str:
         text = json.dumps(result)
         cache.put_text("toolchain", memo, text)
         cache.put_text("toolchain", "last", text)
-    return Toolchain(**_tuples(json.loads(text)), cpu=cpu_identity(), libc=_libc())
+    return _from_record(text, "")
 
 
-def _tuples(record: dict[str, object]) -> dict[str, object]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+def _from_record(text: str, problem: str) -> Toolchain:
+    """The toolchain that `_run_probe` described."""
+    told = json.loads(text)
+    command, flags = tuple(told["command"]), tuple(told["flags"])
+    return Toolchain(
+        command, told["version"], told["target"], flags, cpu_identity(), _libc(), problem
+    )
 
 
 def _stamp(command: tuple[str, ...]) -> list[object]:
