@@ -20,12 +20,14 @@ from math import prod
 from typing import Any
 
 from tracegrad.codegen.affine import Affine
+from tracegrad.codegen.plan import Parameter
 from tracegrad.codegen.window_geometry import (
     Arithmetic,
     Division,
     SpatialAxis,
     arithmetic,
     divide,
+    kernel_parameters,
     position,
     spatial_axis,
 )
@@ -103,7 +105,7 @@ class ConvolutionPlan:
     """Every decision about one convolution kernel; `template` says which text it fills.
 
     Attributes:
-        name: the C function. summary: comment lines. operand_names: its inputs.
+        name: the C function. summary: comment lines. parameters: its operands, result, scratch.
         sizes, number, work: sizes, C types, division of the work.
         axes: all spatial axes; outer: all but the last; inner: the last.
         reads_tables: the inner axis is padded, so its tables are needed.
@@ -114,7 +116,7 @@ class ConvolutionPlan:
         out_start, plane, tile_start: where an output plane, an input plane and a tile begin.
         group_weight, block_weight: what is added to w for the group and the channel block.
         cotangent, cotangent_stride: the matrix of cotangents of a tile.
-        c_begin, c_end, block_tap, block_rows: the channel block, and positions and rows of its columns.
+        c_begin, c_end, block_tap, block_rows: the channel block, its columns and their number.
         item_group, item_tile, item_outputs: parts of an item's number.
         panel: element offset of the side-by-side panel in a slice's scratch.
         gemm: name of the matrix product; partials: one sum of weights per slice.
@@ -124,7 +126,7 @@ class ConvolutionPlan:
     name: str
     template: str
     summary: tuple[str, ...]
-    operand_names: tuple[str, ...]
+    parameters: tuple[Parameter, ...]
     sizes: Sizes
     number: Arithmetic
     work: Division
@@ -171,6 +173,16 @@ class ConvolutionPlan:
         from tracegrad.codegen.unit import render
 
         return render(self.template, plan=self).strip() + "\n"
+
+
+_OPERANDS = {
+    "conv": ("x", "w"), "conv_input_grad": ("ct", "w"), "conv_weight_grad": ("x", "ct"),
+}  # fmt: skip
+_TITLES = {
+    "conv": "Convolution (cross-correlation) of x with w.",
+    "conv_input_grad": "Transpose of a convolution in its input.",
+    "conv_weight_grad": "Transpose of a convolution in its weights.",
+}
 
 
 # ---- decisions ----------------------------------------------------------------------------------
@@ -311,17 +323,16 @@ def _plan(
     spatial = tuple(spatial_axis(i, a, tile.tiled and i == 0) for i, a in enumerate(axes))
     outer, inner = spatial[:-1], spatial[-1]
     outside = " || ".join(a.outside for a in outer if a.padded)
-    operands = ("x", "w") if op_name == "conv" else ("ct", "w")
-    operands = ("x", "ct") if op_name == "conv_weight_grad" else operands
-    shapes = " and ".join(f"{n} {t}" for n, t in zip(operands, map(str, in_types), strict=True))
-    summary = (f"{op_name}: {shapes} to {out_type}.", how) + ((comment,) if comment else ())
+    summary = (how, comment) if comment else (how,)
     return ConvolutionPlan(
-        name=name, template=template, summary=summary, operand_names=("in_0", "in_1"), sizes=sizes,
+        name=name, template=template, summary=(_TITLES[op_name], *summary), sizes=sizes,
+        parameters=kernel_parameters(_OPERANDS[op_name], in_types, out_type),
         number=number, work=work, axes=spatial, outer=outer, inner=inner,
         reads_tables=inner.padded, checks_outer=bool(outside), outside=outside, tile=tile,
         channel_block=channel_block, channel_blocks=channel_blocks,
         blocked=channel_blocks > 1, **_positions(sizes, spatial),
-        **_parts(op_name, sizes, spatial, tile, channel_block, channel_blocks), panel=panel, gemm="f32" if out_type.dtype.name == "float32" else "f64",
+        **_parts(op_name, sizes, spatial, tile, channel_block, channel_blocks), panel=panel,
+        gemm="f32" if out_type.dtype.name == "float32" else "f64",
         grouped=sizes.groups > 1, partials=partials, scratch_bytes=scratch, flops=sizes.flops,
         seconds=seconds,
     )  # fmt: skip
@@ -383,8 +394,8 @@ def _parts(
         "c_end": "c_end" if blocks > 1 else str(sizes.group_in),
         "block_tap": (tap + first).text(),
         "block_rows": f"(c_end - c_begin) * {sizes.taps}" if blocks > 1 else str(sizes.depth),
-        "item_group": f"item / {blocks} % {sizes.groups}" if blocks > 1 else f"item % {sizes.groups}",
-        "item_tile": f"item / {per_tile}" if per_tile > 1 and op_name == "conv_input_grad" else "item",
+        "item_group": f"item / {blocks} % {sizes.groups}".replace("/ 1 ", ""),
+        "item_tile": f"item / {per_tile}" if per_tile > 1 else "item",
         "item_outputs": (
             f"item % {sizes.channels} / {sizes.group_in} * {sizes.group_out}"
             if sizes.groups > 1 else "0"

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tracegrad.codegen.affine import Affine
+from tracegrad.codegen.plan import Parameter
 from tracegrad.ir.dtypes import DType
-from tracegrad.ir.types import Shape, contiguous_strides
+from tracegrad.ir.types import Shape, TensorType, contiguous_strides
 from tracegrad.ir.windows import WindowAxis
 
 PARALLEL_SECONDS = 50e-6  # work below this stays on one thread
@@ -146,3 +147,15 @@ def arithmetic(dtype: DType) -> Arithmetic:
         load, store = f"tg_load_{dtype.name}", f"tg_store_{dtype.name}"
         return Arithmetic(dtype.c_type, "float", "double", True, load, store)
     return Arithmetic(dtype.c_type, "uint64_t", "uint64_t", True, "(uint64_t)", f"({dtype.c_type})")
+
+
+def kernel_parameters(
+    names: Sequence[str], in_types: Sequence[TensorType], out_type: TensorType
+) -> tuple[Parameter, ...]:
+    """The parameters of a kernel: operands in_0, in_1, ..., result out_0, and scratch."""
+    operands = tuple(
+        Parameter(f"in_{k}", t.dtype.c_type, False, f"{name} {t}")
+        for k, (name, t) in enumerate(zip(names, in_types, strict=True))
+    )
+    result = Parameter("out_0", out_type.dtype.c_type, True, str(out_type))
+    return (*operands, result, Parameter("scratch", "char", True))

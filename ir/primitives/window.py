@@ -173,6 +173,13 @@ def _select(
     return best, index
 
 
+def rounded(total: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    """A sum in its result's dtype; halves are rounded by way of float32, as compiled code does."""
+    return (
+        total.astype(np.float32) if dtype.itemsize == 2 and dtype.kind != "i" else total
+    ).astype(dtype)
+
+
 def accumulator(dtype: np.dtype[Any]) -> type[np.generic]:
     """What window sums accumulate in: float64, or int64 (which wraps) for integers."""
     return np.int64 if dtype.kind in "iu" else np.float64
@@ -185,7 +192,7 @@ def _eager_sum(
     total = np.zeros((*x.shape[:2], *(a.out for a in axes)), accumulator(x.dtype))
     for _, outputs, inputs in each_offset(axes):
         total[(..., *outputs)] += x[(..., *inputs)]
-    return total.astype(x.dtype)
+    return rounded(total, x.dtype)
 
 
 def _eager_spread(
@@ -195,7 +202,7 @@ def _eager_spread(
     total = np.zeros((*ct.shape[:2], *input_size), accumulator(ct.dtype))
     for _, outputs, inputs in each_offset(axes):
         total[(..., *inputs)] += ct[(..., *outputs)]
-    return total.astype(ct.dtype)
+    return rounded(total, ct.dtype)
 
 
 def _flat(x: np.ndarray) -> np.ndarray:
@@ -214,7 +221,7 @@ def _eager_scatter_add(ct: np.ndarray, index: np.ndarray, *, input_size: Shape) 
     plane = np.arange(planes)[:, None]
     per_plane = prod(ct.shape[2:])
     np.add.at(total, (plane, index.reshape(planes, per_plane)), ct.reshape(planes, per_plane))
-    return total.reshape(*ct.shape[:2], *input_size).astype(ct.dtype)
+    return rounded(total, ct.dtype).reshape(*ct.shape[:2], *input_size)
 
 
 def _check_index(name: str, index: np.ndarray, size: int) -> None:

@@ -19,13 +19,14 @@ import pytest
 
 from tracegrad.codegen.plan import Target
 from tracegrad.codegen.plan_convolution import plan_convolution
+from tracegrad.codegen.plan_window import plan_window
 from tracegrad.codegen.prelude import prelude
 from tracegrad.ir import dtypes, ops
 from tracegrad.ir.primitive import type_of
 
 COMPILER = os.environ.get("CC", "gcc")
-FLAGS = ["-O2", "-fopenmp", "-fPIC", "-shared", "-Wall", "-Wno-unused", "-Werror", "-fno-math-errno",
-         "-ffp-contract=off", "-fwrapv"]  # fmt: skip
+FLAGS = ["-O2", "-fopenmp", "-fPIC", "-shared", "-Wall", "-Wno-unused", "-Werror",
+         "-fno-math-errno", "-ffp-contract=off"]  # fmt: skip
 pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason="needs a C compiler")
 TRIAL = """
 {prelude}
@@ -212,3 +213,66 @@ def test_small_convolutions_stay_on_one_thread():
     assert not plan.work.parallel
     assert "#pragma omp parallel" not in plan.render()
     assert "#pragma omp parallel for" in plan_for("conv", *GEOMETRIES["many_images"]).render()
+
+
+# ---- windows ------------------------------------------------------------------------------------
+
+WINDOWS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
+    "halves": ((3, 4, 8, 10), {"window": 2}),
+    "padded": ((2, 3, 9, 8), {"window": 3, "stride": 2, "padding": 1}),
+    "dilated": (
+        (2, 2, 9, 11),
+        {"window": (2, 3), "stride": 1, "padding": (1, 2), "dilation": (2, 2)},
+    ),
+    "line": ((2, 3, 20), {"window": 4, "stride": 3, "padding": 2}),
+    "volume": ((1, 2, 5, 6, 4), {"window": (2, 3, 2), "stride": (2, 1, 2), "padding": (0, 1, 1)}),
+    "parallel": ((16, 8, 32, 32), {"window": 3, "stride": 2, "padding": 1}),
+    "no_images": ((0, 4, 8, 8), {"window": 2}),
+}
+
+
+def window_operations(
+    rng: np.random.Generator, dtype: dtypes.DType, xs: tuple[int, ...], given: Any
+) -> list[tuple[str, list[np.ndarray], dict[str, Any]]]:
+    x = values(rng, dtype, xs)
+    if dtype.kind == "f" and x.size:
+        x[..., 1] = x[..., 0]  # ties
+        x[0, 0, ..., 3] = np.nan
+        x[0, 1, ..., :2] = -np.inf
+    params = dict(ops.window_max.normalize([type_of(x)], given))
+    index = ops.window_argmax(x, **params)
+    ct = values(rng, dtype, index.shape)
+    return [
+        ("window_max", [x], params), ("window_argmax", [x], params), ("window_sum", [x], params),
+        ("window_spread", [ct], {**params, "input_size": xs[2:]}),
+        ("window_gather", [x, index], {}),
+        ("window_scatter_add", [ct, index], {"input_size": xs[2:]}),
+    ]  # fmt: skip
+
+
+def same_bits(got: np.ndarray, want: np.ndarray, summary: str) -> None:
+    """Equal values and signs of zero, and NaN in the same places."""
+    if want.dtype.kind not in "iu":
+        got, want = (
+            got.astype(np.float64),
+            want.astype(np.float64),
+        )  # exact, and numpy knows its NaN
+        finite = ~np.isnan(want)
+        np.testing.assert_array_equal(np.signbit(got[finite]), np.signbit(want[finite]), summary)
+    np.testing.assert_array_equal(got, want, summary)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.name)
+def test_window_kernels_equal_eager_to_the_bit(tmp_path, dtype):
+    rng = np.random.default_rng(0)
+    cases = []
+    for label, (xs, given) in WINDOWS.items():
+        for op_name, operands, params in window_operations(rng, dtype, xs, given):
+            expected = getattr(ops, op_name)(*operands, **params)
+            plan = plan_window(
+                op_name, [type_of(a) for a in operands], type_of(expected), params,
+                name=f"{op_name}_{label}", comment="model.py:41",
+            )  # fmt: skip
+            cases.append((plan, operands, expected))
+    assert any(plan.work.parallel for plan, _, _ in cases)
+    check(tmp_path, cases, same_bits)
