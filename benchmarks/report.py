@@ -40,9 +40,7 @@ def yardstick(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
 def cells(row: dict[str, Any], base: dict[str, Any] | None) -> list[str]:
     """One row of the terminal's table."""
     if not row["samples"]:
-        last = row["problem"].splitlines()[-1:] or [""]
-        head = "" if row["problem"].startswith(last[0]) else row["problem"].split(":")[0] + ": "
-        return [row["peer"], (head + last[0])[:60], *[""] * (len(HEADINGS) - 2)]
+        return [row["peer"], row["problem"].split(":")[0], *[""] * (len(HEADINGS) - 2)]
     assert base is not None, "a measured row has a yardstick"
     return [
         row["peer"],
@@ -64,6 +62,9 @@ def terminal(document: Document) -> None:
         lines = [cells(row, base) for row in workload["rows"]]
         unit = f"; x = time / {base['peer']}'s" if base else ""
         draw(f"{workload['title']}{unit}", list(HEADINGS), lines)
+        for row in workload["rows"]:
+            if ":" in row["problem"]:
+                print(f"{row['peer']}: {row['problem'].splitlines()[-1]}")
     startup = document.get("startup") or {}
     lines = [
         [f"import {name}", duration(times["median"]), duration(times["minimum"])]

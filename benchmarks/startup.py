@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 
 from benchmarks.processes import ROOT
 
@@ -16,9 +18,17 @@ def import_times(rounds: int, names: tuple[str, ...] = ("numpy", "tracegrad")) -
     """Seconds of each import in fresh interpreters, in turn, and the last one's ratio to the first.
 
     Args:
-        rounds: interpreters started per name; one more of each warms the file cache.
+        rounds: interpreters started per name; one more of each compiles the modules.
         names: modules; those that are not installed are left out.
     """
+    with tempfile.TemporaryDirectory(prefix="benchmark-bytecode-") as folder:
+        return measured(rounds, names, folder)
+
+
+def measured(rounds: int, names: tuple[str, ...], bytecode: str) -> dict[str, object]:
+    """`import_times`, with compiled modules kept in the folder `bytecode` (as an install has)."""
+    environment = {**os.environ, "PYTHONPYCACHEPREFIX": bytecode}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     present = [name for name in names if importlib.util.find_spec(name) is not None]
     samples: dict[str, list[float]] = {name: [] for name in present}
     for turn in range(rounds + 1):
@@ -26,6 +36,7 @@ def import_times(rounds: int, names: tuple[str, ...] = ("numpy", "tracegrad")) -
             done = subprocess.run(
                 [sys.executable, "-c", PROBE.format(name)],
                 cwd=ROOT,
+                env=environment,
                 capture_output=True,
                 text=True,
                 check=True,

@@ -378,4 +378,4 @@ def strided(array: np.ndarray) -> np.ndarray:
     return view
 
 
-Samples = Callable[[np.random.Generator, DType], Iterator[Sample]]
+Samples = Callable[["np.random.Generator", DType], Iterator[Sample]]

@@ -119,6 +119,18 @@ def test_import_loads_no_heavy_module() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def loaded_by(module: str) -> set[str]:
+    """The names of the modules that importing `module` loads."""
+    probe = f"import sys, {module}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_import_loads_nothing_of_others_that_numpy_does_not() -> None:
+    extra = {name.split(".")[0] for name in loaded_by("tracegrad") - loaded_by("numpy")}
+    assert extra - set(sys.stdlib_module_names) <= {"tracegrad"}  # numpy.random would be 10 ms
+
+
 def test_every_file_opens_with_a_docstring() -> None:
     bare = [
         str(path.relative_to(ROOT))

@@ -35,7 +35,7 @@ from tracegrad.ir.primitive import (
 )
 from tracegrad.ir.types import Shape, TensorType, broadcast_shapes
 
-Draw = Callable[[np.random.Generator, DType, Shape], np.ndarray]
+Draw = Callable[["np.random.Generator", DType, Shape], np.ndarray]
 Range = tuple[float, float] | Draw
 REAL: Range = (-3.0, 3.0)
 NUMBERS = tuple(d for d in dtypes.ALL if d.kind != "b")
