@@ -4,6 +4,8 @@ The names here are PyTorch's: `import tracegrad as torch` runs its autograd tuto
 (`nn`, `optim`, `compile` and its toolchain) are loaded when first used.
 """
 
+# ruff: noqa: F401  (imported to be found here)
+
 from __future__ import annotations
 
 import importlib

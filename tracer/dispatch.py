@@ -11,9 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tracegrad.ir import dtypes
 from tracegrad.ir.errors import OperandError
-from tracegrad.ir.graph import params_key
 from tracegrad.ir.primitive import Primitive
 from tracegrad.ir.types import TensorType
 from tracegrad.tracer import tape

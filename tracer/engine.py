@@ -15,8 +15,8 @@ import numpy as np
 from tracegrad.ir.errors import GradientError, OperandError, ShapeError
 from tracegrad.tracer.device import Size
 from tracegrad.tracer.state import state
-from tracegrad.tracer.tape import AccumulateGrad, BackwardNode, Edge, accumulator, gradient_edge
-from tracegrad.tracer.tensor import Tensor, dtype_of, wrap
+from tracegrad.tracer.tape import AccumulateGrad, BackwardNode, Edge, gradient_edge
+from tracegrad.tracer.tensor import Tensor, wrap
 
 _UNUSED = (
     "One of the differentiated Tensors appears to not have been used in the graph. Set "
@@ -180,23 +180,29 @@ def run(
             _deliver(cotangents, gradient_edge(out), seed, False, create_graph)
         order = _reachable([gradient_edge(out)[0] for out in outputs])
         useful = None if targets is None else _leading_to(order, targets)
-        wanted = {} if targets is None else dict.fromkeys(targets)
+        wanted: dict[Edge, Tensor | None] = {} if targets is None else dict.fromkeys(targets)
         for node in order:
             slots = cotangents.pop(node, None)
             if slots is None or (useful is not None and node not in useful):
                 continue
             _arrived(node, slots, create_graph)
             for edge in wanted:
-                if edge[0] is node and edge[1] < len(slots) and slots[edge[1]] is not None:
-                    wanted[edge] = slots[edge[1]][0]
+                if edge[0] is node:
+                    wanted[edge] = _value(slots, edge[1])
             if isinstance(node, AccumulateGrad):
-                if targets is None:
-                    accumulate(node.variable, *slots[0][:1], create_graph, fresh=slots[0][1])
+                slot = slots[0]
+                if targets is None and slot is not None:
+                    accumulate(node.variable, slot[0], create_graph, fresh=slot[1])
             elif useful is None or any(e[0] in useful for e in node.edges):
                 _step(node, slots, cotangents, keep, create_graph, useful)
     finally:
         state.grad_enabled = before
     return [] if targets is None else [wanted[edge] for edge in targets]
+
+
+def _value(slots: list[_Slot | None], number: int) -> Tensor | None:
+    slot = slots[number] if number < len(slots) else None
+    return None if slot is None else slot[0]
 
 
 def _step(
@@ -292,6 +298,3 @@ def accumulate(leaf: Tensor, ct: Tensor, create_graph: bool, *, fresh: bool) -> 
     else:
         np.add(have._array, ct._array, out=have._array)
         have._storage.bump("add_")
-
-
-__all__ = ["accumulate", "accumulator", "backward", "grad", "run", "dtype_of"]

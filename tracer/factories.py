@@ -52,7 +52,7 @@ def _native(array: np.ndarray) -> np.ndarray:
     """The array in the machine's byte order, of a dtype that exists here."""
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
-    dtype_of[array.dtype]  # noqa: B018  (raises for foreign dtypes)
+    dtype_of[array.dtype]
     return array
 
 
@@ -74,8 +74,8 @@ def tensor(
     """
     if isinstance(data, Tensor):
         warnings.warn(
-            "To copy construct from a tensor, it is recommended to use sourceTensor.detach().clone() "
-            "or sourceTensor.detach().clone().requires_grad_(True), rather than "
+            "To copy construct from a tensor, it is recommended to use "
+            "sourceTensor.detach().clone() or sourceTensor.detach().clone().requires_grad_(True), rather than "
             "torch.tensor(sourceTensor).",
             UserWarning,
             stacklevel=2,
@@ -194,7 +194,7 @@ def from_numpy(ndarray: Any) -> Tensor:
             "given numpy array has byte order different from the native byte order. "
             "Conversion between byte orders is currently not supported."
         )
-    dtype_of[ndarray.dtype]  # noqa: B018  (raises for foreign dtypes)
+    dtype_of[ndarray.dtype]
     return _made(ndarray.view(np.ndarray), False)
 
 

@@ -96,6 +96,7 @@ class no_grad(_Mode):
     """
 
     def __new__(cls, function: Callable[..., Any] | None = None) -> Any:
+        """The context; or, given a function, that function decorated."""
         return super().__new__(cls) if function is None else cls()(function)
 
     def __init__(self) -> None:
@@ -106,6 +107,7 @@ class enable_grad(_Mode):
     """Switch recording back on inside `no_grad()`. Context and decorator."""
 
     def __new__(cls, function: Callable[..., Any] | None = None) -> Any:
+        """The context; or, given a function, that function decorated."""
         return super().__new__(cls) if function is None else cls()(function)
 
     def __init__(self) -> None:
@@ -135,6 +137,7 @@ class inference_mode(_Mode):
     """Like `no_grad`: results can never be differentiated. `inference_mode(False)` undoes it."""
 
     def __new__(cls, mode: Any = True) -> Any:
+        """The context; or, given a function, that function decorated."""
         return cls()(mode) if callable(mode) else super().__new__(cls)
 
     def __init__(self, mode: bool = True) -> None:

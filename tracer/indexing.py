@@ -90,8 +90,8 @@ def _trimmed(value: Tensor, shape: tuple[int, ...]) -> Tensor:
         value = ops.reshape(value, shape=have)
     if len(have) > len(shape):
         raise ShapeError(
-            f"expand({scalar_text(value)}{{{list(have)}}}, size={list(shape)}): the number of sizes "
-            f"provided ({len(shape)}) must be greater or equal to the number of dimensions in the "
+            f"expand({scalar_text(value)}{{{list(have)}}}, size={list(shape)}): the number of "
+            f"sizes provided ({len(shape)}) must be greater or equal to the number of dimensions in the "
             f"tensor ({len(have)})"
         )
     offset = len(shape) - len(have)
@@ -153,8 +153,8 @@ def _item(item: Any) -> Any:
     if isinstance(item, Tensor):
         if item.dtype.is_floating_point:
             raise DimensionError("tensors used as indices must be long, int, byte or bool tensors")
-        if item.ndim == 0 and item.dtype is not dtypes.bool_ and state.recorder is None:
-            return int(item._array)
+        if item.ndim == 0 and item.dtype is not dtypes.bool_:
+            return operator.index(item)  # a view, so the recorder hears that the value was read
         return item
     try:
         return operator.index(item)
@@ -209,8 +209,8 @@ def _array_index(x: Tensor, d: int, item: Tensor, arrays: dict[int, Tensor]) -> 
     for k in range(item.ndim):
         if item.shape[k] != x.shape[d + k]:
             raise DimensionError(
-                f"The shape of the mask {list(item.shape)} at index {k} does not match the shape of "
-                f"the indexed tensor {list(x.shape)} at index {d + k}"
+                f"The shape of the mask {list(item.shape)} at index {k} does not match the shape "
+                f"of the indexed tensor {list(x.shape)} at index {d + k}"
             )
     if state.recorder is not None:
         state.recorder.value_read(item, "mask index")

@@ -72,16 +72,44 @@ def apply(
     """
     check_writable(target)
     source = target
-    if state.grad_enabled and target._requires_grad:
+    if state.grad_enabled and any(
+        isinstance(x, Tensor) and x.requires_grad for x in (target, *operands, *params.values())
+    ):
         source = _twin(target)
+    elif state.recorder is None and not params and _directly(name, target, *operands):
+        return target
     value = compute(source, *operands, **params)
     return write(name, target, value)
+
+
+_UFUNCS = {"add_": np.add, "sub_": np.subtract, "mul_": np.multiply, "div_": np.divide}
+
+
+def _directly(name: str, target: Tensor, *operands: Any) -> bool:
+    """Let NumPy write the result of plain arithmetic where it belongs; False if it is not plain."""
+    ufunc = _UFUNCS.get(name)
+    array = target._array
+    if ufunc is None or len(operands) != 1 or array.dtype not in (np.float32, np.float64):
+        return False
+    other = operands[0]
+    if isinstance(other, Tensor):
+        number = other._array
+        if number.dtype != array.dtype or number.shape != array.shape:
+            return False
+    elif type(other) in (int, float) and abs(other) < 1e38:
+        number = array.dtype.type(other)
+    else:
+        return False
+    with np.errstate(all="ignore"):
+        ufunc(array, number, out=array)
+    target._storage.bump(name)
+    return True
 
 
 def _twin(target: Tensor) -> Tensor:
     """A copy of `target` with its history, for rules that need the value before the write."""
     twin = wrap(target._array.copy())
-    twin._requires_grad = True
+    twin._requires_grad = target._requires_grad
     twin._grad_fn, twin._output_nr = target._grad_fn, target._output_nr
     if state.recorder is not None:
         from tracegrad.ir.primitive import TABLE

@@ -14,7 +14,7 @@ import numpy as np
 
 from tracegrad.ir import dtypes, ops
 from tracegrad.ir.errors import OperandError, ParameterError
-from tracegrad.ir.primitive import INTEGRAL, TABLE, NO_PROMOTION, is_scalar
+from tracegrad.ir.primitive import INTEGRAL, NO_PROMOTION, TABLE, is_scalar
 from tracegrad.tracer.dispatch import dispatch
 from tracegrad.tracer.tape import node_class
 from tracegrad.tracer.tensor import Tensor, wrap
@@ -295,7 +295,8 @@ def where(condition: Any, input: Any = None, other: Any = None) -> Any:
         return condition.nonzero(as_tuple=True)
     if condition.dtype is not dtypes.bool_:
         raise OperandError(
-            f"where expected condition to be a boolean tensor, but got a tensor with dtype {condition.dtype}"
+            "where expected condition to be a boolean tensor, but got a tensor with dtype "
+            f"{condition.dtype}"
         )
     return TABLE["where"](condition, input, other)
 
@@ -351,8 +352,8 @@ FUNCTIONS.update(subtract=sub, divide=div, true_divide=div)
 INPLACE = (
     "add sub subtract mul multiply div divide true_divide pow fmod remainder floor_divide neg "
     "negative abs absolute sign sgn exp exp2 expm1 log log2 log10 log1p sin cos tan asin arcsin "
-    "acos arccos atan arctan sinh cosh tanh asinh acosh atanh sqrt rsqrt reciprocal erf erfc erfinv "
-    "lgamma digamma floor ceil round trunc fix frac clamp clip clamp_min clamp_max relu sigmoid "
+    "acos arccos atan arctan sinh cosh tanh asinh acosh atanh sqrt rsqrt reciprocal erf erfc "
+    "erfinv lgamma digamma floor ceil round trunc fix frac clamp clip clamp_min clamp_max relu sigmoid "
     "square lerp addcmul addcdiv eq ne lt le gt ge logical_and logical_or logical_xor logical_not "
     "bitwise_and bitwise_or bitwise_xor bitwise_not atan2 hypot copysign nan_to_num"
 ).split()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tracegrad.ir import dtypes
-from tracegrad.tracer.tensor import Tensor
+from tracegrad.tracer.tensor import Tensor, dtype_of
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ def _with_suffixes(body: str, suffixes: list[str], indent: int, linewidth: int) 
 
 
 def _body(array: np.ndarray, indent: int, options: Options) -> str:
-    if array.dtype.kind not in "biuf" or array.dtype.itemsize == 2:  # half types print as float32
-        array = array.astype(np.float32) if array.dtype.kind != "i" else array
+    if dtype_of[array.dtype].is_floating_point and array.dtype.itemsize == 2:
+        array = array.astype(np.float32)  # half types print as float32
     summarize = array.size > options.threshold
     shown = _edges(array, options.edgeitems) if summarize else array
     width, write = _formatter(shown, options)

@@ -184,8 +184,8 @@ def expand(input: Any, *shape: Any) -> Any:
     offset = len(wanted) - input.ndim
     if offset < 0:
         raise ShapeError(
-            f"expand({scalar_text(input)}{{{list(input.shape)}}}, size={wanted}): the number of sizes "
-            f"provided ({len(wanted)}) must be greater or equal to the number of dimensions in the "
+            f"expand({scalar_text(input)}{{{list(input.shape)}}}, size={wanted}): the number of "
+            f"sizes provided ({len(wanted)}) must be greater or equal to the number of dimensions in the "
             f"tensor ({input.ndim})"
         )
     for i, n in enumerate(wanted):
@@ -193,8 +193,8 @@ def expand(input: Any, *shape: Any) -> Any:
         if n == -1:
             if have is None:
                 raise ShapeError(
-                    f"expand({scalar_text(input)}{{{list(input.shape)}}}, size={wanted}): the expanded "
-                    "size of the tensor (-1) isn't allowed in a leading, non-existing dimension "
+                    f"expand({scalar_text(input)}{{{list(input.shape)}}}, size={wanted}): the "
+                    "expanded size of the tensor (-1) isn't allowed in a leading, non-existing dimension "
                     f"{i}"
                 )
             wanted[i] = have

@@ -166,6 +166,7 @@ class OperationNode(BackwardNode):
         self.saved: tuple[Saved, ...] | None = saved
 
     def owns(self, part: Tensor, cotangents: Sequence[Tensor | None]) -> bool:
+        """True for fresh memory: no view, no cotangent, nothing that was kept."""
         array = part._array
         if array.base is not None or not array.flags.writeable:
             return False
@@ -174,10 +175,12 @@ class OperationNode(BackwardNode):
         return all(array is not x for x in others)
 
     def release(self) -> None:
+        """Drop what was kept, if anything was: a node that kept nothing can run again."""
         if self.saved:
             self.saved = None
 
     def apply(self, cotangents: list[Tensor | None], create_graph: bool) -> list[Tensor | None]:
+        """Evaluate the record's vjp rules of the operands that need a cotangent."""
         plan = self.plan
         ct = cotangents[0]
         out, args = self._operands(create_graph)
@@ -233,8 +236,9 @@ def _overwritten(storage: Storage, version: int, edge: Edge, type: TensorType) -
     """PyTorch's text, and who did it."""
     shape = ", ".join(map(str, type.shape))
     node, number = edge
-    leaf = node is None or isinstance(node, AccumulateGrad)
-    whose = "" if leaf else f", which is output {number} of {node.name()},"
+    whose = ""
+    if node is not None and not isinstance(node, AccumulateGrad):
+        whose = f", which is output {number} of {node.name()},"
     text = (
         "one of the variables needed for gradient computation has been modified by an inplace "
         f"operation: [torch.{scalar_type_name(type.dtype)}Tensor [{shape}]]{whose} is at version "
@@ -246,7 +250,8 @@ def _overwritten(storage: Storage, version: int, edge: Edge, type: TensorType) -
     if change is None:
         return text
     where = f" at {change.location} ({change.location.text})" if change.location else ""
-    return f"{text} It was modified by {change.name}{where}; clone() it before, or use {change.name.rstrip('_')}."
+    plain = change.name.rstrip("_")
+    return f"{text} It was modified by {change.name}{where}; clone() it before, or use {plain}."
 
 
 def node_class(name: str) -> type[OperationNode]:

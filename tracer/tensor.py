@@ -211,17 +211,20 @@ class Tensor(Operators):
     def _check_grad(self, value: Any) -> None:
         if not isinstance(value, Tensor):
             raise OperandError(
-                f"assigned grad expected to be a Tensor or None but got grad of type {type(value).__name__}"
+                "assigned grad expected to be a Tensor or None but got grad of type "
+                f"{type(value).__name__}"
             )
         if value is self:
             raise GradientError("can't assign Variable as its own grad")
         if value._array.shape != self._array.shape:
             raise GradientError(
-                f"assigned grad has data of a different size: got {value.shape!r}, expected {self.shape!r}"
+                f"assigned grad has data of a different size: got {value.shape!r}, "
+                f"expected {self.shape!r}"
             )
         if value.dtype is not self.dtype:
             raise GradientError(
-                f"assigned grad has data of a different type: got {value.dtype}, expected {self.dtype}"
+                f"assigned grad has data of a different type: got {value.dtype}, "
+                f"expected {self.dtype}"
             )
 
     @property

@@ -54,7 +54,9 @@ class CopySlices(tape.BackwardNode):
         self.outside = _outside(base._array, self.chain)
 
     def apply(self, cotangents: list[Tensor | None], create_graph: bool) -> list[Tensor | None]:
+        """The old base's cotangent outside the region, the new value's inside."""
         ct = cotangents[0]
+        assert ct is not None, "the engine runs a node with one output only with its cotangent"
         old = new = None
         if self.edges[0][0] is not None:
             zero = np.zeros((), ct._array.dtype)
