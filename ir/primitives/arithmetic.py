@@ -167,16 +167,23 @@ def division(
     )  # fmt: skip
 
 
-def _less_whole(ct: Any, out: Any, x: Any, y: Any) -> Any:
-    # x = n*y + out with n a whole number, constant nearby: d out/d y = -n.
+def _same(ct: Any, out: Any, x: Any, y: Any) -> Any:
+    return ct
+
+
+# x = n*y + out with n a whole number, constant nearby: d out/d y = -n.
+def _less_truncated(ct: Any, out: Any, x: Any, y: Any) -> Any:
     return -ct * round((x - out) / y)
 
 
-_PARTS = (lambda ct, out, x, y: ct, _less_whole)
-fmod = division("fmod", np.fmod, np.fmod, "fmod{f}({x}, {y})", rules=_PARTS,
+def _less_floored(ct: Any, out: Any, x: Any, y: Any) -> Any:
+    return -ct * floor_divide(x, y)
+
+
+fmod = division("fmod", np.fmod, np.fmod, "fmod{f}({x}, {y})", rules=(_same, _less_truncated),
                 source="C11 §7.12.10.1", doc="Remainder signed like the dividend.")  # fmt: skip
 remainder = division("remainder", _remainder, np.remainder, "tg_remainder_{s}({x}, {y})",
-                     rules=_PARTS, source="PyTorch torch.remainder; Python's %",
+                     rules=(_same, _less_floored), source="PyTorch torch.remainder; Python's %",
                      doc="Remainder signed like the divisor.")  # fmt: skip
 floor_divide = division("floor_divide", _floor_divide, np.floor_divide,
                         "tg_floor_divide_{s}({x}, {y})", rules=ZERO,
@@ -203,7 +210,7 @@ def _power(x: Any, y: Any) -> Any:
 def _power_by_base(ct: Any, out: Any, x: Any, y: Any) -> Any:
     # y * x**(y-1) would be 0 * inf at x = y = 0 (and 0 * NaN at x = NaN), where 0 is meant.
     moot = logical_and(equal(y, 0), logical_not(greater(abs(x), 0)))
-    return ct * (y * pow(x, where(moot, 1, y - 1)))
+    return ct * (y * where(moot, 0, pow(x, where(moot, 1, y - 1))))
 
 
 def _power_by_exponent(ct: Any, out: Any, x: Any, y: Any) -> Any:
