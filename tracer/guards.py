@@ -1,0 +1,131 @@
+"""Guards: what a function read from outside itself, each as a Python expression.
+
+A `Guard` is True while the world is as it was when the function was captured. Its text is
+straight-line Python over the objects in `bindings`, so that a launcher can paste it. What cannot be
+guarded is a `Problem`; what a replay would lose is a `SideEffect`. `tracegrad.tracer.observe` finds
+all three. Start reading at `Guard`, then `same` (the text that compares one value).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tracegrad.ir.location import Location
+
+if TYPE_CHECKING:
+    from tracegrad.tracer.tensor import Tensor
+
+
+@dataclass(frozen=True)
+class Guard:
+    """One condition under which a trace may be reused.
+
+    Attributes:
+        name: what is guarded, as the user would write it: `"scale"`, `"self.cfg.lr"`.
+        text: a Python expression over the names in `bindings`. It is true while the guard holds;
+            an exception raised by it (a deleted global, say) means that it does not hold.
+        bindings: the objects that `text` speaks of; the names are unique in one `Observation`.
+        location: the line that reads it, or None.
+        kind: `"value"` (an immutable, by type and value), `"identity"` (this very object),
+            `"tensor"` (this very tensor; its meta-data is the launcher's), `"epoch"` (an object
+            that counts its mutations), `"snapshot"` (the elements of a container).
+        expected: what was there at the capture, in words.
+        current: an expression for what is there now.
+    """
+
+    name: str
+    text: str
+    bindings: dict[str, Any]
+    location: Location | None
+    kind: str
+    expected: str = ""
+    current: str = ""
+    _code: list[Any] = field(default_factory=list, repr=False, compare=False)
+
+    def holds(self) -> bool:
+        """Whether the condition is true now."""
+        if not self._code:
+            self._code.append(compile(self.text, f"<guard {self.name}>", "eval"))
+        try:
+            return bool(eval(self._code[0], dict(self.bindings)))  # the text is our own
+        except Exception:  # a name, key or attribute that is gone: the world has changed
+            return False
+
+    def explain(self) -> str:
+        """In words: the name, what was expected, what is there now, and the line that reads it."""
+        where = f"; read at {self.location}" if self.location else ""
+        if self.location and self.location.text:
+            where += f": {self.location.text}"
+        if self.holds():
+            return f"{self.name} is {self.expected}, as at the capture{where}"
+        return f"{self.name} was {self.expected}, now it is {self._seen()}{where}"
+
+    def _seen(self) -> str:
+        try:
+            value = eval(self.current, dict(self.bindings))
+        except Exception:
+            return "gone"
+        return value if self.kind == "epoch" else describe(value)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something read that no guard can cover: the capture must be refused.
+
+    `reason` says why, `remedy` what the user can do.
+    """
+
+    name: str
+    location: Location | None
+    reason: str
+    remedy: str
+
+    def __str__(self) -> str:
+        where = f" (read at {self.location}: {self.location.text})" if self.location else ""
+        return f"{self.name}: {self.reason}{where}. {self.remedy}"
+
+
+@dataclass(frozen=True)
+class SideEffect:
+    """Something that a replay of the trace would not do again.
+
+    `what` is `"print"`, `"random.random"`, `"global counter changed"`, ...
+    """
+
+    what: str
+    location: Location | None
+
+    def __str__(self) -> str:
+        where = f" at {self.location} ({self.location.text})" if self.location else ""
+        return f"{self.what}{where}"
+
+
+@dataclass(frozen=True)
+class Observation:
+    """All that one run read from outside.
+
+    `tensors` are those whose identity is guarded, directly or through an epoch.
+    """
+
+    guards: tuple[Guard, ...]
+    tensors: tuple[Tensor, ...]
+    problems: tuple[Problem, ...]
+    side_effects: tuple[SideEffect, ...]
+
+
+def describe(value: Any) -> str:
+    """A value in a few words, without running the user's `__repr__` on anything unusual."""
+    import types
+
+    kind = type(value)
+    if kind in (int, float, bool, str, bytes, complex, type(None), list, dict, set, tuple, frozenset):
+        text = repr(value)
+        return text if len(text) <= 80 else text[:77] + "..."
+    if isinstance(value, (types.FunctionType, types.BuiltinFunctionType, type)):
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, types.MethodType):
+        return f"method {value.__qualname__}"
+    if isinstance(value, types.ModuleType):
+        return f"module {value.__name__}"
+    return f"{kind.__qualname__} object at {id(value):#x}"
