@@ -33,6 +33,7 @@ from tracegrad.tracer import indexing as _indexing
 from tracegrad.tracer import linalg as _linalg
 from tracegrad.tracer import methods as _methods
 from tracegrad.tracer import pointwise as _pointwise
+from tracegrad.tracer import queries as _queries
 from tracegrad.tracer import reductions as _reductions
 from tracegrad.tracer import shapes as _shapes
 from tracegrad.tracer.device import Size, device
@@ -64,53 +65,9 @@ pi, e, inf, nan = _math.pi, _math.e, _math.inf, _math.nan
 
 for _table in (
     _pointwise.FUNCTIONS, _reductions.FUNCTIONS, _shapes.FUNCTIONS, _linalg.FUNCTIONS,
-    _indexing.FUNCTIONS, _factories.FUNCTIONS, _methods.INPLACE_FUNCTIONS,
+    _indexing.FUNCTIONS, _factories.FUNCTIONS, _methods.INPLACE_FUNCTIONS, _queries.FUNCTIONS,
 ):  # fmt: skip
     globals().update(_table)
-
-
-def is_tensor(obj: Any) -> bool:
-    """True for Tensors."""
-    return isinstance(obj, Tensor)
-
-
-def is_floating_point(input: Tensor) -> bool:
-    """True for tensors of floating dtype."""
-    return input.dtype.is_floating_point
-
-
-def numel(input: Tensor) -> int:
-    """Number of elements."""
-    return input.numel()
-
-
-def result_type(tensor1: Any, tensor2: Any) -> dtype:
-    """The dtype that an operation on the two operands would promote them to."""
-    from tracegrad.ir.dtypes import promote, scalar_dtype
-
-    return promote(
-        (x.dtype, x.ndim) if isinstance(x, Tensor) else (scalar_dtype(x), None)
-        for x in (tensor1, tensor2)
-    )
-
-
-def promote_types(type1: dtype, type2: dtype) -> dtype:
-    """The smallest dtype that both dtypes promote to."""
-    from tracegrad.ir.dtypes import promote_pair
-
-    return promote_pair(type1, type2)
-
-
-def equal(input: Tensor, other: Tensor) -> bool:
-    """True where both have the same shape and equal elements."""
-    return input.shape == other.shape and (input == other).all().item()
-
-
-def allclose(
-    input: Tensor, other: Tensor, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False
-) -> bool:
-    """True where all elements are close: `|input - other| <= atol + rtol * |other|`."""
-    return isclose(input, other, rtol, atol, equal_nan).all().item()  # noqa: F821
 
 
 _LAZY = ("autograd", "nn", "optim", "cuda", "utils")

@@ -240,18 +240,19 @@ def _deliver(
 
 def _arrived(node: BackwardNode, slots: list[_Slot | None], create_graph: bool) -> None:
     """Run hooks and fill `.grad` of outputs that asked for it."""
-    if node.hooks:
-        for number, hooks in node.hooks.items():
-            slot = slots[number]
-            for hook in list(hooks.values()) if slot is not None else ():
-                changed = hook(slots[number][0])
-                # what a hook saw it may have kept, so it is no longer ours to add to
-                slots[number] = (slots[number][0] if changed is None else changed, False)
-    if node.retained:
-        for number, reference in node.retained.items():
-            tensor, slot = reference(), slots[number]
-            if tensor is not None and slot is not None:
-                accumulate(tensor, slot[0], create_graph, fresh=False)
+    for number, hooks in (node.hooks or {}).items():
+        ct = _value(slots, number)
+        if ct is None:
+            continue
+        for hook in list(hooks.values()):
+            changed = hook(ct)
+            ct = ct if changed is None else changed
+            # what a hook saw it may have kept, so it is no longer ours to add to
+            slots[number] = (ct, False)
+    for number, reference in (node.retained or {}).items():
+        tensor, ct = reference(), _value(slots, number)
+        if tensor is not None and ct is not None:
+            accumulate(tensor, ct, create_graph, fresh=False)
 
 
 def _reachable(roots: Sequence[BackwardNode | None]) -> list[BackwardNode]:

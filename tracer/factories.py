@@ -75,7 +75,8 @@ def tensor(
     if isinstance(data, Tensor):
         warnings.warn(
             "To copy construct from a tensor, it is recommended to use "
-            "sourceTensor.detach().clone() or sourceTensor.detach().clone().requires_grad_(True), rather than "
+            "sourceTensor.detach().clone() or "
+            "sourceTensor.detach().clone().requires_grad_(True), rather than "
             "torch.tensor(sourceTensor).",
             UserWarning,
             stacklevel=2,
@@ -327,7 +328,7 @@ def linspace(
     if steps == 1:
         return _made(np.full((1,), low).astype(chosen.numpy), requires_grad, device)
     gap = wide(real((high - low) / real(max(steps - 1, 1))))
-    index = np.arange(steps).astype(wide)
+    index: Any = np.arange(steps).astype(wide)
     values = np.where(index < steps // 2, low + gap * index, high - gap * (steps - 1 - index))
     return _made(np.asarray(values).astype(chosen.numpy), requires_grad, device)
 

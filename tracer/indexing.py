@@ -91,8 +91,8 @@ def _trimmed(value: Tensor, shape: tuple[int, ...]) -> Tensor:
     if len(have) > len(shape):
         raise ShapeError(
             f"expand({scalar_text(value)}{{{list(have)}}}, size={list(shape)}): the number of "
-            f"sizes provided ({len(shape)}) must be greater or equal to the number of dimensions in the "
-            f"tensor ({len(have)})"
+            f"sizes provided ({len(shape)}) must be greater or equal to the number of dimensions "
+            f"in the tensor ({len(have)})"
         )
     offset = len(shape) - len(have)
     for d, n in enumerate(have):
@@ -154,7 +154,7 @@ def _item(item: Any) -> Any:
         if item.dtype.is_floating_point:
             raise DimensionError("tensors used as indices must be long, int, byte or bool tensors")
         if item.ndim == 0 and item.dtype is not dtypes.bool_:
-            return operator.index(item)  # a view, so the recorder hears that the value was read
+            return int(item)  # a view, so the recorder hears that the value was read
         return item
     try:
         return operator.index(item)
@@ -334,7 +334,7 @@ def _scatter(name: str, input: Tensor, dim: int, index: Tensor, src: Any, put: A
         else:
             for axis, n in enumerate(index.shape):
                 updates = slice_dim(updates, axis, 0, n)
-    places = np.indices(index._array.shape, sparse=True)
+    places: Any = np.indices(index._array.shape, sparse=True)
     arrays = [index if a == d else wrap(p.astype(np.int64)) for a, p in enumerate(places)]
     return put(input, updates, *arrays, axes=tuple(range(input.ndim)))
 

@@ -469,39 +469,48 @@ def _where(self: Tensor, condition: Any, other: Any) -> Any:
 
 
 def _attach() -> None:
+    cls: Any = Tensor  # to mypy a Tensor has these already
     for dunder, name in _OPERATORS.items():
-        setattr(Tensor, f"__{dunder}__", _forward(name))
+        setattr(cls, f"__{dunder}__", _forward(name))
         reflected = _forward if dunder in _COMMUTATIVE else _backward
-        setattr(Tensor, f"__r{dunder}__", reflected(name))
-        setattr(Tensor, f"__i{dunder}__", _augmented(f"{name}_", name))
+        setattr(cls, f"__r{dunder}__", reflected(name))
+        setattr(cls, f"__i{dunder}__", _augmented(f"{name}_", name))
     for dunder, name in _COMPARISONS.items():
-        setattr(Tensor, f"__{dunder}__", _forward(name))
-    Tensor.__hash__ = object.__hash__  # type: ignore[method-assign]
-    Tensor.__neg__ = lambda self: apply1("neg", self)  # type: ignore[method-assign]
-    Tensor.__abs__ = lambda self: apply1("abs", self)  # type: ignore[method-assign]
-    Tensor.__invert__ = lambda self: apply1("bitwise_not", self)  # type: ignore[method-assign]
-    Tensor.__matmul__ = lambda self, other: linalg.matmul(self, other)  # type: ignore[attr-defined]
-    Tensor.__rmatmul__ = lambda self, other: linalg.matmul(other, self)  # type: ignore[attr-defined]
-    Tensor.__getitem__ = indexing.getitem  # type: ignore[attr-defined]
-    Tensor.__setitem__ = indexing.setitem  # type: ignore[attr-defined]
+        setattr(cls, f"__{dunder}__", _forward(name))
+    cls.__hash__ = object.__hash__
+    cls.__neg__ = lambda self: apply1("neg", self)
+    cls.__abs__ = lambda self: apply1("abs", self)
+    cls.__invert__ = lambda self: apply1("bitwise_not", self)
+    cls.__matmul__ = _matmul
+    cls.__rmatmul__ = _rmatmul
+    cls.__getitem__ = indexing.getitem
+    cls.__setitem__ = indexing.setitem
     tables = (pointwise.FUNCTIONS, reductions.FUNCTIONS, shapes.FUNCTIONS, linalg.FUNCTIONS,
               indexing.FUNCTIONS, INPLACE_FUNCTIONS)  # fmt: skip
     for table in tables:
         for name, function in table.items():
             if name not in _NOT_METHODS:
-                setattr(Tensor, name, function)
+                setattr(cls, name, function)
     for method in _METHODS:
-        setattr(Tensor, method.__name__, method)
+        setattr(cls, method.__name__, method)
     for name, dtype in _CASTS.items():
-        setattr(Tensor, name, _cast(dtype))
+        setattr(cls, name, _cast(dtype))
     for name in ("zeros", "ones", "full", "empty", "tensor"):
-        setattr(Tensor, f"new_{name}", _new(name))
-    Tensor.where = _where  # type: ignore[attr-defined]
-    Tensor.type = type_  # type: ignore[attr-defined]
-    Tensor.T = property(_reversed, doc="Dimensions in reverse order; a view.")  # type: ignore[attr-defined]
-    Tensor.mT = property(_matrix_transpose, doc="Last two dimensions exchanged; a view.")  # type: ignore[attr-defined]
-    Tensor.is_cuda = property(lambda self: False, doc="True on a CUDA device.")  # type: ignore[attr-defined]
-    Tensor.nelement, Tensor.ndimension = numel, dim  # type: ignore[attr-defined]
+        setattr(cls, f"new_{name}", _new(name))
+    cls.where = _where
+    cls.type = type_
+    cls.T = property(_reversed, doc="Dimensions in reverse order; a view.")
+    cls.mT = property(_matrix_transpose, doc="Last two dimensions exchanged; a view.")
+    cls.is_cuda = property(lambda self: False, doc="True on a CUDA device.")
+    cls.nelement, cls.ndimension = numel, dim
+
+
+def _matmul(self: Tensor, other: Any) -> Tensor:
+    return linalg.matmul(self, other)
+
+
+def _rmatmul(self: Tensor, other: Any) -> Tensor:
+    return linalg.matmul(other, self)
 
 
 def _reversed(self: Tensor) -> Tensor:

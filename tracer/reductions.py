@@ -134,7 +134,7 @@ def _pair(which: str) -> Any:
         __slots__ = ()
 
         def __repr__(self) -> str:
-            rows = ",\n".join(f"{k}={v!r}" for k, v in zip(self._fields, self))
+            rows = ",\n".join(f"{k}={v!r}" for k, v in self._asdict().items())
             return f"torch.return_types.{which}(\n{rows})"
 
     Pair.__name__ = Pair.__qualname__ = which

@@ -185,8 +185,8 @@ def expand(input: Any, *shape: Any) -> Any:
     if offset < 0:
         raise ShapeError(
             f"expand({scalar_text(input)}{{{list(input.shape)}}}, size={wanted}): the number of "
-            f"sizes provided ({len(wanted)}) must be greater or equal to the number of dimensions in the "
-            f"tensor ({input.ndim})"
+            f"sizes provided ({len(wanted)}) must be greater or equal to the number of dimensions "
+            f"in the tensor ({input.ndim})"
         )
     for i, n in enumerate(wanted):
         have = input.shape[i - offset] if i >= offset else None
@@ -194,8 +194,8 @@ def expand(input: Any, *shape: Any) -> Any:
             if have is None:
                 raise ShapeError(
                     f"expand({scalar_text(input)}{{{list(input.shape)}}}, size={wanted}): the "
-                    "expanded size of the tensor (-1) isn't allowed in a leading, non-existing dimension "
-                    f"{i}"
+                    "expanded size of the tensor (-1) isn't allowed in a leading, non-existing "
+                    f"dimension {i}"
                 )
             wanted[i] = have
         elif have is not None and have not in (1, n):
