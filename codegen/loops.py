@@ -223,7 +223,7 @@ class _Nest:
             "block", str(-(-axis.extent // size)), (Line(f"const int64_t stop = {stop};"), *items),
             pragmas=self._threads(), comment="blocks of fixed size",
         ))  # fmt: skip
-        simd = () if self.lowering.checks_indices else ("omp simd",)
+        simd = () if self.lowering.uses_status else ("omp simd",)
         return Loop(axis.variable, "stop", (), start=f"block * {size}", pragmas=simd)
 
     def _rows(self, kept: list[_Axis], inner: list[_Axis]) -> list[Line | Loop]:
@@ -349,7 +349,7 @@ class _Nest:
         extents = prod(a.extent for a in self.axes)
         outermost = depth == 0 and not axis.reduced and axis.extent > 1
         innermost = depth == total - 1
-        vector = innermost and simd is not None and not self.lowering.checks_indices
+        vector = innermost and simd is not None and not self.lowering.uses_status
         threads = outermost and self._parallel(extents) and self.target.openmp
         if threads:
             pragmas.append(PARALLEL)
@@ -386,7 +386,7 @@ class _Nest:
         return KernelPlan(
             self.name, self._summary(), tuple(parameters), body, tuple(read + written),
             nbytes=sizes, ops=elements * sum(t.cost for t in terms if t.kind == "apply"),
-            checks_indices=self.lowering.checks_indices,
+            uses_status=self.lowering.uses_status,
         )  # fmt: skip
 
     def _summary(self) -> tuple[str, ...]:

@@ -104,7 +104,7 @@ class Lowering:
         self.prefix, self.splits = prefix, splits
         self.memo: dict[Any, Term] = {}
         self.symbols: dict[str, Term] = {}
-        self.checks_indices = False
+        self.uses_status = False
 
     def term(self, value: Value, index: Index, guards: tuple[Guard, ...] = ()) -> Term:
         """The scalar of `value` at `index`; its value is irrelevant where a guard fails."""
@@ -160,7 +160,7 @@ class Lowering:
         """A term for one node, rounded where the dtype is computed in a wider type."""
         dtype = node.out.dtype
         if "status" in template:  # it can fail: integer division
-            self.checks_indices = True
+            self.uses_status = True
         if dtype.c_compute != dtype.c_type and node.primitive.cost > 0:
             template = f"tg_round_{dtype.name}({template})"
         elif dtype.kind in "iu" and dtype.itemsize < 4 and node.primitive.cost > 0:
@@ -304,7 +304,7 @@ class Lowering:
         """The index that integer operands `picks` select along `axes`, bounds checked."""
         ndim = max(len(p.shape) for p in picks)
         lead, rest = index[:ndim], list(index[ndim:])
-        self.checks_indices = True
+        self.uses_status = True
         chosen: dict[int, Affine] = {}
         for pick, axis in zip(picks, axes, strict=True):
             raw = self.term(pick, aligned(lead, pick.shape), guards)

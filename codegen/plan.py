@@ -96,7 +96,7 @@ class KernelPlan:
     arguments: tuple[str, ...]
     nbytes: int = 0
     ops: int = 0
-    checks_indices: bool = False
+    uses_status: bool = False
 
     def __str__(self) -> str:
         head = f"{self.name}({', '.join(p.name for p in self.parameters)}):"

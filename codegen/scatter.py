@@ -45,7 +45,7 @@ def plan_scatter(
     nbytes = (2 * prod(x.shape) + prod(updates.shape)) * x.dtype.itemsize
     return KernelPlan(
         name, (f"{node.primitive.name} of {prod(updates.shape)} updates", *place), tuple(parameters),
-        tuple(items), (*read, out.name), nbytes=nbytes, ops=prod(updates.shape), checks_indices=True,
+        tuple(items), (*read, out.name), nbytes=nbytes, ops=prod(updates.shape), uses_status=True,
     )  # fmt: skip
 
 

@@ -210,13 +210,22 @@ def _open(path: Path, key: str, source: str, origin: str, compile_ms: float) -> 
         raise OSError(f"{path.name} lacks a symbol: {error}") from None
     if found != key:
         raise OSError(f"{path.name} says that its key is {found[:12]}..., not {key[:12]}...")
-    if hasattr(library, "tg_init_threads"):
+    if _exports(library, "tg_init_threads"):
         library.tg_init_threads(threads.cell())
-    if hasattr(library, "tg_init"):
+    if _exports(library, "tg_init"):
         backend = blas.find()
         library.tg_init(blas.empty_table() if backend is None else backend.table())
     empty = KernelRecord(key, "", origin)
     return LoadedKernel(run, key, path, source, origin, compile_ms, empty, library)
+
+
+def _exports(library: Any, name: str) -> bool:
+    """Whether a library defines an optional function; cffi has two ways of saying no."""
+    try:
+        getattr(library, name)
+    except (AttributeError, ffi.error):
+        return False
+    return True
 
 
 # --- building -------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from tracegrad.ir import primitive
 from tracegrad.ir.graph import Graph, GraphBuilder, Value
 from tracegrad.ir.location import Location, here
 from tracegrad.ir.primitive import Primitive
+from tracegrad.ir.types import Shape, contiguous_strides
 from tracegrad.tracer.capture_hook import Recorder
 from tracegrad.tracer.tensor import Tensor, wrap
 
@@ -38,20 +39,38 @@ class Reason:
         return f"{self.what}{where}"
 
 
+def element_strides(array: np.ndarray) -> Shape | None:
+    """Strides in elements where generated code can use the memory as it lies, else None."""
+    if array.flags.c_contiguous and array.flags.aligned:
+        return contiguous_strides(array.shape)
+    size = array.itemsize
+    if not array.flags.aligned or any(s % size for s in array.strides):
+        return None
+    return tuple(s // size for s in array.strides)
+
+
 @dataclass(frozen=True)
 class Source:
     """Where the launcher finds an input of the graph.
 
     `kind` is "argument" (position among the flattened arguments), "captured" (a tensor from
     outside, the same object each time), "literal" (made by the function from Python data) or
-    "random" (the next state of a generator).
+    "random" (the next state of a generator). `strides` count elements; None where generated code
+    cannot use the memory as it lies. `tensor` is kept for captured and literal inputs.
     """
 
     kind: str
     value: Value
+    strides: Shape | None
+    requires_grad: bool
     position: int = 0
     tensor: Tensor | None = None
     generator: Generator | None = None
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether the memory is row-major without gaps."""
+        return self.strides == contiguous_strides(self.value.shape)
 
 
 @dataclass(frozen=True)
@@ -63,7 +82,6 @@ class Capture:
         sources: where each input comes from.
         returns: for each tensor returned, ("output", k) or ("input", k).
         differentiable: for each graph output, whether it required grad.
-        results: the tensors that the eager run returned.
         reasons: why this run must not be replayed; empty where it may.
     """
 
@@ -71,7 +89,6 @@ class Capture:
     sources: tuple[Source, ...]
     returns: tuple[tuple[str, int], ...]
     differentiable: tuple[bool, ...]
-    results: tuple[Tensor, ...]
     reasons: tuple[Reason, ...]
 
 
@@ -86,6 +103,7 @@ class GraphRecorder(Recorder):
 
     def __post_init__(self) -> None:
         self.builder = GraphBuilder(self.name)
+        self.arrays: list[np.ndarray] = []  # of the inputs, for checking the first replay
         self._values: dict[int, Value] = {}
         self._alive: list[Tensor] = []  # keeps ids from being reused
         self._memory: dict[int, list[Tensor]] = {}  # tensors by the memory they look at
@@ -97,12 +115,21 @@ class GraphRecorder(Recorder):
         """Declare a tensor argument."""
         self._input(tensor, "argument", name, position=position)
 
+    def knows(self, tensor: Tensor) -> bool:
+        """Whether a tensor has a value already (the same tensor passed twice)."""
+        return id(tensor) in self._values
+
     def _input(self, tensor: Tensor, kind: str, name: str, **where: Any) -> Value:
         value = self.builder.input(tensor.type_info, name)
-        self.sources.append(Source(kind, value, **where))
+        self._source(kind, value, tensor, **where)
         self._inputs.add(id(tensor._storage.memory))
         self._know(tensor, value)
         return value
+
+    def _source(self, kind: str, value: Value, tensor: Tensor, **where: Any) -> None:
+        strides = element_strides(tensor._array)
+        self.arrays.append(tensor._array)
+        self.sources.append(Source(kind, value, strides, tensor.requires_grad, **where))
 
     def _know(self, tensor: Tensor, value: Value) -> None:
         self._values[id(tensor)] = value
@@ -159,14 +186,13 @@ class GraphRecorder(Recorder):
     def _literal(self, tensor: Tensor) -> Value:
         kept = wrap(tensor._array.copy())  # as it is now: the function may write to it later
         value = self.builder.input(tensor.type_info)
-        self.sources.append(Source("literal", value, tensor=kept))
+        self._source("literal", value, kept, tensor=kept)
         self._know(tensor, value)
         return value
 
     def random_state(self, tensor: Tensor, generator: Generator) -> None:
         value = self.builder.input(tensor.type_info, "random_state")
-        kept = wrap(tensor._array.copy())
-        self.sources.append(Source("random", value, generator=generator, tensor=kept))
+        self._source("random", value, tensor, generator=generator)
         self._know(tensor, value)
 
     def note(self, what: str, tensor: Tensor | None = None) -> None:
@@ -198,7 +224,7 @@ class GraphRecorder(Recorder):
                 differentiable[k] = tensor.requires_grad
         return Capture(
             self.builder.finish(outputs), tuple(self.sources), tuple(returns),
-            tuple(differentiable), tuple(results), tuple(self.reasons),
+            tuple(differentiable), tuple(self.reasons),
         )  # fmt: skip
 
     def _check_aliases(self, results: Sequence[Tensor]) -> None:

@@ -1,0 +1,433 @@
+"""`compile`: a function that replays its captured runs as generated C.
+
+A call looks up a *key* (types of the arguments, values of the numbers among them, grad mode); each
+key has traces, tried in turn; a trace whose guards fail passes the call on; where none is left the
+function runs eagerly, is captured, and compiled. What cannot be replayed soundly stays eager and
+says so once. Start reading at `CompiledFunction.__call__`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import os
+import threading
+import types
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tracegrad.ir import dtypes
+from tracegrad.ir.dtypes import DType
+from tracegrad.ir.errors import CaptureError, CompileError, CompilerNotFound, OperandError, ParameterError
+from tracegrad.ir.graph import Graph
+from tracegrad.tracer import verification
+from tracegrad.tracer.capture import Capture, GraphRecorder, Reason
+from tracegrad.tracer.capture_hook import recording
+from tracegrad.tracer.device import device
+from tracegrad.tracer.epoch import Epoch
+from tracegrad.tracer.pytree import flatten
+from tracegrad.tracer.state import state
+from tracegrad.tracer.tensor import Tensor
+from tracegrad.tracer.trace import MISS, Trace
+
+BACKENDS = ("c", "eager")
+VERIFY = ("first", "always", "off")
+MANY_TRACES = 8
+_PLAIN = (int, float, bool, str, bytes, complex, type(None), type(Ellipsis))
+_BY_VALUE = (DType, device, slice)
+
+
+class EagerWarning(UserWarning):
+    """A compiled function runs eagerly; the message says why and where."""
+
+
+class RecaptureWarning(UserWarning):
+    """A compiled function was captured many times; the message says what keeps changing."""
+
+
+class CacheInfo(NamedTuple):
+    """Counters of a compiled function: replays, captures, traces, and calls that ran eagerly."""
+
+    hits: int
+    misses: int
+    traces: int
+    eager_calls: int
+
+
+class _Eager(threading.local):
+    depth: int = 0
+
+
+_eager = _Eager()
+_eager_everywhere = os.environ.get("TRACEGRAD_EAGER", "") not in ("", "0")
+
+
+@contextlib.contextmanager
+def eager() -> Iterator[None]:
+    """Run compiled functions eagerly inside the `with` block, to step through them with a debugger.
+
+    Applies to this thread. `TRACEGRAD_EAGER=1` in the environment does it for the whole process.
+
+    Example:
+        >>> import tracegrad as tg
+        >>> f = tg.compile(lambda x: x * 2)
+        >>> with tg.eager():
+        ...     f(tg.tensor([1.0]))
+        tensor([2.])
+    """
+    _eager.depth += 1
+    try:
+        yield
+    finally:
+        _eager.depth -= 1
+
+
+class CompiledFunction:
+    """A function together with its traces; made by `compile`."""
+
+    def __init__(self, fn: Callable[..., Any], backend: str, verify: str) -> None:
+        functools.update_wrapper(self, fn, updated=())
+        self._fn = fn
+        self._backend = backend
+        self._verify = verify
+        self._label = getattr(fn, "__name__", type(fn).__name__)
+        self._traces: dict[Any, list[Trace]] = {}
+        self._order: list[Trace] = []
+        self._eager_keys: dict[Any, tuple[Reason, ...]] = {}
+        self._held: list[Any] = []  # objects whose id is part of a key
+        self._structures: dict[int, Any] = {}
+        self._misses = 0
+        self._eager_calls = 0
+        self._warned: set[str] = set()
+        self._lock = threading.RLock()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if (
+            self._backend == "eager" or _eager_everywhere or _eager.depth
+            or state.recorder is not None
+        ):  # fmt: skip
+            return self._fn(*args, **kwargs)
+        leaves: list[Any] = []
+        key = self._key(args, kwargs, leaves)
+        for trace in self._traces.get(key, ()):
+            result = trace.launch(leaves)
+            if result is not MISS:
+                return trace.rebuild(result)
+        if key in self._eager_keys:
+            self._eager_calls += 1
+            return self._fn(*args, **kwargs)
+        with self._lock:
+            return self._capture(key, args, kwargs, leaves)
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return self if instance is None else types.MethodType(self, instance)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "_fn" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self._fn, name)
+
+    def __repr__(self) -> str:
+        return f"<compiled {self._label}: {len(self._order)} trace(s)>"
+
+    # ---- keys -----------------------------------------------------------------------------------
+
+    def _key(self, args: Sequence[Any], kwargs: dict[str, Any], leaves: list[Any]) -> Any:
+        """What the choice of a trace depends on; fills `leaves` with the arguments' leaves."""
+        parts: list[Any] = [state.grad_enabled, dtypes.get_default_dtype()]
+        for i, x in enumerate(args):
+            self._describe(x, parts, leaves, i)
+        for name, x in kwargs.items():
+            parts.append(name)
+            self._describe(x, parts, leaves, name)
+        tensors = [id(x) for x in leaves if isinstance(x, Tensor)]
+        if len(set(tensors)) < len(tensors):
+            parts.append(tuple(tensors.index(t) for t in tensors))
+        return tuple(parts)
+
+    def _describe(self, x: Any, parts: list[Any], leaves: list[Any], where: Any) -> None:
+        if isinstance(x, Tensor):
+            a = x._array
+            grad = x._requires_grad if x._view is None else x.requires_grad
+            parts.append((a.shape, a.dtype, a.strides, grad, a.flags.aligned))
+            leaves.append(x)
+        elif type(x) in _PLAIN:
+            parts.append((type(x), repr(x) if isinstance(x, float | complex) else x))
+            leaves.append(x)
+        elif isinstance(x, Epoch):
+            parts.append(id(x))
+            leaves.append(x)
+        elif isinstance(x, _BY_VALUE):
+            parts.append(repr(x))
+            leaves.append(x)
+        elif isinstance(x, tuple | list):
+            parts.append((type(x), len(x)))
+            for i, y in enumerate(x):
+                self._describe(y, parts, leaves, f"{where}[{i}]")
+        elif type(x) is dict:
+            parts.append((dict, tuple(x)))
+            for k, y in x.items():
+                self._describe(y, parts, leaves, f"{where}[{k!r}]")
+        else:
+            raise OperandError(self._refusal(x, where))
+
+    def _refusal(self, x: Any, where: Any) -> str:
+        kind = type(x).__name__
+        remedy = (
+            "make it a tensor with tracegrad.from_numpy(...)" if isinstance(x, np.ndarray)
+            else "pass its tensors and numbers as arguments of their own"
+        )  # fmt: skip
+        return (
+            f"compile: argument {where} of {self._label} is a {kind}, whose changes a compiled "
+            f"function could not see; {remedy}, or run with backend='eager'"
+        )
+
+    # ---- capture --------------------------------------------------------------------------------
+
+    def _capture(self, key: Any, args: Any, kwargs: dict[str, Any], leaves: list[Any]) -> Any:
+        """Run eagerly with the recorder on; compile what was recorded."""
+        from tracegrad.tracer.guards import Observer
+
+        for trace in self._traces.get(key, ()):  # another thread may have captured it meanwhile
+            result = trace.launch(leaves)
+            if result is not MISS:
+                return trace.rebuild(result)
+        why = self._why(key)
+        self._misses += 1
+        recorder = GraphRecorder(self._label)
+        names = self._leaf_names(args, kwargs)
+        for position, leaf in enumerate(leaves):
+            if isinstance(leaf, Tensor) and not recorder.knows(leaf):
+                recorder.argument(leaf, position, names[position])
+        observer = Observer(self._fn, leaves)
+        with observer, recording(recorder):
+            result = self._fn(*args, **kwargs)
+        observation = observer.finish()
+        if observation.problems:
+            raise CaptureError(self._problems(observation.problems))
+        for effect in observation.side_effects:
+            recorder.reasons.append(Reason(f"side effect: {effect.what}", effect.location))
+        results: list[Any] = []
+        structure = flatten(result, results)
+        tensors = [t for t in results if isinstance(t, Tensor)]
+        for x in results:
+            if not isinstance(x, Tensor | Epoch | DType | device) and type(x) not in _PLAIN:
+                recorder.reasons.append(Reason(f"it returns a {type(x).__name__}", None))
+        capture = recorder.finish(tensors)
+        self._held.extend(x for x in leaves if isinstance(x, Epoch))
+        if capture.reasons:
+            self._stay_eager(key, capture.reasons)
+            return result
+        self._check_covered(capture, observation.tensors)
+        same = [
+            (p, x) for p, x in enumerate(leaves)
+            if isinstance(x, Tensor) and any(x is t for t in observation.tensors)
+        ]  # fmt: skip
+        trace = Trace(self._label, capture, observation.guards, why, self._verify, same)
+        trace.remember_results(structure, results)
+        self._build(key, trace, recorder, tensors)
+        return result
+
+    def _build(self, key: Any, trace: Trace, recorder: GraphRecorder, tensors: list[Tensor]) -> None:
+        """Compile a trace and keep it, unless the toolchain or the first result is at fault."""
+        try:
+            trace.compile()
+        except CompilerNotFound as error:
+            self._stay_eager(key, (Reason(str(error), None),), warn=False)
+            return
+        except CompileError as error:
+            self._stay_eager(key, (Reason(str(error), None),))
+            return
+        results: list[np.ndarray | None] = [None] * len(trace.capture.graph.outputs)
+        for tensor, (kind, k) in zip(tensors, trace.capture.returns, strict=True):
+            if kind == "output":
+                results[k] = tensor._array
+        if not verification.check_forward(trace, recorder.arrays, results):
+            self._stay_eager(key, (Reason("its first compiled result was wrong", None),), warn=False)
+            return
+        self._traces.setdefault(key, []).append(trace)
+        self._order.append(trace)
+        if len(self._order) == MANY_TRACES + 1:
+            self._warn(RecaptureWarning,
+                       f"{self._label} has been captured {len(self._order)} times; {trace.why}. "
+                       "See its .explain().")  # fmt: skip
+
+    def _check_covered(self, capture: Capture, covered: Sequence[Tensor]) -> None:
+        """Refuse tensors that came from where no guard looks."""
+        for source in capture.sources:
+            if source.kind == "captured" and not any(source.tensor is t for t in covered):
+                user = next((n for n in capture.graph.nodes if source.value in n.inputs), None)
+                where = f" at {user.location} ({user.location.text})" if user and user.location else ""
+                raise CaptureError(
+                    f"{self._label} reads a tensor of type {source.value.type}{where} that reached "
+                    "it neither as an argument nor through a variable that can be guarded; pass it "
+                    "as an argument, or run with backend='eager'"
+                )
+
+    def _problems(self, problems: Sequence[Any]) -> str:
+        lines = [
+            f"{p.name}{f' (read at {p.location}: {p.location.text})' if p.location else ''}: "
+            f"{p.reason}; {p.remedy}"
+            for p in problems
+        ]
+        return (
+            f"{self._label} cannot be compiled, because changes of what it reads could go unseen:\n  "
+            + "\n  ".join(lines) + "\nOr run it with backend='eager'."
+        )  # fmt: skip
+
+    def _stay_eager(self, key: Any, reasons: tuple[Reason, ...], warn: bool = True) -> None:
+        self._eager_keys[key] = reasons
+        if warn:
+            self._warn(EagerWarning, f"{self._label} runs eagerly: {reasons[0]}")
+
+    def _warn(self, category: type[Warning], text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            warnings.warn(text, category, stacklevel=5)
+
+    def _why(self, key: Any) -> str:
+        """Why a capture is needed, in words."""
+        tried = self._traces.get(key, ())
+        failed = [t for t in tried if t.failed_guard is not None]
+        if failed:
+            return failed[-1].explain_miss()
+        if not self._traces:
+            return "it was called for the first time"
+        return "it was called with " + _difference(next(reversed(self._traces)), key)
+
+    def _leaf_names(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[str]:
+        """How the user would write each leaf of the arguments."""
+        try:
+            parameters = list(inspect.signature(self._fn).parameters.values())
+        except (TypeError, ValueError):
+            parameters = []
+        names: list[str] = []
+        for i, x in enumerate(args):
+            fixed = i < len(parameters) and parameters[i].kind != inspect.Parameter.VAR_POSITIONAL
+            name = parameters[i].name if fixed else f"args[{i}]"
+            names.extend(flatten(x, []).names(name))
+        for name, x in kwargs.items():
+            names.extend(flatten(x, []).names(name))
+        return names
+
+    # ---- inspection -----------------------------------------------------------------------------
+
+    def _trace(self, index: int) -> Trace:
+        if not self._order:
+            reason = next(iter(self._eager_keys.values()), None)
+            why = f"it runs eagerly: {reason[0]}" if reason else "call it first"
+            raise CaptureError(f"{self._label} has no trace to show; {why}")
+        return self._order[index]
+
+    def graph(self, trace: int = -1) -> Graph:
+        """The captured and simplified graph of a trace (the newest by default)."""
+        return self._trace(trace).graph
+
+    def backward_graph(self, trace: int = -1) -> Graph:
+        """The graph from residuals and cotangents to gradients."""
+        return self._trace(trace).full_backward().graph
+
+    def source(self, which: str = "forward", trace: int = -1) -> str:
+        """The generated C, commented: `"forward"` or `"backward"`.
+
+        Raises:
+            ParameterError: `which` is something else.
+            CaptureError: there is no trace yet, or nothing to differentiate.
+        """
+        chosen = self._trace(trace)
+        if which == "backward":
+            return chosen.full_backward().unit().source
+        if which != "forward":
+            raise ParameterError(f"source: which must be 'forward' or 'backward', got {which!r}")
+        unit = chosen.forward_unit()
+        return unit.source if unit is not None else "/* nothing is computed */\n"
+
+    def launcher(self, trace: int = -1) -> str:
+        """The generated Python that checks the guards and calls the C."""
+        chosen = self._trace(trace)
+        text = chosen.launcher_text
+        return f"{text}\n\n{chosen.executable.text}" if chosen.executable is not None else text
+
+    def guards(self, trace: int = -1) -> tuple[Any, ...]:
+        """What must hold outside the function for a trace to be replayed."""
+        return self._trace(trace).guards
+
+    def cache_info(self) -> CacheInfo:
+        """Counters: replays, captures, traces kept, calls that ran eagerly."""
+        hits = sum(t.hits for t in self._order)
+        return CacheInfo(hits, self._misses, len(self._order), self._eager_calls)
+
+    def explain(self) -> str:
+        """In words: each trace, why it was captured, what it is guarded by; what runs eagerly."""
+        info = self.cache_info()
+        lines = [
+            f"{self._label}: {info.traces} trace(s), {info.hits} replay(s), {info.misses} capture(s), "
+            f"{info.eager_calls} eager call(s) after a capture."
+        ]
+        for k, trace in enumerate(self._order):
+            lines.extend(f"  {line}" for line in trace.describe(k))
+        for reasons in self._eager_keys.values():
+            lines.append("  Runs eagerly for one kind of arguments, because:")
+            lines.extend(f"    {reason}" for reason in reasons)
+        return "\n".join(lines)
+
+
+def _difference(old: Any, new: Any) -> str:
+    """How two keys differ, in words."""
+    if len(old) != len(new):
+        return "other arguments"
+    for i, (a, b) in enumerate(zip(old, new, strict=True)):
+        if a == b:
+            continue
+        if i == 0:
+            return f"grad mode {'on' if b else 'off'}"
+        if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b) == 5:
+            words = ("shape", "dtype", "strides", "requires_grad", "alignment")
+            changed = [f"{w} {x} -> {y}" for w, x, y in zip(words, a, b, strict=True) if x != y]
+            return f"another tensor as argument {i - 2}: {', '.join(changed)}"
+        if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b) == 2:
+            return f"another value of argument {i - 2}: {a[1]} -> {b[1]}"
+    return "other arguments"
+
+
+def compile(
+    fn: Callable[..., Any] | None = None, *, backend: str = "c", verify: str = "first"
+) -> Any:
+    """Compile a function or module: each kind of call is captured once, then replayed as C.
+
+    Args:
+        fn: a function of tensors (also in tuples, lists and dicts), numbers and modules; or an
+            `nn.Module`. Without it, `compile` is a decorator with options.
+        backend: "c", or "eager" to run `fn` as it is.
+        verify: compare compiled results with the interpreter's: "first" (the first result of each
+            trace), "always", or "off".
+    Returns:
+        A `CompiledFunction`: call it like `fn`; `.explain()`, `.graph()`, `.source()` show what
+        became of it. Results are differentiable as eager ones are.
+    Raises:
+        ParameterError: an unknown backend or verify.
+        OperandError: `fn` is not callable.
+        CaptureError: (at a call) the function reads something whose changes could go unseen.
+    Example:
+        >>> import tracegrad as tg
+        >>> @tg.compile
+        ... def f(x):
+        ...     return (x * x).sum()
+        >>> x = tg.tensor([1.0, 2.0], requires_grad=True)
+        >>> f(x).backward()
+        >>> x.grad
+        tensor([2., 4.])
+    """
+    if backend not in BACKENDS:
+        raise ParameterError(f"compile: backend must be one of {BACKENDS}, got {backend!r}")
+    if verify not in VERIFY:
+        raise ParameterError(f"compile: verify must be one of {VERIFY}, got {verify!r}")
+    if fn is None:
+        return lambda function: compile(function, backend=backend, verify=verify)
+    if not callable(fn):
+        raise OperandError(f"compile: expected a function or module, got {type(fn).__name__}")
+    return CompiledFunction(fn, backend, verify)
