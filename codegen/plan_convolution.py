@@ -38,7 +38,7 @@ FEW_CHANNELS = 4
 SMALL_PRODUCT = 16_384  # operations, 2*m*n*k
 COLUMN_BYTES = 1 << 18  # a tile of columns: half of a 512 KiB second-level cache
 NARROW = 64  # positions; images with fewer are put side by side
-BLAS_FLOPS, DIRECT_FLOPS = 25e9, 4e9  # operations a second on one core; rough on purpose
+BLAS_FLOPS, DIRECT_FLOPS = 60e9, 12e9  # operations a second on one core; rough on purpose
 
 
 @dataclass(frozen=True)

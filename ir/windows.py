@@ -104,6 +104,11 @@ def each_offset(
         yield taps, tuple(p[0] for p in pairs), tuple(p[1] for p in pairs)
 
 
+def trailing(slices: Slices) -> Any:
+    """The index that applies `slices` to the last axes of an array."""
+    return (..., *slices)
+
+
 def tuple_of(value: Any, rank: int) -> tuple[int, ...]:
     """An int repeated `rank` times, or the ints of a sequence as they are."""
     if hasattr(value, "__index__"):

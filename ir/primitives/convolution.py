@@ -4,13 +4,12 @@ With P the output positions and K the kernel taps, all three are one trilinear f
 `sum of ct[n, o, p] * w[o, c, k] * x[n, c, p*stride + k*dilation - low]`, differentiated in one of
 its three operands; so the derivative of each is made of the other two. Start at `conv`.
 
-Eager kernels gather the taps into columns (im2col) and multiply matrices.
+The NumPy kernels are in `convolution_eager`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -27,14 +26,17 @@ from tracegrad.ir.primitive import (
     primitive,
     strided,
 )
-from tracegrad.ir.primitives.contraction import c10_name, wide
+from tracegrad.ir.primitives.contraction import c10_name
+from tracegrad.ir.primitives.convolution_eager import (
+    eager_conv,
+    eager_input_grad,
+    eager_weight_grad,
+)
 from tracegrad.ir.primitives.movement import broadcast, permute, reshape
 from tracegrad.ir.types import Shape, TensorType
-from tracegrad.ir.windows import Pairs, WindowAxis, each_offset, pairs_of, tuple_of, window_axes
+from tracegrad.ir.windows import Pairs, WindowAxis, pairs_of, tuple_of, window_axes
 
 Ints = tuple[int, ...]
-COLUMN_BYTES = 1 << 24
-"""How many bytes of columns an eager kernel gathers at a time."""
 
 # ---- parameters and shapes ----------------------------------------------------------------------
 
@@ -166,104 +168,6 @@ def _check_cotangent(ct: TensorType, expected: Shape) -> None:
         )
 
 
-# ---- eager kernels ------------------------------------------------------------------------------
-
-
-def gather_columns(x: np.ndarray, axes: tuple[WindowAxis, ...]) -> np.ndarray:
-    """im2col: (n, c, *sizes) -> (n, c, taps, positions), zero where a tap lies in the padding."""
-    taps, out = prod(a.kernel for a in axes), tuple(a.out for a in axes)
-    columns = np.zeros((*x.shape[:2], taps, *out), x.dtype)
-    for i, (_, outputs, inputs) in enumerate(each_offset(axes)):
-        columns[(slice(None), slice(None), i, *outputs)] = x[(..., *inputs)]
-    return columns.reshape(*x.shape[:2], taps, prod(out))
-
-
-def scatter_columns(columns: np.ndarray, axes: tuple[WindowAxis, ...]) -> np.ndarray:
-    """The transpose of `gather_columns`: (n, c, taps, positions) -> (n, c, *sizes), summed."""
-    n, c = columns.shape[:2]
-    columns = columns.reshape(n, c, -1, *(a.out for a in axes))
-    x = np.zeros((n, c, *(a.size for a in axes)), columns.dtype)
-    for i, (_, outputs, inputs) in enumerate(each_offset(axes)):
-        x[(..., *inputs)] += columns[(slice(None), slice(None), i, *outputs)]
-    return x
-
-
-def _image_blocks(n: int, bytes_per_image: int) -> Iterator[slice]:
-    step = max(1, COLUMN_BYTES // max(1, bytes_per_image))
-    for start in range(0, n, step):
-        yield slice(start, min(n, start + step))
-
-
-def _grouped_columns(x: np.ndarray, axes: tuple[WindowAxis, ...], groups: int) -> np.ndarray:
-    """Columns as one matrix per image and group: (n, groups, c/groups * taps, positions)."""
-    columns = gather_columns(x, axes)
-    n, c, taps, positions = columns.shape
-    return columns.reshape(n, groups, c // groups * taps, positions)
-
-
-def _column_bytes(x: np.ndarray, axes: tuple[WindowAxis, ...]) -> int:
-    return x.shape[1] * x.itemsize * prod(a.kernel * a.out for a in axes)
-
-
-def _eager_conv(
-    x: np.ndarray, w: np.ndarray, *, stride: Ints, padding: Pairs, dilation: Ints, groups: int
-) -> np.ndarray:
-    axes = window_axes(x.shape[2:], w.shape[2:], stride, padding, dilation)
-    source, dtype = wide(x), x.dtype
-    matrix = wide(w).reshape(groups, w.shape[0] // groups, prod(w.shape[1:]))
-    out = np.empty((x.shape[0], w.shape[0], *(a.out for a in axes)), dtype)
-    for block in _image_blocks(x.shape[0], _column_bytes(source, axes)):
-        product = np.matmul(matrix, _grouped_columns(source[block], axes, groups))
-        out[block] = product.reshape(out[block].shape)
-    return out
-
-
-def _eager_input_grad(
-    ct: np.ndarray,
-    w: np.ndarray,
-    *,
-    input_size: Shape,
-    stride: Ints,
-    padding: Pairs,
-    dilation: Ints,
-    groups: int,
-) -> np.ndarray:
-    axes = window_axes(input_size, w.shape[2:], stride, padding, dilation)
-    n, o, positions = ct.shape[0], w.shape[0], prod(ct.shape[2:])
-    channels, taps = w.shape[1] * groups, prod(w.shape[2:])
-    matrix = wide(w).reshape(groups, o // groups, w.shape[1] * taps).transpose(0, 2, 1)
-    source = wide(ct).reshape(n, groups, o // groups, positions)
-    out = np.empty((n, channels, *input_size), ct.dtype)
-    for block in _image_blocks(n, channels * taps * positions * source.itemsize):
-        columns = np.matmul(matrix, source[block])
-        columns = columns.reshape(len(columns), channels, taps, positions)
-        out[block] = scatter_columns(columns, axes)
-    return out
-
-
-def _eager_weight_grad(
-    x: np.ndarray,
-    ct: np.ndarray,
-    *,
-    kernel_size: Shape,
-    stride: Ints,
-    padding: Pairs,
-    dilation: Ints,
-    groups: int,
-) -> np.ndarray:
-    axes = window_axes(x.shape[2:], kernel_size, stride, padding, dilation)
-    n, o, positions = x.shape[0], ct.shape[1], prod(ct.shape[2:])
-    source, dtype = wide(x), x.dtype
-    cotangent = wide(ct).reshape(n, groups, o // groups, positions)
-    rows = x.shape[1] // groups * prod(kernel_size)
-    total = np.zeros((groups, o // groups, rows), source.dtype)
-    for block in _image_blocks(n, _column_bytes(source, axes)):
-        columns = _grouped_columns(source[block], axes, groups)
-        products = np.matmul(cotangent[block], columns.swapaxes(-1, -2))
-        total += products.sum(axis=0, dtype=total.dtype)
-    return total.reshape(o, x.shape[1] // groups, *kernel_size).astype(dtype, copy=False)
-
-
 # ---- batch rules --------------------------------------------------------------------------------
 
 
@@ -374,7 +278,7 @@ def _refused(
 
 
 conv = primitive(
-    "conv", args=("x", "w"), params=_PARAMS, shape=conv_shape, eager=_eager_conv,
+    "conv", args=("x", "w"), params=_PARAMS, shape=conv_shape, eager=eager_conv,
     doc="Cross-correlation of x (N, C, *S) with w (O, C/groups, *K): result (N, O, *P).\n\n"
         "    `stride` and `dilation` are ints per spatial axis, `padding` (before, after) pairs.",
     vjp=(
@@ -410,7 +314,7 @@ conv = primitive(
 conv_input_grad = primitive(
     "conv_input_grad", args=("ct", "w"), params=("input_size", *_PARAMS),
     doc="Transpose of `conv` in x: ct (N, O, *P) and w (O, C/groups, *K) give (N, C, *input_size).",
-    shape=_input_grad_shape, eager=_eager_input_grad,
+    shape=_input_grad_shape, eager=eager_input_grad,
     vjp=(
         lambda g, out, ct, w, input_size, **p: conv(g, w, **p),
         lambda g, out, ct, w, input_size, **p: conv_weight_grad(
@@ -426,7 +330,7 @@ conv_input_grad = primitive(
 conv_weight_grad = primitive(
     "conv_weight_grad", args=("x", "ct"), params=("kernel_size", *_PARAMS),
     doc="Transpose of `conv` in w: x (N, C, *S), ct (N, O, *P) to (O, C/groups, *kernel_size).",
-    shape=_weight_grad_shape, eager=_eager_weight_grad,
+    shape=_weight_grad_shape, eager=eager_weight_grad,
     vjp=(
         lambda g, out, x, ct, kernel_size, **p: conv_input_grad(
             ct, g, input_size=tuple(x.shape[2:]), **p),

@@ -3,7 +3,8 @@
 `window_max` and `window_argmax` ignore padding; `window_sum` counts it as zero. The derivative of
 a maximum goes to the position `window_argmax` names: `window_scatter_add` puts it there, and its
 transpose is `window_gather`. The transpose of `window_sum` is `window_spread`. So first and higher
-derivatives of pooling stay inside this file. Start at `window_max`.
+derivatives of pooling stay inside this file. The NumPy kernels are in
+`window_eager`. Start at `window_max`.
 
 Ties go to the first element in row-major order; a NaN beats every number, and a later NaN an
 earlier one (PyTorch's rule).
@@ -12,7 +13,6 @@ earlier one (PyTorch's rule).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -33,8 +33,16 @@ from tracegrad.ir.primitive import (
     strided,
 )
 from tracegrad.ir.primitives.movement import broadcast, reshape
+from tracegrad.ir.primitives.window_eager import (
+    eager_argmax,
+    eager_gather,
+    eager_max,
+    eager_scatter_add,
+    eager_spread,
+    eager_sum,
+)
 from tracegrad.ir.types import Shape, TensorType
-from tracegrad.ir.windows import Pairs, WindowAxis, each_offset, pairs_of, tuple_of, window_axes
+from tracegrad.ir.windows import Pairs, WindowAxis, pairs_of, tuple_of, window_axes
 
 Ints = tuple[int, ...]
 
@@ -146,90 +154,6 @@ def _spread_shape(ct: TensorType, *, input_size: Shape, **params: Any) -> Shape:
     return (*ct.shape[:2], *input_size)
 
 
-# ---- eager kernels ------------------------------------------------------------------------------
-
-
-def _eager_max(x: np.ndarray, **params: Any) -> np.ndarray:
-    return _select(x, **params)[0]
-
-
-def _eager_argmax(x: np.ndarray, **params: Any) -> np.ndarray:
-    return _select(x, **params)[1]
-
-
-def _select(
-    x: np.ndarray, *, window: Ints, stride: Ints, padding: Pairs, dilation: Ints
-) -> tuple[np.ndarray, np.ndarray]:
-    """Value and flat index of each window's maximum: one sweep over the taps."""
-    axes = window_axes(x.shape[2:], window, stride, padding, dilation)
-    shape = (*x.shape[:2], *(a.out for a in axes))
-    best, index = np.zeros(shape, x.dtype), np.full(shape, -1, np.int64)
-    flat = np.arange(prod(x.shape[2:])).reshape(x.shape[2:])
-    for _, outputs, inputs in each_offset(axes):
-        value, at = x[(..., *inputs)], (..., *outputs)
-        take = (index[at] < 0) | (value > best[at]) | (value != value)
-        np.copyto(best[at], value, where=take)
-        np.copyto(index[at], flat[inputs], where=take)
-    return best, index
-
-
-def rounded(total: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-    """A sum in its result's dtype; halves are rounded by way of float32, as compiled code does."""
-    return (
-        total.astype(np.float32) if dtype.itemsize == 2 and dtype.kind != "i" else total
-    ).astype(dtype)
-
-
-def accumulator(dtype: np.dtype[Any]) -> type[np.generic]:
-    """What window sums accumulate in: float64, or int64 (which wraps) for integers."""
-    return np.int64 if dtype.kind in "iu" else np.float64
-
-
-def _eager_sum(
-    x: np.ndarray, *, window: Ints, stride: Ints, padding: Pairs, dilation: Ints
-) -> np.ndarray:
-    axes = window_axes(x.shape[2:], window, stride, padding, dilation)
-    total = np.zeros((*x.shape[:2], *(a.out for a in axes)), accumulator(x.dtype))
-    for _, outputs, inputs in each_offset(axes):
-        total[(..., *outputs)] += x[(..., *inputs)]
-    return rounded(total, x.dtype)
-
-
-def _eager_spread(
-    ct: np.ndarray, *, input_size: Shape, window: Ints, stride: Ints, padding: Pairs, dilation: Ints
-) -> np.ndarray:
-    axes = window_axes(input_size, window, stride, padding, dilation)
-    total = np.zeros((*ct.shape[:2], *input_size), accumulator(ct.dtype))
-    for _, outputs, inputs in each_offset(axes):
-        total[(..., *inputs)] += ct[(..., *outputs)]
-    return rounded(total, ct.dtype)
-
-
-def _flat(x: np.ndarray) -> np.ndarray:
-    return x.reshape(*x.shape[:2], prod(x.shape[2:]))
-
-
-def _eager_gather(x: np.ndarray, index: np.ndarray) -> np.ndarray:
-    _check_index("window_gather", index, prod(x.shape[2:]))
-    return np.take_along_axis(_flat(x), _flat(index), axis=2).reshape(index.shape)
-
-
-def _eager_scatter_add(ct: np.ndarray, index: np.ndarray, *, input_size: Shape) -> np.ndarray:
-    size, planes = prod(input_size), ct.shape[0] * ct.shape[1]
-    _check_index("window_scatter_add", index, size)
-    total = np.zeros((planes, size), accumulator(ct.dtype))
-    plane = np.arange(planes)[:, None]
-    per_plane = prod(ct.shape[2:])
-    np.add.at(total, (plane, index.reshape(planes, per_plane)), ct.reshape(planes, per_plane))
-    return rounded(total, ct.dtype).reshape(*ct.shape[:2], *input_size)
-
-
-def _check_index(name: str, index: np.ndarray, size: int) -> None:
-    if index.size and not (0 <= index.min() and index.max() < size):
-        wrong = index.min() if index.min() < 0 else index.max()
-        raise DimensionError(f"{name}: index {wrong} is out of range for {size} spatial elements")
-
-
 # ---- batch rules --------------------------------------------------------------------------------
 
 
@@ -283,7 +207,7 @@ def _index_samples(gather: bool) -> Any:
     def samples(rng: np.random.Generator, dtype: DType) -> Iterator[Sample]:
         for shape, given, kind in _GEOMETRIES:
             params = _normalize((TensorType(shape, dtype),), given)
-            index = _eager_argmax(rng.random(shape), **params)
+            index = eager_argmax(rng.random(shape), **params)
             operand = draw(rng, dtype, shape if gather else index.shape)
             operands = (operand, index)
             if kind == "strided":
@@ -330,7 +254,7 @@ _REFUSALS = (
 window_max = primitive(
     "window_max", args=("x",), params=_PARAMS, shape=_selecting_shape, dtype=same_dtype(0),
     doc="Maximum of each window of x (N, C, *S); padding counts as -inf, NaN wins.",
-    normalize=_normalize, eager=_eager_max,
+    normalize=_normalize, eager=eager_max,
     vjp=(lambda ct, out, x, **p: window_scatter_add(
         ct, window_argmax(x, **p), input_size=tuple(x.shape[2:])),),
     jvp=(lambda dx, out, x, **p: window_gather(dx, window_argmax(x, **p)),),
@@ -345,7 +269,7 @@ window_max = primitive(
 window_argmax = primitive(
     "window_argmax", args=("x",), params=_PARAMS, shape=_selecting_shape,
     doc="Row-major index into the spatial axes of each window's maximum, int64.",
-    dtype=always(dtypes.int64), normalize=_normalize, eager=_eager_argmax, vjp=ZERO, jvp=ZERO,
+    dtype=always(dtypes.int64), normalize=_normalize, eager=eager_argmax, vjp=ZERO, jvp=ZERO,
     batch=_batch_images(lambda x, **p: window_argmax(x, **p)),
     samples=_samples(lambda x, out: (x, {})), refusals=_REFUSALS, cost=9, source="definition",
     **_COMMON,
@@ -354,7 +278,7 @@ window_argmax = primitive(
 window_sum = primitive(
     "window_sum", args=("x",), params=_PARAMS, shape=window_shape, dtype=same_dtype(0),
     doc="Sum of each window of x (N, C, *S), in float64; padding counts as zero.",
-    normalize=_normalize, eager=_eager_sum,
+    normalize=_normalize, eager=eager_sum,
     vjp=(lambda ct, out, x, **p: window_spread(ct, input_size=tuple(x.shape[2:]), **p),),
     jvp=(LINEAR,), batch=_batch_images(lambda x, **p: window_sum(x, **p)),
     samples=_samples(lambda x, out: (x, {})), refusals=_REFUSALS, cost=9,
@@ -364,7 +288,7 @@ window_sum = primitive(
 window_spread = primitive(
     "window_spread", args=("ct",), params=("input_size", *_PARAMS), shape=_spread_shape,
     doc="Transpose of `window_sum`: each input receives the sum of `ct` over its windows.",
-    dtype=same_dtype(0), normalize=_normalize, eager=_eager_spread,
+    dtype=same_dtype(0), normalize=_normalize, eager=eager_spread,
     vjp=(lambda g, out, ct, *, input_size, **p: window_sum(g, **p),), jvp=(LINEAR,),
     batch=_batch_images(lambda ct, **p: window_spread(ct, **p)),
     samples=_samples(lambda x, out: (out, {"input_size": x[2:]})),
@@ -404,7 +328,7 @@ _INDEX = np.zeros((1, 1, 2, 2), np.int64)
 window_gather = primitive(
     "window_gather", args=("x", "index"), shape=_gather_shape, dtype=same_dtype(0),
     doc="Elements of x (N, C, *S) at row-major spatial positions `index` (N, C, *P), int64.",
-    eager=_eager_gather, promote=("x",),
+    eager=eager_gather, promote=("x",),
     vjp=(lambda ct, out, x, index: window_scatter_add(
         ct, index, input_size=tuple(x.shape[2:])), None),
     jvp=(LINEAR, None), batch=_batch_images(lambda x, index: window_gather(x, index)),
@@ -420,7 +344,7 @@ window_gather = primitive(
 window_scatter_add = primitive(
     "window_scatter_add", args=("ct", "index"), params=("input_size",), shape=_scatter_shape,
     doc="Transpose of `window_gather`: sums of `ct` (N, C, *P) at spatial positions `index`.",
-    dtype=same_dtype(0), eager=_eager_scatter_add, promote=("ct",),
+    dtype=same_dtype(0), eager=eager_scatter_add, promote=("ct",),
     vjp=(lambda g, out, ct, index, *, input_size: window_gather(g, index), None),
     jvp=(LINEAR, None),
     batch=_batch_images(lambda ct, index, **p: window_scatter_add(ct, index, **p)),

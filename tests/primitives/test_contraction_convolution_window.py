@@ -310,7 +310,7 @@ def test_convolution_fills_in_parameters():
 
 
 def test_convolution_in_several_blocks_of_images_is_the_same(monkeypatch):
-    from tracegrad.ir.primitives import convolution
+    from tracegrad.ir.primitives import convolution_eager
 
     rng = np.random.default_rng(0)
     x, w = rng.normal(size=(5, 2, 6, 6)), rng.normal(size=(3, 2, 3, 3))
@@ -321,7 +321,7 @@ def test_convolution_in_several_blocks_of_images_is_the_same(monkeypatch):
         lambda: ops.conv_weight_grad(x, ct, kernel_size=(3, 3)),
     ]
     whole = [call() for call in calls]
-    monkeypatch.setattr(convolution, "COLUMN_BYTES", 1)
+    monkeypatch.setattr(convolution_eager, "COLUMN_BYTES", 1)
     for call, expected in zip(calls, whole, strict=True):
         np.testing.assert_allclose(call(), expected, **EXACT)
 
