@@ -52,6 +52,10 @@ class GradientError(TracegradError, RuntimeError):
     """The backward pass cannot go on: wrong seed, freed graph, overwritten saved value."""
 
 
+class ModuleStateError(TracegradError, RuntimeError):
+    """Saved state does not fit a module. Cure: load it into the model that it was saved from."""
+
+
 class GraphError(TracegradError, AssertionError):
     """A graph breaks an invariant of the IR. This is a defect of tracegrad: please report it."""
 
