@@ -27,7 +27,7 @@ static inline {T} tg_max_{s}({T} x, {T} y)
 /*[tg_max_{s} f32 f64] The larger operand; NaN where either is NaN. */
 static inline {T} tg_max_{s}({T} x, {T} y)
 {
-    return (x > y) | (x != x) ? x : y;
+    return y > x ? y : (y != y ? y : x);
 }
 
 /*[tg_min_{s} u8 i8 i16 i32 i64 u32] The smaller operand. */
@@ -39,7 +39,7 @@ static inline {T} tg_min_{s}({T} x, {T} y)
 /*[tg_min_{s} f32 f64] The smaller operand; NaN where either is NaN. */
 static inline {T} tg_min_{s}({T} x, {T} y)
 {
-    return (x < y) | (x != x) ? x : y;
+    return y < x ? y : (y != y ? y : x);
 }
 
 /*[tg_isnan_{s} f32 f64] 1 for NaN. */
