@@ -5,7 +5,6 @@ Inputs are batched (N, C, *S) or unbatched (C, *S). Start reading at `_conv`, th
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from tracegrad.ir import ops
@@ -302,9 +301,3 @@ def _ceiled(
             out -= 1
         made.append((low, max(high, (out - 1) * s + extent - n - low)))
     return tuple(made)
-
-
-POOLS: dict[str, Callable[..., Any]] = {
-    f.__name__: f for f in (max_pool1d, max_pool2d, max_pool3d, avg_pool1d, avg_pool2d, avg_pool3d)
-}
-"""By name; the modules of `tracegrad.nn.pooling` look theirs up here."""

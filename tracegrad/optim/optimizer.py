@@ -1,0 +1,204 @@
+"""`Optimizer`: parameter groups, state per parameter, saving and loading; rules are subclasses.
+
+A rule writes one method, `update`, which changes one parameter in place. Start reading at `step`.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from tracegrad.ir.errors import OperandError, ParameterError
+from tracegrad.nn.loading import clear_gradient
+from tracegrad.nn.naming import type_name
+from tracegrad.tracer.grad_mode import enable_grad, no_grad
+from tracegrad.tracer.tensor import Tensor
+
+_DUPLICATES = (
+    "optimizer contains a parameter group with duplicate parameters; in future, this will cause "
+    "an error; see github.com/pytorch/pytorch/issues/40967 for more information"
+)
+
+
+class Optimizer:
+    """Base class of optimizers.
+
+    Args:
+        params: tensors, or dicts with "params" and settings of their own (parameter groups).
+        defaults: settings of groups that do not give them.
+    Attributes:
+        param_groups: list of dicts: "params" and the settings, which may be changed at any time.
+        state: parameter -> what the rule remembers of it.
+    Raises:
+        OperandError, ParameterError: `params` is no list of leaf tensors (PyTorch's texts).
+    Source: PyTorch documentation, `torch.optim.Optimizer`.
+    """
+
+    def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
+        self.defaults = defaults
+        self.state: dict[Any, dict[str, Any]] = defaultdict(dict)
+        self.param_groups: list[dict[str, Any]] = []
+        self.stepped = False
+        if isinstance(params, Tensor):
+            raise OperandError(
+                "params argument given to the optimizer should be an iterable of Tensors or "
+                f"dicts, but got {type_name(params)}"
+            )
+        _refuse_set(params)
+        groups = list(params)
+        if not groups:
+            raise ParameterError("optimizer got an empty parameter list")
+        if not isinstance(groups[0], dict):
+            groups = [{"params": groups}]
+        for group in groups:
+            self.add_param_group(group)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Optimize more parameters, with the settings in `param_group` or the defaults.
+
+        Raises:
+            OperandError, ParameterError: as the constructor, or a parameter is there already.
+        """
+        if not isinstance(param_group, dict):
+            raise OperandError(f"param_group must be a dict, but got {type(param_group)}")
+        params = param_group["params"]
+        _refuse_set(params)
+        listed = [params] if isinstance(params, Tensor) else list(params)
+        for p in listed:
+            _check_parameter(p)
+        if len({id(p) for p in listed}) != len(listed):
+            warnings.warn(_DUPLICATES, UserWarning, stacklevel=3)
+        taken = {id(p) for group in self.param_groups for p in group["params"]}
+        if any(id(p) in taken for p in listed):
+            raise ParameterError("some parameters appear in more than one parameter group")
+        self.param_groups.append({**self.defaults, **param_group, "params": listed})
+
+    def update(self, p: Any, grad: Any, state: dict[str, Any], group: Mapping[str, Any]) -> None:
+        """Change the parameter `p` in place; runs without recording.
+
+        Args:
+            p: the parameter.
+            grad: its gradient, not to be changed.
+            state: what the rule remembers of this parameter; empty at first.
+            group: the settings.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define update()")
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Change every parameter that has a gradient.
+
+        Args:
+            closure: computes the loss again (and its gradients) before the step.
+        Returns:
+            What `closure` returned, or None.
+        """
+        loss = None
+        if closure is not None:
+            with enable_grad():
+                loss = closure()
+        self.stepped = True
+        with no_grad():
+            for group in self.param_groups:
+                for p in group["params"]:
+                    grad = p.grad
+                    if grad is not None:
+                        self.update(p, grad, self.state[p], group)
+        return loss
+
+    def zero_grad(self, set_to_none: bool = False) -> None:
+        """Set all gradients to zeros, in place; with `set_to_none`, to None."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                clear_gradient(p, set_to_none)
+
+    # ---- state ----------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """{"state": number of the parameter -> state, "param_groups": settings and numbers}."""
+        numbers = self._numbers()
+        groups = [
+            {**group, "params": [numbers[id(p)] for p in group["params"]]}
+            for group in self.param_groups
+        ]
+        state = {numbers.get(id(p), p): dict(kept) for p, kept in self.state.items()}
+        return {"state": state, "param_groups": groups}
+
+    def _numbers(self) -> dict[int, int]:
+        numbers: dict[int, int] = {}
+        for group in self.param_groups:
+            for p in group["params"]:
+                numbers.setdefault(id(p), len(numbers))
+        return numbers
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over settings and state (copied, cast to the parameters' dtypes).
+
+        Raises:
+            ParameterError: the groups do not have the sizes of this optimizer's.
+        """
+        saved = state_dict["param_groups"]
+        if len(saved) != len(self.param_groups):
+            raise ParameterError("loaded state dict has a different number of parameter groups")
+        if any(len(a["params"]) != len(b["params"]) for a, b in zip(saved, self.param_groups)):
+            raise ParameterError(
+                "loaded state dict contains a parameter group that doesn't match the size of "
+                "optimizer's group"
+            )
+        of_number = {}
+        groups = []
+        for old, mine in zip(saved, self.param_groups, strict=True):
+            of_number.update(zip(old["params"], mine["params"], strict=True))
+            groups.append({**copy.deepcopy(dict(old)), "params": mine["params"]})
+        state: dict[Any, dict[str, Any]] = defaultdict(dict)
+        for number, kept in state_dict["state"].items():
+            p = of_number.get(number, number)
+            state[p] = {name: _loaded(name, value, p) for name, value in kept.items()}
+        self.state, self.param_groups = state, groups
+
+    def __repr__(self) -> str:
+        lines = []
+        for i, group in enumerate(self.param_groups):
+            lines.append(f"\nParameter Group {i}")
+            lines += [f"    {key}: {group[key]}" for key in sorted(group) if key != "params"]
+            lines.append("")
+        return f"{type(self).__name__} (" + "\n".join(lines) + ")"
+
+
+def _refuse_set(params: Any) -> None:
+    if isinstance(params, set | frozenset):
+        raise OperandError(
+            "optimizer parameters need to be organized in ordered collections, but the ordering "
+            "of tensors in sets will change between runs. Please use a list instead."
+        )
+    if not isinstance(params, Iterable):
+        raise OperandError(
+            "params argument given to the optimizer should be an iterable of Tensors or dicts, "
+            f"but got {type_name(params)}"
+        )
+
+
+def _check_parameter(p: Any) -> None:
+    if not isinstance(p, Tensor):
+        raise OperandError(
+            f"optimizer can only optimize Tensors, but one of the params is {type_name(p)}"
+        )
+    if not p.is_leaf:
+        raise ParameterError("can't optimize a non-leaf Tensor")
+
+
+def _loaded(name: str, value: Any, p: Any) -> Any:
+    """A copy of one entry of saved state, in the dtype of its parameter (but for the counter)."""
+    if not isinstance(value, Tensor):
+        return copy.deepcopy(value)
+    value = value.detach().clone()  # type: ignore[attr-defined]
+    keep = name == "step" or not isinstance(p, Tensor) or not p.dtype.is_floating_point
+    return value if keep else value.to(p.dtype)
+
+
+def check(text: str, value: float, good: bool) -> None:
+    """Raise PyTorch's `ValueError`, e.g. "Invalid learning rate: -1.0", unless `good`."""
+    if not good:
+        raise ParameterError(f"Invalid {text}: {value}")
