@@ -112,7 +112,7 @@ def _load(name: str, path: str, pattern: str, config: str, bits: int) -> Blas | 
             for f in FUNCTIONS
         }
         words = ffi.string(getattr(library, config)()).decode("ascii", "replace")
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, ffi.error):
         return None
     _libraries[path] = library
     return Blas(name, path, " ".join(words.split()), bits, bits == 32, addresses)

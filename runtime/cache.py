@@ -1,10 +1,16 @@
 """The disk cache of compiled kernels, and a small store of texts beside it.
 
-One entry is a folder `kernels/ab/<key>/` with `kernel.c`, `kernel.so` and `meta.json`; the key is
+One entry is a folder `kernels/ab/<key>/` with `kernel.c`, a shared object and `meta.json`; the key is
 the SHA-256 of everything that decides the machine code (`make_key`). Entries are built in a private
 folder and appear by one rename, so a reader sees a whole entry or none. The length and the SHA-256
 of the shared object are compared before it is loaded: a cut or altered file is never mapped.
 Nothing is pickled. Texts (`get_text`, `put_text`) are single files that carry their own SHA-256.
+
+Note [Names of libraries]
+The dynamic loader takes a path that it has open already for the same library, whatever the file now
+holds. So every build gives its shared object a name of its own, which `meta.json` records; else an
+entry that was found wrong after loading could not be replaced within the process.
+
 Start reading at `find` and `publish`; the command line uses `entries`, `why`, `clear`,
 `prune`.
 """
@@ -51,8 +57,8 @@ class Entry:
 
     @property
     def library(self) -> Path:
-        """The shared object."""
-        return self.path / "kernel.so"
+        """The shared object. See Note [Names of libraries]."""
+        return self.path / str(self.meta.get("library", "kernel.so"))
 
     @property
     def size(self) -> int:
@@ -112,11 +118,11 @@ def _damage(path: Path, meta: object, key: str) -> str:
     """What is wrong with an entry, in words; empty when it is whole."""
     if not isinstance(meta, dict) or meta.get("key") != key:
         return "meta.json belongs to another entry"
-    data = (path / "kernel.so").read_bytes()
+    data = Entry(key, path, meta).library.read_bytes()
     if len(data) != meta.get("so_bytes"):
-        return f"kernel.so has {len(data)} bytes, not {meta.get('so_bytes')}"
+        return f"the shared object has {len(data)} bytes, not {meta.get('so_bytes')}"
     if hashlib.sha256(data).hexdigest() != meta.get("so_sha256"):
-        return "kernel.so has changed since it was built"
+        return "the shared object has changed since it was built"
     return ""
 
 
@@ -152,9 +158,13 @@ def publish(build: Path, root: Path, key: str, meta: Mapping[str, object]) -> En
     Raises:
         OSError: the folder is full or read-only.
     """
-    data = (build / "kernel.so").read_bytes()
+    library = f"kernel-{os.urandom(4).hex()}.so"
+    os.rename(build / "kernel.so", build / library)
+    data = (build / library).read_bytes()
     full: dict[str, object] = dict(meta)
-    full.update(key=key, so_bytes=len(data), so_sha256=hashlib.sha256(data).hexdigest())
+    full.update(
+        key=key, library=library, so_bytes=len(data), so_sha256=hashlib.sha256(data).hexdigest()
+    )
     full["created"] = time.time()
     (build / "meta.json").write_text(json.dumps(full, indent=1), encoding="utf-8")
     path = _entry_path(root, key)
@@ -176,6 +186,13 @@ def publish(build: Path, root: Path, key: str, meta: Mapping[str, object]) -> En
     entry = Entry(key, path, full)
     _grow(root, entry.size)
     return entry
+
+
+def forget() -> None:
+    """Forget which entries this process uses and how large the folder is (for tests)."""
+    with _lock:
+        _in_use.clear()
+        _estimate.clear()
 
 
 def _entry_path(root: Path, key: str) -> Path:

@@ -206,7 +206,7 @@ def _open(path: Path, key: str, source: str, origin: str, compile_ms: float) -> 
     try:
         found = ffi.string(library.tg_key).decode("ascii", "replace")
         run = library.tg_run
-    except AttributeError as error:
+    except (AttributeError, ffi.error) as error:
         raise OSError(f"{path.name} lacks a symbol: {error}") from None
     if found != key:
         raise OSError(f"{path.name} says that its key is {found[:12]}..., not {key[:12]}...")

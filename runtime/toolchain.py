@@ -89,7 +89,7 @@ class Toolchain:
         flags: all flags, the optional ones that it takes included.
         cpu: name and feature digest of the processor.
         libc: the C library of this process.
-        problem: why there is no compiler now, so that only cached kernels can be loaded; else empty.
+        problem: why only kernels from the cache can be had; empty while the compiler is there.
     """
 
     command: tuple[str, ...]

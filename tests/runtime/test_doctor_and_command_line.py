@@ -1,0 +1,99 @@
+"""`python -m tracegrad`: doctor, cache; the pieces of inspect that need no compiled function."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from kernel_source import source
+
+from tracegrad.__main__ import find_function, main, make_argument
+from tracegrad.ir.errors import OperandError, ParameterError
+from tracegrad.runtime import blas, doctor, kernels
+
+
+def test_doctor_compiles_loads_and_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert "!!" not in text
+    for part in ("compiled in", "sin right to", "MiB", "CUDA", "numpy", "processors"):
+        assert part in text
+
+
+def test_doctor_reports_a_missing_compiler(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", "/nonexistent")
+    assert main(["doctor"]) == 1
+    text = capsys.readouterr().out
+    assert "!!  compiler" in text and "!!  kernel" in text and "apt install gcc" in text
+
+
+def test_doctor_finds_a_wrong_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = blas.find()
+    assert real is not None
+
+    class Broken:
+        def table(self) -> object:
+            return blas.empty_table()
+
+    monkeypatch.setattr(blas, "find", Broken)
+    good, text = doctor._kernel()
+    assert not good and "sgemm through the kernel is off" in text
+
+
+def test_doctor_reports_a_cache_that_cannot_be_used(
+    cache_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache_dir.write_text("")
+    main(["doctor"])
+    assert "!!  cache" in capsys.readouterr().out
+
+
+def test_cache_commands(cache_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kernel = kernels.load(source(2), label="energy")
+    kernels.load(source(3), label="other")
+    assert main(["cache", "path"]) == 0
+    assert capsys.readouterr().out.strip() == str(cache_dir / "v1")
+    assert main(["cache", "ls"]) == 0
+    listed = capsys.readouterr().out
+    assert kernel.key[:12] in listed and "energy" in listed and "2 kernels" in listed
+    assert main(["cache", "why", kernel.key[:12]]) == 0
+    assert "-ffp-contract=off" in capsys.readouterr().out
+    assert main(["cache", "prune", "--size", "100"]) == 0
+    assert "freed 0.0 MiB" in capsys.readouterr().out
+    assert main(["cache", "clear"]) == 0
+    assert main(["cache", "ls"]) == 0
+    assert "0 kernels" in capsys.readouterr().out
+
+
+def test_unknown_key_is_an_error_of_use(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cache", "why", "ffff"]) == 2
+    assert "no entry" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("target", "error", "text"),
+    [
+        ("nocolon", ParameterError, "expected FILE:FUNCTION"),
+        ("missing.py:f", ParameterError, "there is no file"),
+        ("{file}:g", ParameterError, "has no 'g'; it has f"),
+        ("{file}:x", OperandError, "x is a int, not a function"),
+    ],
+)
+def test_inspect_refuses(target: str, error: type[Exception], text: str, tmp_path: Path) -> None:
+    file = tmp_path / "inspected_module.py"
+    file.write_text("x = 3\ndef f(a): return a\n")
+    with pytest.raises(error, match=text):
+        find_function(target.format(file=file))
+
+
+@pytest.mark.parametrize(("text", "value"), [("3", 3), ("2.5", 2.5), ("-1e-3", -1e-3)])
+def test_numbers_are_arguments(text: str, value: object) -> None:
+    assert make_argument(text) == value
+
+
+@pytest.mark.parametrize("text", ["float31[2]", "abs[3]", "hello", "[1, 2]", "float32[a]"])
+def test_other_words_are_not(text: str) -> None:
+    with pytest.raises(ParameterError, match="--arg"):
+        make_argument(text)
