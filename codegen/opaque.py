@@ -7,13 +7,33 @@ and wraps the result as the translation unit needs it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+
 from tracegrad.codegen.lower import Buffer
 from tracegrad.codegen.plan import KernelPlan, Target
+from tracegrad.codegen.plan_convolution import plan_convolution
+from tracegrad.codegen.plan_window import plan_window
 from tracegrad.ir.graph import Node
+
+PLANNERS = {"convolution": plan_convolution, "window": plan_window}
 
 
 def plan_opaque(
-    name: str, node: Node, operands: Sequence[Buffer], out: Buffer, target: Target
+    name: str, node: Node, operands: Sequence[Buffer], out: Buffer, scratch: str, target: Target
 ) -> tuple[KernelPlan, str, int]:
-    """The plan, the rendered text and the bytes of scratch of a node with its own kernel."""
-    raise AssertionError(f"no kernel for {node.primitive.name}")
+    """The plan, the rendered text and the bytes of scratch of a node with its own kernel.
+
+    Args:
+        scratch: what the scratch buffer will be called, if the kernel needs one.
+    """
+    where = f"{node.location}: {node.location.text}" if node.location is not None else ""
+    plan = PLANNERS[node.primitive.family](
+        node.primitive.name, [v.type for v in node.inputs], node.out.type, node.params,
+        name=name, comment=where, threads=target.openmp,
+    )  # fmt: skip
+    last = scratch if plan.scratch_bytes else "0"
+    arguments = (*(b.name for b in operands), out.name, last)
+    nbytes = sum(v.type.nbytes for v in (*node.inputs, node.out))
+    kernel = KernelPlan(
+        name, plan.summary, plan.parameters, (), arguments, nbytes=nbytes, ops=plan.flops
+    )
+    return kernel, plan.render().strip(), plan.scratch_bytes

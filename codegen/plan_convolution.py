@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from tracegrad.codegen.affine import Affine
+from tracegrad.codegen.convolution_text import Sizes, Tiling, parts, positions
 from tracegrad.codegen.plan import Parameter
 from tracegrad.codegen.window_geometry import (
     Arithmetic,
@@ -28,10 +28,10 @@ from tracegrad.codegen.window_geometry import (
     arithmetic,
     divide,
     kernel_parameters,
-    position,
     spatial_axis,
+    summary_lines,
 )
-from tracegrad.ir.types import Shape, TensorType
+from tracegrad.ir.types import TensorType
 from tracegrad.ir.windows import WindowAxis, window_axes
 
 FEW_CHANNELS = 4
@@ -39,65 +39,6 @@ SMALL_PRODUCT = 16_384  # operations, 2*m*n*k
 COLUMN_BYTES = 1 << 18  # a tile of columns: half of a 512 KiB second-level cache
 NARROW = 64  # positions; images with fewer are put side by side
 BLAS_FLOPS, DIRECT_FLOPS = 60e9, 12e9  # operations a second on one core; rough on purpose
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """The numbers of one convolution: x (images, channels, *in), w (outputs, group_in, *taps)."""
-
-    images: int
-    channels: int
-    outputs: int
-    groups: int
-    in_plane: int
-    out_plane: int
-    taps: int
-
-    @property
-    def group_in(self) -> int:
-        """Input channels of a group."""
-        return self.channels // self.groups
-
-    @property
-    def group_out(self) -> int:
-        """Output channels of a group."""
-        return self.outputs // self.groups
-
-    @property
-    def depth(self) -> int:
-        """Rows of the column matrix: taps of all input channels of a group."""
-        return self.group_in * self.taps
-
-    @property
-    def flops(self) -> int:
-        """Operations of the whole convolution."""
-        return 2 * self.images * self.outputs * self.out_plane * self.depth
-
-    @property
-    def weights(self) -> int:
-        """Elements of w."""
-        return self.outputs * self.depth
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """Which positions one column matrix holds.
-
-    Attributes:
-        packed: several whole images side by side (`images` of them, the last tile maybe fewer).
-        tiled: a run of `rows` output rows of one image; `tiles` such runs per image.
-        width: columns of the matrix as C text; `max_width` the most there are.
-        row_width: positions of one output row.
-    """
-
-    packed: bool
-    tiled: bool
-    images: int
-    rows: int
-    tiles: int
-    row_width: int
-    width: str
-    max_width: int
 
 
 @dataclass(frozen=True)
@@ -323,81 +264,16 @@ def _plan(
     spatial = tuple(spatial_axis(i, a, tile.tiled and i == 0) for i, a in enumerate(axes))
     outer, inner = spatial[:-1], spatial[-1]
     outside = " || ".join(a.outside for a in outer if a.padded)
-    summary = (how, comment) if comment else (how,)
     return ConvolutionPlan(
-        name=name, template=template, summary=(_TITLES[op_name], *summary), sizes=sizes,
+        name=name, template=template, sizes=sizes,
+        summary=summary_lines(_TITLES[op_name], how, comment),
         parameters=kernel_parameters(_OPERANDS[op_name], in_types, out_type),
         number=number, work=work, axes=spatial, outer=outer, inner=inner,
         reads_tables=inner.padded, checks_outer=bool(outside), outside=outside, tile=tile,
         channel_block=channel_block, channel_blocks=channel_blocks,
-        blocked=channel_blocks > 1, **_positions(sizes, spatial),
-        **_parts(op_name, sizes, spatial, tile, channel_block, channel_blocks), panel=panel,
+        blocked=channel_blocks > 1, **positions(sizes, spatial),
+        **parts(op_name, sizes, spatial, tile, channel_block, channel_blocks), panel=panel,
         gemm="f32" if out_type.dtype.name == "float32" else "f64",
         grouped=sizes.groups > 1, partials=partials, scratch_bytes=scratch, flops=sizes.flops,
         seconds=seconds,
     )  # fmt: skip
-
-
-def _positions(sizes: Sizes, axes: tuple[SpatialAxis, ...]) -> dict[str, str]:
-    """Positions of input lines, output lines, weights and rows of columns, as C text.
-
-    `n` counts images, `o` output channels, `group` groups, `c` input channels of the group.
-    """
-    in_shape: Shape = tuple(a.size for a in axes)
-    out_shape: Shape = tuple(a.out for a in axes)
-    taps: Shape = tuple(a.kernel for a in axes)
-    inputs, outputs = tuple(a.i for a in axes), tuple(a.o for a in axes)
-    line = position(("n", "group", "c", *inputs[:-1], "0"),
-                    (sizes.images, sizes.groups, sizes.group_in, *in_shape))  # fmt: skip
-    out_line = position(("n", "o", *outputs[:-1], "0"), (sizes.images, sizes.outputs, *out_shape))
-    within = position((*inputs[:-1], "0"), in_shape)
-    kernel = tuple(a.k for a in axes)
-    inner = axes[-1].input
-    return {
-        "line": _without_zero(line).text(),
-        "out_line": _without_zero(out_line).text(),
-        "weight": position(("o", "c", *kernel), (sizes.outputs, sizes.group_in, *taps)).text(),
-        "tap": position(("c", *kernel), (sizes.group_in, *taps)).text(),
-        "row": position(outputs, out_shape).text(),
-        "input_position": f"{_without_zero(within).text()} + {inner}" if len(axes) > 1 else inner,
-    }
-
-
-def _without_zero(index: Affine) -> Affine:
-    return Affine(index.const, tuple(t for t in index.terms if t[0] != "0"))
-
-
-def _parts(
-    op_name: str, sizes: Sizes, axes: tuple[SpatialAxis, ...], tile: Tiling, block: int, blocks: int
-) -> dict[str, str]:
-    """Where the parts of a tile begin, and which part an item is, as C text."""
-    n, group = Affine(0, (("n", sizes.outputs),)), Affine(0, (("group", sizes.group_out),))
-    channel = n + group if sizes.groups > 1 else n
-    start = channel * sizes.out_plane
-    row = Affine(0, (("row", tile.row_width),)) if tile.tiled else Affine()
-    planes = position(("n", "group", "c"), (sizes.images, sizes.groups, sizes.group_in))
-    taps = tuple(a.kernel for a in axes)
-    tap = position(("c", *(a.k for a in axes)), (sizes.group_in, *taps))
-    tile_start = (start + row).text()
-    source = "in_1" if op_name == "conv_weight_grad" else "in_0"
-    first = Affine(0, (("c_begin", -sizes.taps),)) if blocks > 1 else Affine()
-    per_tile = blocks * sizes.groups
-    return {
-        "out_start": (start + Affine(0, (("o", sizes.out_plane),))).text(),
-        "plane": (planes * sizes.in_plane + Affine.symbol("i")).text(),
-        "tile_start": tile_start,
-        "group_weight": f" + {sizes.group_out * sizes.depth} * group" if sizes.groups > 1 else "",
-        "block_weight": f" + {sizes.taps} * c_begin" if blocks > 1 else "",
-        "cotangent": "panel" if tile.packed else f"{source} + {tile_start}",
-        "cotangent_stride": "width" if tile.packed else str(sizes.out_plane),
-        "c_begin": "c_begin" if blocks > 1 else "0",
-        "c_end": "c_end" if blocks > 1 else str(sizes.group_in),
-        "block_tap": (tap + first).text(),
-        "block_rows": f"(c_end - c_begin) * {sizes.taps}" if blocks > 1 else str(sizes.depth),
-        "item_group": f"item / {blocks} % {sizes.groups}".replace("/ 1 ", ""),
-        "item_tile": f"item / {per_tile}" if per_tile > 1 else "item",
-        "item_outputs": (
-            f"item % {sizes.channels} / {sizes.group_in} * {sizes.group_out}"
-            if sizes.groups > 1 else "0"
-        ),
-    }  # fmt: skip

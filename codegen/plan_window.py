@@ -23,6 +23,7 @@ from tracegrad.codegen.window_geometry import (
     kernel_parameters,
     position,
     spatial_axis,
+    summary_lines,
 )
 from tracegrad.ir.dtypes import DType
 from tracegrad.ir.types import Shape, TensorType
@@ -142,7 +143,7 @@ def plan_window(
     outside = " || ".join(a.outside for a in outer if a.padded)
     return WindowPlan(
         name=name, template=_TEMPLATES[op_name],
-        summary=(_TITLES[op_name], *((comment,) if comment else ())),
+        summary=summary_lines(_TITLES[op_name], comment),
         parameters=kernel_parameters(_OPERANDS[op_name], in_types, out_type),
         number=number, work=work, axes=axes, outer=outer, inner=inner,
         reads_tables=inner is not None and inner.padded,

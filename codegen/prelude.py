@@ -17,6 +17,7 @@ from pathlib import Path
 from tracegrad.codegen.plan import Target
 
 _SECTION = re.compile(r"^/\*\[(\w+(?:\{s\})?)((?: \w+)*)\]", re.MULTILINE)
+_COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
 _CALL = re.compile(r"\btg_\w+")
 _WORD = re.compile(r"\b[a-z]\w*(?=\()")
 
@@ -40,6 +41,11 @@ _FILL = {
     "i64": ("int64_t", "uint64_t", ""), "u32": ("uint32_t", "uint32_t", ""),
     "f32": ("float", "", "f"), "f64": ("double", "", ""),
 }  # fmt: skip
+
+
+def without_comments(text: str) -> str:
+    """C text with its comments taken out."""
+    return _COMMENT.sub("", text)
 
 
 @lru_cache(maxsize=1)
@@ -124,10 +130,11 @@ def prelude(kernels: str, target: Target) -> str:
         >>> "extern float sinf(float);" in prelude("y = sinf(x);", Target())
         True
     """
+    kernels = without_comments(kernels)
     helpers = helpers_for(_CALL.findall(kernels))
     parts = ["#include <stdint.h>"]
     if "TG_INF" in kernels + helpers or "TG_NAN" in kernels + helpers:
         parts.append("#define TG_INF __builtin_inff()\n#define TG_NAN __builtin_nanf(\"\")")
-    parts.append(prototypes(kernels + helpers, target))
+    parts.append(prototypes(kernels + without_comments(helpers), target))
     parts.append(helpers)
     return "\n\n".join(p for p in parts if p)

@@ -102,7 +102,8 @@ def _arg_extremum(node: Node, index: Index, domain: Shape) -> Reducer:
     greatest = node.primitive.name == "argmax"
     x = node.inputs[0].dtype
     axis = node.params["axis"]
-    position = index[axis] if axis is not None else offset(index, contiguous_strides(domain))
+    whole = axis is None or not domain
+    position = offset(index, contiguous_strides(domain)) if whole else index[axis]
     sign = ">" if greatest else "<"
     beats = f"v {sign} {{acc}} || {{acc}}_at < 0"
     if x.kind == "f":

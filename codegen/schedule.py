@@ -221,8 +221,8 @@ class Scheduler:
 def _reduced_axes(node: Node) -> tuple[int, ...]:
     if "axes" in node.params:
         return tuple(node.params["axes"])
-    axis = node.params["axis"]
-    return tuple(range(node.inputs[0].ndim)) if axis is None else (axis,)
+    axis, ndim = node.params["axis"], node.inputs[0].ndim
+    return tuple(range(ndim)) if axis is None or ndim == 0 else (axis,)
 
 
 def _repeats(shape: Shape, out: Shape, node: Node) -> bool:

@@ -8,7 +8,6 @@ is what is compiled and what the disk cache is keyed by. Start reading at `build
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +18,7 @@ from tracegrad.codegen.loops import plan_group
 from tracegrad.codegen.lower import Buffer
 from tracegrad.codegen.opaque import plan_opaque
 from tracegrad.codegen.plan import KernelPlan, Slot, Target
-from tracegrad.codegen.prelude import prelude
+from tracegrad.codegen.prelude import prelude, without_comments
 from tracegrad.codegen.scatter import plan_scatter
 from tracegrad.codegen.schedule import (
     Step,
@@ -134,7 +133,9 @@ def build(
             kernels.append(plan_scatter(name, node, graph.producer, buffers))
         else:
             operands = [buffers[same_memory(v, graph.producer)] for v in node.inputs]
-            plan, text, nbytes = plan_opaque(name, node, operands, buffers[node.out], target)
+            plan, text, nbytes = plan_opaque(
+                name, node, operands, buffers[node.out], f"scratch_{position}", target
+            )
             kernels.append(plan)
             texts[position], scratch[position] = text, nbytes
     slots, arena, temporaries = _place(graph, steps, buffers, scratch)
@@ -258,11 +259,8 @@ def _signature(graph: Graph) -> str:
     return f"({inputs}) -> ({outputs})"
 
 
-_COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
-
-
 def strip_comments(source: str) -> str:
     """The source without comments and blank lines: names and line numbers do not reach the key."""
-    lines = (line.rstrip() for line in _COMMENT.sub("", source).split("\n"))
+    lines = (line.rstrip() for line in without_comments(source).split("\n"))
     return "\n".join(line for line in lines if line) + "\n"
 

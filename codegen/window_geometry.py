@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tracegrad.codegen.affine import Affine
-from tracegrad.codegen.plan import Parameter
+from tracegrad.codegen.plan import PARALLEL, Parameter
 from tracegrad.ir.dtypes import DType
 from tracegrad.ir.types import Shape, TensorType, contiguous_strides
 from tracegrad.ir.windows import WindowAxis
@@ -117,7 +117,7 @@ def divide(
     parallel = threads and seconds > PARALLEL_SECONDS and slices > 1
     return Division(
         items, slices if parallel else 1, slice_bytes, parallel,
-        "#pragma omp parallel for schedule(static)",
+        f"#pragma {PARALLEL}",
     )  # fmt: skip
 
 
@@ -159,3 +159,8 @@ def kernel_parameters(
     )
     result = Parameter("out_0", out_type.dtype.c_type, True, str(out_type))
     return (*operands, result, Parameter("scratch", "char", True))
+
+
+def summary_lines(title: str, *lines: str) -> tuple[str, ...]:
+    """Lines of the comment above a kernel; what would end the comment early is taken apart."""
+    return tuple(line.replace("*/", "* /") for line in (title, *lines) if line)

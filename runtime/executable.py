@@ -92,7 +92,7 @@ def build(graph: Graph, name: str, strides: Mapping[Value, Shape] | None = None)
         "new_slot": lambda: _new_slot(unit, len(graph.inputs) + len(graph.outputs)),
         "empty": np.empty,
         "address": kernels.pointer,
-        "run": kernel.run,
+        "tg_run": kernel.run,
         "fail": _fail,
         "record": kernel.record,
         **{f"dtype_{t.dtype.name}": t.dtype.numpy for t in types},

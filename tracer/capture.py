@@ -119,17 +119,17 @@ class GraphRecorder(Recorder):
         """Whether a tensor has a value already (the same tensor passed twice)."""
         return id(tensor) in self._values
 
-    def _input(self, tensor: Tensor, kind: str, name: str, **where: Any) -> Value:
-        value = self.builder.input(tensor.type_info, name)
-        self._source(kind, value, tensor, **where)
-        self._inputs.add(id(tensor._storage.memory))
-        self._know(tensor, value)
+    def _input(self, given: Tensor, kind: str, name: str, **where: Any) -> Value:
+        value = self.builder.input(given.type_info, name)
+        self._source(kind, value, given, **where)
+        self._inputs.add(id(given._storage.memory))
+        self._know(given, value)
         return value
 
-    def _source(self, kind: str, value: Value, tensor: Tensor, **where: Any) -> None:
-        strides = element_strides(tensor._array)
-        self.arrays.append(tensor._array)
-        self.sources.append(Source(kind, value, strides, tensor.requires_grad, **where))
+    def _source(self, kind: str, value: Value, given: Tensor, **where: Any) -> None:
+        strides = element_strides(given._array)
+        self.arrays.append(given._array)
+        self.sources.append(Source(kind, value, strides, given.requires_grad, **where))
 
     def _know(self, tensor: Tensor, value: Value) -> None:
         self._values[id(tensor)] = value

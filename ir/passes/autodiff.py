@@ -127,7 +127,6 @@ def _backward(
             part = node.primitive.cotangent(i, ct, node.out, node.inputs, node.params)
             if part is not None:
                 pending.setdefault(operand, []).append(ops.unbroadcast(part, operand.shape))
-    builder.location = None
     for value, parts in pending.items():
         summed[value] = _total(parts)
     return summed

@@ -23,6 +23,7 @@ from tracegrad.ir.passes.patterns import Row
 # x / c -> x * (1 / c)  1/c is rounded (exact for powers of two; the C compiler does those).
 # -(x - y) -> y - x     gives -0.0 where x equals y; y - x gives 0.0.
 # pow(x, 0.5) -> sqrt   pow(-0.0, 0.5) is 0.0, sqrt gives -0.0; pow(-inf, 0.5) is inf, sqrt nan.
+# sum over no axes -> x -0.0 + 0.0, with which a sum of floats starts, is 0.0. Integers only.
 # abs(-x) -> abs(x)     of unsigned integers: there -x is 2^n - x.
 # (x + y) + z           and every other reassociation rounds differently.
 # not (x < y) -> y <= x true and false are swapped where an operand is nan.
@@ -136,7 +137,7 @@ _MOVEMENT = (
 )  # fmt: skip
 
 _REDUCTION = (
-    Row("reduce_sum(x, axes=())", lambda x: x, "a sum of one element (integers become int64)"),
+    Row("reduce_sum(x, axes=())", lambda x: x, "one integer, as int64", kinds="i"),
     Row("reduce_prod(x, axes=())", lambda x: x, "a product of one (integers become int64)"),
     Row("reduce_max(x, axes=())", lambda x: x, "the largest of one element"),
     Row("reduce_min(x, axes=())", lambda x: x, "the smallest of one element"),

@@ -60,9 +60,11 @@ def launch(
     return out
 
 
-def on_threads(count: int) -> None:
-    """Set how many threads OpenMP regions use from now on."""
-    ctypes.CDLL("libgomp.so.1").omp_set_num_threads(count)
+def on_threads(library: ctypes.CDLL, count: int) -> ctypes.c_int:
+    """Set how many threads the kernels use while the result, the cell that they read, is alive."""
+    cell = ctypes.c_int(count)
+    library.tg_init_threads(ctypes.byref(cell))
+    return cell
 
 
 def check(
@@ -71,9 +73,9 @@ def check(
     """Compile all cases at once; each must agree with the eager result on one and two threads."""
     library = compiled(tmp_path, [plan.render() for plan, _, _ in cases])
     for plan, operands, expected in cases:
-        on_threads(1)
+        cell = on_threads(library, 1)
         one = launch(library, plan, operands, expected)
-        on_threads(2)
+        cell.value = 2
         two = launch(library, plan, operands, expected)
         compare(one, expected, str(plan.summary))
         assert one.tobytes() == two.tobytes(), plan.summary
@@ -276,3 +278,11 @@ def test_window_kernels_equal_eager_to_the_bit(tmp_path, dtype):
             cases.append((plan, operands, expected))
     assert any(plan.work.parallel for plan, _, _ in cases)
     check(tmp_path, cases, same_bits)
+
+
+def test_a_python_line_cannot_end_the_comment_above_a_kernel():
+    x = np.zeros((1, 1, 4, 4), np.float32)
+    params = dict(ops.window_max.normalize([type_of(x)], {"window": 2}))
+    out = ops.window_max(x, **params)
+    plan = plan_window("window_max", [type_of(x)], type_of(out), params, comment='f("*/")')
+    assert plan.summary[-1] == 'f("* /")'
