@@ -299,7 +299,8 @@ def numpy_scalar(x: Any, dtype: DType) -> np.generic:
         DTypeError: the integer does not fit.
     """
     try:
-        return dtype.numpy.type(x)
+        with np.errstate(over="ignore"):  # a float beyond the range becomes infinite
+            return dtype.numpy.type(x)
     except OverflowError:
         raise DTypeError(
             f"value cannot be converted to type {dtype.name} without overflow: {x}"

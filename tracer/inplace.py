@@ -76,6 +76,7 @@ def apply(
         isinstance(x, Tensor) and x.requires_grad for x in (target, *operands, *params.values())
     ):
         source = _twin(target)
+        operands = tuple(source if x is target else x for x in operands)
     elif state.recorder is None and not params and _directly(name, target, *operands):
         return target
     value = compute(source, *operands, **params)
