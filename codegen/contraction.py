@@ -13,7 +13,7 @@ from math import prod
 from typing import Any
 
 from tracegrad.codegen.affine import Affine, Index, offset, reshaped
-from tracegrad.codegen.lower import Buffer, aligned
+from tracegrad.codegen.lower import Buffer, aligned, same_memory
 from tracegrad.codegen.plan import PARALLEL, KernelPlan, Line, Loop, Parameter, Target
 from tracegrad.ir import dtypes, ops
 from tracegrad.ir.graph import Graph, GraphBuilder, Node, Value
@@ -107,6 +107,9 @@ def strides_of(
         return found
 
     while value not in buffers:
+        base = same_memory(value, producer)
+        if base in buffers and buffers[base].strides == contiguous_strides(base.shape):
+            return buffers[base], offset(index, contiguous_strides(value.shape))
         node = producer(value)
         assert node is not None
         name, p = node.primitive.name, node.params

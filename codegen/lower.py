@@ -121,6 +121,9 @@ class Lowering:
             raise AssertionError(f"kernel reads {value!r} at another index than it writes")
         if value in self.buffers and not computed_here:
             return self._load(value, index, guards)
+        flat = self._same_memory(value)
+        if flat is not None:
+            return self._load(flat, index, guards, contiguous_strides(value.shape))
         node = self.producer(value)
         assert node is not None, f"{value!r} has neither a buffer nor a producer"
         family = node.primitive.family
@@ -130,9 +133,19 @@ class Lowering:
 
     # ---- leaves ---------------------------------------------------------------------------------
 
-    def _load(self, value: Value, index: Index, guards: tuple[Guard, ...]) -> Term:
+    def _same_memory(self, value: Value) -> Value | None:
+        """A realised contiguous value of which `value` is a reshape, element for element."""
+        base = same_memory(value, self.producer)
+        if base is value or base in self.own or base not in self.buffers:
+            return None
+        buffer = self.buffers[base]
+        return base if buffer.strides == contiguous_strides(buffer.shape) else None
+
+    def _load(
+        self, value: Value, index: Index, guards: tuple[Guard, ...], strides: Shape | None = None
+    ) -> Term:
         buffer = self.buffers[value]
-        at = offset(index, buffer.strides)
+        at = offset(index, buffer.strides if strides is None else strides)
         key = ("load", buffer.name, at, guards)
         if key not in self.memo:
             self.memo[key] = Term("load", value.dtype, buffer.name, affine=at, guards=guards, cost=1)
@@ -324,6 +337,13 @@ class Lowering:
         if len(node.inputs) == 2:
             operands["x"] = self.term(node.inputs[0], index, guards)
         return self.apply(node, random_template(node), operands)
+
+
+def same_memory(value: Value, producer: Callable[[Value], Node | None]) -> Value:
+    """The value whose contiguous buffer holds the same elements in the same order."""
+    while (node := producer(value)) is not None and node.primitive.name in ("reshape", "detach"):
+        value = node.inputs[0]
+    return value
 
 
 def aligned(index: Index, shape: Shape) -> Index:

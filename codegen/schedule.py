@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from tracegrad.codegen.contraction import realised_operand
 from tracegrad.codegen.loops import Group
+from tracegrad.codegen.lower import same_memory
 from tracegrad.ir.graph import Graph, Node, Value
 from tracegrad.ir.types import Shape
 
@@ -239,13 +240,6 @@ def _repeats(shape: Shape, out: Shape, node: Node) -> bool:
 def needs_buffers(node: Node) -> bool:
     """Whether a node's kernel reads its operands from contiguous memory."""
     return node.primitive.family in ("convolution", "window")
-
-
-def same_memory(value: Value, producer: Callable[[Value], Node | None]) -> Value:
-    """The value whose contiguous buffer holds the same elements in the same order."""
-    while (node := producer(value)) is not None and node.primitive.name in ("reshape", "detach"):
-        value = node.inputs[0]
-    return value
 
 
 def schedule(graph: Graph, strides: Mapping[Value, Shape]) -> list[Step]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tracegrad.codegen import contraction
 from tracegrad.codegen.loops import plan_group
-from tracegrad.codegen.lower import Buffer
+from tracegrad.codegen.lower import Buffer, same_memory
 from tracegrad.codegen.opaque import plan_opaque
 from tracegrad.codegen.plan import KernelPlan, Slot, Target
 from tracegrad.codegen.prelude import prelude, without_comments
@@ -24,7 +24,6 @@ from tracegrad.codegen.schedule import (
     Step,
     last_uses,
     needs_buffers,
-    same_memory,
     schedule,
 )
 from tracegrad.ir.graph import Graph, Value

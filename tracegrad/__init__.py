@@ -71,9 +71,25 @@ for _table in (
 
 
 _LAZY = ("autograd", "nn", "optim", "cuda", "utils")
+_LAZY_NAMES = {
+    "compile": "tracegrad.tracer.compile",
+    "eager": "tracegrad.tracer.compile",
+    "CompiledFunction": "tracegrad.tracer.compile",
+    "EagerWarning": "tracegrad.tracer.compile",
+    "RecaptureWarning": "tracegrad.tracer.compile",
+    "VerificationWarning": "tracegrad.tracer.verification",
+    "kernel_history": "tracegrad.runtime.history",
+    "set_num_threads": "tracegrad.runtime.threads",
+    "get_num_threads": "tracegrad.runtime.threads",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return importlib.import_module(f"tracegrad.{name}")
-    raise AttributeError(f"module 'tracegrad' has no attribute {name!r}")
+    if name in _LAZY_NAMES:
+        found = getattr(importlib.import_module(_LAZY_NAMES[name]), name)
+    elif name in _LAZY:
+        found = importlib.import_module(f"tracegrad.{name}")
+    else:
+        raise AttributeError(f"module 'tracegrad' has no attribute {name!r}")
+    globals()[name] = found
+    return found
