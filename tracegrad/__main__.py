@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tracegrad.ir.errors import OperandError, ParameterError, TracegradError
+from tracegrad.ir.errors import CaptureError, OperandError, ParameterError, TracegradError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,28 +74,30 @@ def _inspect(options: argparse.Namespace) -> int:
     function = find_function(options.target)
     if options.arg:
         function(*(make_argument(text, not options.no_grad) for text in options.arg))
-    parts = [
-        ("graph", _part(function.graph)),
-        ("forward source", _part(lambda: function.source("forward"))),
-        ("backward graph", _part(function.backward_graph)),
-        ("backward source", _part(lambda: function.source("backward"))),
-        ("launcher", _part(function.launcher)),
-        ("why", _part(function.explain)),
-    ]
-    for title, (_, text) in parts:
-        print(f"--- {title} {'-' * (90 - len(title))}\n{text.rstrip()}\n")
-    captured = parts[0][1][0]
-    if not captured and not options.arg:
-        print("Give one example argument for each parameter, such as --arg 'float32[3,4]'.")
-    return 0 if captured else 1
+    if not function.cache_info().traces:
+        hint = (
+            "" if options.arg else "\nGive one argument for each parameter: --arg 'float32[3,4]'."
+        )
+        raise CaptureError(f"there is nothing to show yet.\n{function.explain()}{hint}")
+    parts: tuple[tuple[str, Callable[[], object]], ...] = (
+        ("graph", function.graph),
+        ("forward source", lambda: function.source("forward")),
+        ("backward graph", function.backward_graph),
+        ("backward source", lambda: function.source("backward")),
+        ("launcher", function.launcher),
+        ("why", function.explain),
+    )
+    for title, make in parts:
+        print(f"--- {title} {'-' * (90 - len(title))}\n{_text(make)}\n")
+    return 0
 
 
-def _part(make: Callable[[], object]) -> tuple[bool, str]:
+def _text(make: Callable[[], object]) -> str:
     """What a method of the compiled function returns as text, or why it has nothing to show."""
     try:
-        return True, str(make())
-    except TracegradError as error:
-        return False, f"(none: {error})"
+        return str(make()).rstrip()
+    except CaptureError as error:
+        return f"(none: {error})"
 
 
 def find_function(target: str) -> Any:
@@ -105,7 +107,7 @@ def find_function(target: str) -> Any:
         ParameterError: the text has no colon, or the file or the name does not exist.
         OperandError: the name is not a function.
     """
-    import tracegrad
+    from tracegrad.tracer.compile import CompiledFunction, compile
 
     file, colon, name = target.rpartition(":")
     if not colon or not name.replace(".", "_").isidentifier():
@@ -121,7 +123,7 @@ def find_function(target: str) -> Any:
         found = getattr(found, part)
     if not callable(found):
         raise OperandError(f"inspect: {name} is a {type(found).__name__}, not a function")
-    return found if hasattr(found, "backward_graph") else tracegrad.compile(found)
+    return found if isinstance(found, CompiledFunction) else compile(found)
 
 
 def _import_file(path: Path) -> Any:

@@ -218,3 +218,39 @@ def test_process_with_waiting_threads_ends_cleanly(
         _, err = process.communicate(timeout=30)
         assert (process.returncode, err) == (0, "")
     assert time.perf_counter() - start < 30
+
+
+CONCURRENT = """\
+static void *functions[5];
+static const int *threads;
+void tg_init(void **table) { for (int i = 0; i < 5; i++) functions[i] = table[i]; }
+void tg_init_threads(const int *count) { threads = count; }
+int tg_run(void **args) {
+    void (*sgemm)(int, int, int, int, int, int, float, const float *, int, const float *, int,
+                  float, float *, int) = functions[0];
+    float *c = args[2];
+    #pragma omp parallel for num_threads(*threads) schedule(static, 1)
+    for (int k = 0; k < 64; k++)
+        sgemm(101, 111, 111, 48, 40, 56, 1, args[0], 56, args[1], 40, 0, c + k * 48 * 40, 40);
+    return 0;
+}
+"""
+
+
+def test_own_copy_serves_several_threads_at_once() -> None:
+    found = blas.find()
+    if found is None or not found.private:
+        pytest.skip("scipy_openblas32 is not installed here")
+    rng = np.random.default_rng(2)
+    a, b = (rng.integers(-9, 9, s).astype(np.float32) for s in ((48, 56), (56, 40)))
+    c = np.empty((64, 48, 40), np.float32)
+    kernel = kernels.load(CONCURRENT, label="concurrent")
+    before = threads.get_num_threads()
+    threads.set_num_threads(4)
+    try:
+        for _ in range(50):
+            c[:] = np.nan
+            kernel.run(tuple(kernels.address_of(x) for x in (a, b, c)))
+            np.testing.assert_array_equal(c, np.broadcast_to(a @ b, c.shape))  # whole numbers
+    finally:
+        threads.set_num_threads(before)

@@ -97,3 +97,34 @@ def test_numbers_are_arguments(text: str, value: object) -> None:
 def test_other_words_are_not(text: str) -> None:
     with pytest.raises(ParameterError, match="--arg"):
         make_argument(text)
+
+
+INSPECTED = """
+import tracegrad as tg
+
+def energy(x, y, k):
+    return (tg.sin(x) * tg.exp(-x * x) * k + y).sum()
+"""
+
+
+def test_inspect_prints_graphs_sources_and_launcher(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "inspected_energy.py"
+    file.write_text(INSPECTED)
+    words = ["inspect", f"{file}:energy", "--arg", "float32[3,4]", "--arg", "float32[4]"]
+    assert main([*words, "--arg", "2.5"]) == 0
+    text = capsys.readouterr().out
+    for part in ("graph", "forward source", "backward graph", "backward source", "launcher"):
+        assert f"--- {part} " in text
+    for part in ("sin", "exp", "tg_run", "inspected_energy.py:5", "float32"):
+        assert part in text
+
+
+def test_inspect_without_arguments_says_how_to_give_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "inspected_uncalled.py"
+    file.write_text(INSPECTED)
+    assert main(["inspect", f"{file}:energy"]) == 2
+    assert "--arg 'float32[3,4]'" in capsys.readouterr().err
