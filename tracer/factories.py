@@ -99,7 +99,7 @@ def _array_from(data: Any, dtype: DType | None) -> np.ndarray:
         raise _ragged(data) from None
     if array.dtype == object or array.dtype.kind in "US":
         raise _ragged(data)
-    dtype_of[array.dtype]  # noqa: B018  (raises for foreign dtypes, complex among them)
+    dtype_of[array.dtype]  # raises for foreign dtypes, complex among them
     if dtype is None:
         empty = array.size == 0 and array.dtype.kind == "f"
         inferred = {"b": dtypes.bool_, "i": dtypes.int64, "u": dtypes.int64}.get(array.dtype.kind)

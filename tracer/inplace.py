@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from tracegrad.ir import ops
 from tracegrad.ir.dtypes import DType
 from tracegrad.ir.errors import DTypeError, GradientError, ShapeError
+from tracegrad.tracer.pointwise import named
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tape import scalar_type_name
 from tracegrad.tracer.tensor import Tensor, wrap
@@ -107,6 +109,9 @@ def _directly(name: str, target: Tensor, *operands: Any) -> bool:
     return True
 
 
+_COPIES = {"copy_": "CopyBackwards", "fill_": "FillBackward1"}
+
+
 def _twin(target: Tensor) -> Tensor:
     """A copy of `target` with its history, for rules that need the value before the write."""
     twin = wrap(target._array.copy())
@@ -122,6 +127,9 @@ def _twin(target: Tensor) -> Tensor:
 def write(name: str, target: Tensor, value: Tensor) -> Tensor:
     """Put `value` (cast, and broadcast if it must) into `target`'s memory with its history."""
     value = _fitted(name, target, value)
+    if name in _COPIES and state.grad_enabled and value._requires_grad:
+        # the written tensor gets a node of its own, not that of the user's tensor (or a leaf's none)
+        value = named(ops.cast(value, dtype=value.dtype), _COPIES[name])
     target._array[...] = value._array
     target._storage.bump(name)
     if state.grad_enabled and (value._requires_grad or target.requires_grad):

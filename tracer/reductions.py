@@ -13,9 +13,12 @@ from typing import Any
 from tracegrad.ir import dtypes, ops
 from tracegrad.ir.errors import DimensionError, DTypeError, OperandError, ShapeError
 from tracegrad.ir.primitive import is_scalar
+from tracegrad.tracer import shapes
+from tracegrad.tracer.dispatch import dispatch
 from tracegrad.tracer.pointwise import apply1, apply2, named, need_tensor
 from tracegrad.tracer.shapes import wrap_dim
 from tracegrad.tracer.tape import scalar_type_name
+from tracegrad.tracer.tensor import Tensor
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
 
@@ -48,12 +51,20 @@ def _typed(input: Any, dtype: Any) -> Any:
     return input if dtype is None else input.to(dtypes.as_dtype(dtype))
 
 
+def _reduced_sum(x: Any, dim: Any, keepdim: bool) -> Any:
+    axes = _axes(x, dim)
+    if isinstance(x, Tensor) and x.dtype.is_floating_point:  # no promotion to look into
+        chosen = tuple(range(x.ndim)) if axes is None else tuple(sorted(axes)) if x.ndim else ()
+        return dispatch(ops.reduce_sum, (x,), {"axes": chosen, "keepdims": bool(keepdim)})
+    return ops.reduce_sum(x, axes=axes, keepdims=keepdim)
+
+
 @_public
 def sum(input: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
     """Sum over `dim`; floats accumulate in float64 and round once, integers give int64."""
     need_tensor("sum", "input", 1, input)
     x = _typed(input, dtype)
-    out = ops.reduce_sum(x, axes=_axes(x, dim), keepdims=keepdim)
+    out = _reduced_sum(x, dim, keepdim)
     return named(out, "SumBackward0" if dim is None else "SumBackward1")
 
 
@@ -71,7 +82,7 @@ def mean(input: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = Non
             "mean(): could not infer output dtype. Input dtype must be either a floating point or "
             f"complex dtype. Got: {scalar_type_name(x.dtype)}"
         )
-    total = ops.reduce_sum(x, axes=_axes(x, dim), keepdims=keepdim)
+    total = _reduced_sum(x, dim, keepdim)
     out = apply2("div", total, float(_count(x, dim)))
     return named(out, "MeanBackward0" if dim is None else "MeanBackward1")
 
@@ -159,7 +170,7 @@ def _extreme(which: str) -> Callable[..., Any]:
         if input.ndim and input.shape[d] == 0:
             raise DimensionError(f"{which}(): Expected reduction dim {d} to have non-zero size.")
         indices = getattr(ops, search)(input, axis=d, keepdims=True)
-        values = input if input.ndim == 0 else take_along(input, d, indices)
+        values = shapes.clone(input) if input.ndim == 0 else take_along(input, d, indices)
         if not keepdim and input.ndim:
             shape = (*input.shape[:d], *input.shape[d + 1 :])
             values, indices = (ops.reshape(v, shape=shape) for v in (values, indices))

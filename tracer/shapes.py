@@ -15,6 +15,8 @@ import numpy as np
 
 from tracegrad.ir import ops
 from tracegrad.ir.errors import DimensionError, OperandError, ParameterError, ShapeError
+from tracegrad.ir.primitive import TABLE
+from tracegrad.tracer.dispatch import dispatch
 from tracegrad.tracer.pointwise import named, need_tensor
 from tracegrad.tracer.tensor import Tensor
 
@@ -24,6 +26,13 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {}
 def _public(function: Callable[..., Any]) -> Callable[..., Any]:
     FUNCTIONS[function.__name__] = function
     return function
+
+
+def moved(name: str, x: Any, **params: Any) -> Any:
+    """Movement primitive `name`, whose parameters are canonical already, of `x`."""
+    if isinstance(x, Tensor):
+        return dispatch(TABLE[name], (x,), params)
+    return TABLE[name](x, **params)
 
 
 def sizes(given: Sequence[Any]) -> tuple[int, ...]:
@@ -142,7 +151,7 @@ def transpose(input: Any, dim0: int, dim1: int) -> Any:
     order = list(range(input.ndim))
     if order:
         order[a], order[b] = order[b], order[a]
-    return named(ops.permute(input, axes=tuple(order)), "TransposeBackward0")
+    return named(moved("permute", input, axes=tuple(order)), "TransposeBackward0")
 
 
 @_public
@@ -156,7 +165,7 @@ def t(input: Any) -> Any:
     if input.ndim > 2:
         raise ShapeError(f"t() expects a tensor with <= 2 dimensions, but self is {input.ndim}D")
     axes = tuple(reversed(range(input.ndim)))
-    return named(ops.permute(input, axes=axes), "TBackward0")
+    return named(moved("permute", input, axes=axes), "TBackward0")
 
 
 @_public
@@ -204,7 +213,7 @@ def expand(input: Any, *shape: Any) -> Any:
                 f"non-singleton dimension {i}.  Target sizes: {list(wanted)}.  "
                 f"Tensor sizes: {list(input.shape)}"
             )
-    return ops.broadcast(input, shape=tuple(wanted))
+    return moved("broadcast", input, shape=tuple(wanted))
 
 
 def scalar_text(x: Tensor) -> str:
@@ -245,14 +254,14 @@ def unsqueeze(input: Any, dim: int) -> Any:
     need_tensor("unsqueeze", "input", 1, input)
     d = wrap_dim(dim, input.ndim, 1)
     shape = (*input.shape[:d], 1, *input.shape[d:])
-    return named(ops.reshape(input, shape=shape), "UnsqueezeBackward0")
+    return named(moved("reshape", input, shape=shape), "UnsqueezeBackward0")
 
 
 def slice_dim(input: Any, dim: int, start: int, stop: int, step: int = 1) -> Any:
     """`input[..., start:stop:step, ...]` along `dim`, with 0 <= start <= stop <= size."""
     low, high, by = [0] * input.ndim, list(input.shape), [1] * input.ndim
     low[dim], high[dim], by[dim] = start, stop, step
-    return ops.slice(input, start=tuple(low), stop=tuple(high), step=tuple(by))
+    return moved("slice", input, start=tuple(low), stop=tuple(high), step=tuple(by))
 
 
 @_public
@@ -292,7 +301,7 @@ def select(input: Any, dim: int, index: int) -> Any:
     i = int(index) % size
     part = slice_dim(input, d, i, i + 1)
     shape = (*input.shape[:d], *input.shape[d + 1 :])
-    return named(ops.reshape(part, shape=shape), "SelectBackward0")
+    return named(moved("reshape", part, shape=shape), "SelectBackward0")
 
 
 @_public

@@ -83,6 +83,7 @@ def rebase(target: Tensor, value: Tensor) -> None:
     """Give `target` the history of `value`, which was just written to its memory."""
     view = target._view
     if view is None:
+        assert value._grad_fn is not None or not value._requires_grad, "a leaf was written"
         target._grad_fn, target._output_nr = value._grad_fn, value._output_nr
         target._requires_grad = value._requires_grad
         return

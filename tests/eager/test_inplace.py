@@ -131,8 +131,9 @@ def test_overwritten_saved_value_is_named_with_the_culprit() -> None:
     text = (
         r"one of the variables needed for gradient computation has been modified by an inplace "
         r"operation: \[torch.FloatTensor \[25\]\], which is output 0 of SinBackward0, is at "
-        r"version 1; expected version 0 instead. Hint: enable anomaly detection to find the operation that "
-        r"failed to compute its gradient, with torch.autograd.set_detect_anomaly\(True\)."
+        r"version 1; expected version 0 instead. Hint: enable anomaly detection to find the "
+        r"operation that failed to compute its gradient, with "
+        r"torch.autograd.set_detect_anomaly\(True\)."
     )
     with pytest.raises(RuntimeError, match=text) as caught:
         c.sum().backward()
@@ -185,6 +186,26 @@ def test_requires_grad_comes_in_with_a_written_value() -> None:
     y[0] = x
     assert y.requires_grad and row.requires_grad
     assert y.grad_fn.name() == "CopySlices"
+
+
+def test_copying_a_leaf_sends_the_gradient_to_the_leaf() -> None:
+    x = leaf(1.0, 2.0)
+    y = tg.zeros(2, dtype=tg.float64).copy_(x)
+    assert not y.is_leaf
+    (y * y).sum().backward()
+    assert x.grad.tolist() == [2.0, 4.0]
+    filled = tg.zeros(3, dtype=tg.float64).fill_(x[0])
+    filled.sum().backward()
+    assert x.grad.tolist() == [5.0, 4.0]
+
+
+def test_operand_that_is_the_target() -> None:
+    x = leaf(1.0, 3.0)
+    y = x * 1
+    y.mul_(y)
+    y += y
+    y.sum().backward()
+    assert x.grad.tolist() == [4.0, 12.0]
 
 
 @pytest.mark.parametrize(
