@@ -2,7 +2,8 @@
 
 `executable_text` binds addresses and calls one translation unit; `launcher_text` checks the guards
 of a trace, finds its inputs and wraps its outputs. What the names in the texts mean is bound by
-`runtime.executable` and `tracer.trace`.
+`runtime.executable` and `tracer.trace`. Plain text, not a template: a warm process should reach its
+first kernel without loading the template engine.
 """
 
 from __future__ import annotations
@@ -10,34 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tracegrad.codegen.unit import Unit, render
 from tracegrad.ir.types import TensorType
 
 
 @dataclass(frozen=True)
-class OutputView:
-    """One array to allocate: its variable, shape, the variable of its dtype, its argument."""
-
-    name: str
-    shape: str
-    dtype: str
-    position: int
-
-
-@dataclass(frozen=True)
-class ExecutableView:
-    """What `executable.py.j2` lays out."""
-
-    name: str
-    doc: str
-    parameters: str
-    arguments: tuple[str, ...]
-    outputs: tuple[OutputView, ...]
-    returns: str
-
-
-@dataclass(frozen=True)
-class GuardView:
+class GuardLine:
     """One guard: a Python expression, what it is about, and its number."""
 
     text: str
@@ -46,32 +24,57 @@ class GuardView:
 
 
 @dataclass(frozen=True)
-class LauncherView:
-    """What `launcher.py.j2` lays out."""
+class Launcher:
+    """The parts of a launcher: lines of Python in order."""
 
     doc: str
-    guards: tuple[GuardView, ...]
+    guards: tuple[GuardLine, ...]
     inputs: tuple[str, ...]
     call: str
     results: tuple[str, ...]
     returns: str
 
 
-def executable_text(name: str, unit: Unit, inputs: int, outputs: Sequence[TensorType]) -> str:
-    """The function that calls `unit`: input addresses in, output arrays out."""
+def executable_text(name: str, inputs: int, outputs: Sequence[TensorType], kernels: int) -> str:
+    """The function that calls a unit: input addresses in, output arrays out.
+
+    Example:
+        >>> from tracegrad.ir import dtypes
+        >>> text = executable_text("forward", 1, [TensorType((3,), dtypes.float32)], 1)
+        >>> text.splitlines()[0]
+        'def forward(in_0):'
+    """
     names = [f"in_{k}" for k in range(inputs)]
-    arrays = [
-        OutputView(f"out_{k}", repr(tuple(t.shape)), f"dtype_{t.dtype.name}", inputs + k)
-        for k, t in enumerate(outputs)
+    lines = [
+        f"def {name}({', '.join(names)}):",
+        f'    """Addresses of {inputs} inputs -> {len(outputs)} arrays; {kernels} kernels."""',
+        "    try:",
+        "        slot = slots.pop()",
+        "    except IndexError:",
+        "        slot = new_slot()",
+        "    args = slot[0]",
+        *(f"    args[{k}] = {n}" for k, n in enumerate(names)),
     ]
-    returned = ", ".join(a.name for a in arrays) + ("," if len(arrays) == 1 else "")
-    return render("executable.py.j2", view=ExecutableView(
-        name, f"Addresses of {inputs} inputs -> {len(outputs)} arrays; {len(unit.kernels)} kernels.",
-        ", ".join(names), tuple(f"args[{k}] = {n}" for k, n in enumerate(names)), tuple(arrays),
-        f"({returned})",
-    ))  # fmt: skip
+    for k, t in enumerate(outputs):
+        lines.append(f"    out_{k} = empty({tuple(t.shape)!r}, dtype_{t.dtype.name})")
+        lines.append(f"    args[{inputs + k}] = address(out_{k})")
+    results = "".join(f"out_{k}, " for k in range(len(outputs))).strip()
+    lines += [
+        "    if tg_run(slot[1]):",
+        "        fail(slot)",
+        "    slots.append(slot)",
+        "    record.launches += 1",
+        f"    return ({results})",
+    ]
+    return "\n".join(lines) + "\n"
 
 
-def launcher_text(view: LauncherView) -> str:
-    """The launcher of a trace."""
-    return render("launcher.py.j2", view=view)
+def launcher_text(launcher: Launcher) -> str:
+    """The launcher of a trace: guards, inputs, the call, results."""
+    lines = ["def launch(leaves):", f'    """{launcher.doc}"""']
+    for guard in launcher.guards:
+        lines.append(f"    if not ({guard.text}):  # {guard.comment}")
+        lines.append(f"        return missed({guard.position})")
+    lines += [f"    {line}" for line in (*launcher.inputs, launcher.call, *launcher.results)]
+    lines.append(f"    return {launcher.returns}")
+    return "\n".join(lines) + "\n"

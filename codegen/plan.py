@@ -128,26 +128,3 @@ class Slot:
     position: int
     nbytes: int
     comment: str = ""
-
-
-@dataclass(frozen=True)
-class UnitPlan:
-    """One translation unit: kernels in order and the buffers that join them."""
-
-    name: str
-    kernels: tuple[KernelPlan, ...]
-    slots: tuple[Slot, ...]
-    inputs: int
-    outputs: int
-    arena_bytes: int
-    rendered_kernels: tuple[str, ...] = ()
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes moved by all kernels."""
-        return sum(k.nbytes for k in self.kernels)
-
-    @property
-    def ops(self) -> int:
-        """Operations of all kernels."""
-        return sum(k.ops for k in self.kernels)

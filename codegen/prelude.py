@@ -110,7 +110,7 @@ def prototypes(text: str, target: Target) -> str:
         simd = "TG_SIMD " if _has_vector_form(base, target) else ""
         lines.append(f"{simd}extern {c_type} {name}({arguments});")
     if any(line.startswith("TG_SIMD") for line in lines):
-        lines.insert(0, '#define TG_SIMD __attribute__((simd("notinbranch")))  // vector forms: libmvec')
+        lines.insert(0, '#define TG_SIMD __attribute__((simd("notinbranch"), const))  // vector forms: libmvec')
     return "\n".join(lines)
 
 

@@ -37,34 +37,49 @@ ALIGN = 64  # bytes: one cache line, and the widest vector
 
 @dataclass(frozen=True)
 class Unit:
-    """A translation unit.
+    """The text of a translation unit and what its caller must know; plain data, so it can be kept.
 
     Attributes:
         source: C with comments, for people.
         code: C without comments, for the compiler and the cache key.
-        kernels: the plans, in the order in which they run.
-        slots: every buffer, with its place.
+        kernels: how many loop nests and calls there are.
         arena_bytes: size of the temporaries; `temporaries` is what they would take side by side.
         uses_status: whether the last argument is a status of four int64.
+        nbytes: bytes moved, each kernel's buffers counted once.
+        ops: operations, about.
     """
 
     source: str
     code: str
-    kernels: tuple[KernelPlan, ...]
-    slots: tuple[Slot, ...]
+    kernels: int
     arena_bytes: int
     temporaries: int
     uses_status: bool
+    nbytes: int
+    ops: int
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes moved, each kernel's buffers counted once."""
-        return sum(k.nbytes for k in self.kernels)
 
-    @property
-    def ops(self) -> int:
-        """Operations, about."""
-        return sum(k.ops for k in self.kernels)
+@dataclass(frozen=True)
+class UnitPlan:
+    """Everything that is decided about a translation unit.
+
+    Attributes:
+        title: the name of the graph and its types.
+        kernels: the plans, in the order in which they run.
+        texts: kernels rendered by planners of their own, by position.
+        slots: every buffer, with its place.
+        inputs, outputs: how many arguments come before the arena.
+        arena_bytes, temporaries: see `Unit`.
+    """
+
+    title: str
+    kernels: tuple[KernelPlan, ...]
+    texts: Mapping[int, str]
+    slots: tuple[Slot, ...]
+    inputs: int
+    outputs: int
+    arena_bytes: int
+    temporaries: int
 
 
 @dataclass(frozen=True)
@@ -90,7 +105,7 @@ def contiguous_inputs(graph: Graph) -> set[Value]:
 def build(
     graph: Graph, *, target: Target | None = None, strides: Mapping[Value, Shape] | None = None
 ) -> Unit:
-    """Generate C for a graph.
+    """Generate C for a graph: `plan_unit`, then `render_unit`.
 
     Args:
         graph: its outputs must be distinct values and none of them an input.
@@ -109,10 +124,15 @@ def build(
         >>> "out_0[i] = in_0[i] * 2.0f" in build(builder.finish([y])).source
         True
     """
+    target = target or Target()
+    return render_unit(plan_unit(graph, target, strides or {}), target)
+
+
+def plan_unit(graph: Graph, target: Target, strides: Mapping[Value, Shape]) -> UnitPlan:
+    """Decide the kernels of a graph and the places of its buffers; arguments as for `build`."""
     assert len(set(graph.outputs)) == len(graph.outputs), "outputs must be distinct"
     assert not set(graph.outputs) & set(graph.inputs), "an output must not be an input"
-    target = target or Target()
-    strides = strides or {}
+    title = f"{graph.name}: {_signature(graph)}"
     graph = contraction.canonical_operands(contraction.expand_small(graph), strides)
     steps = schedule(graph, strides)
     buffers = _name_buffers(graph, steps, strides)
@@ -120,11 +140,10 @@ def build(
     texts: dict[int, str] = {}
     scratch: dict[int, int] = {}
     for position, step in enumerate(steps):
-        name = f"kernel_{position}"
+        name, node = f"kernel_{position}", step.node
         if step.group is not None:
             kernels.append(plan_group(name, step.group, graph.producer, buffers, target))
             continue
-        node = step.node
         assert node is not None
         if node.primitive.name == "dot_general":
             kernels.append(contraction.plan_contraction(name, node, graph.producer, buffers, target))
@@ -132,13 +151,15 @@ def build(
             kernels.append(plan_scatter(name, node, graph.producer, buffers))
         else:
             operands = [buffers[same_memory(v, graph.producer)] for v in node.inputs]
-            plan, text, nbytes = plan_opaque(
+            plan, texts[position], scratch[position] = plan_opaque(
                 name, node, operands, buffers[node.out], f"scratch_{position}", target
             )
             kernels.append(plan)
-            texts[position], scratch[position] = text, nbytes
     slots, arena, temporaries = _place(graph, steps, buffers, scratch)
-    return _render(graph, kernels, texts, slots, arena, temporaries, target)
+    return UnitPlan(
+        title, tuple(kernels), texts, tuple(slots), len(graph.inputs), len(graph.outputs), arena,
+        temporaries,
+    )  # fmt: skip
 
 
 def _name_buffers(
@@ -169,9 +190,9 @@ def _place(
     """Give each buffer its place; temporaries share the arena by the times at which they live."""
     slots = []
     for k, v in enumerate(graph.inputs):
-        slots.append(Slot(f"in_{k}", v.dtype.c_type, "input", k, v.type.nbytes, f"{v.name}: {v.type}"))
+        slots.append(Slot(f"in_{k}", v.dtype.c_type, "input", k, v.type.nbytes, f"{v.name} {v.type}".strip()))
     for k, v in enumerate(graph.outputs):
-        slots.append(Slot(f"out_{k}", v.dtype.c_type, "output", k, v.type.nbytes, f"{v.name}: {v.type}"))
+        slots.append(Slot(f"out_{k}", v.dtype.c_type, "output", k, v.type.nbytes, f"{v.name} {v.type}".strip()))
     ends = last_uses(graph, steps, set(buffers))
     wanted: list[tuple[str, str, int, int, int]] = []  # name, type, bytes, first, last
     for position, step in enumerate(steps):
@@ -214,42 +235,47 @@ def render(template: str, **variables: Any) -> str:
     return environment().get_template(template).render(**variables)
 
 
-def _render(
-    graph: Graph, kernels: Sequence[KernelPlan], texts: Mapping[int, str], slots: Sequence[Slot],
-    arena: int, temporaries: int, target: Target,
-) -> Unit:  # fmt: skip
+def render_unit(plan: UnitPlan, target: Target) -> Unit:
+    """Lay a plan out as C."""
     rendered = [
-        texts[k] if k in texts else render("kernel.c.j2", plan=plan).strip()
-        for k, plan in enumerate(kernels)
+        plan.texts[k] if k in plan.texts else render("kernel.c.j2", plan=kernel).strip()
+        for k, kernel in enumerate(plan.kernels)
     ]
-    used = {a for k in kernels for a in k.arguments}
-    checks = any(k.uses_status for k in kernels)
-    inputs = len(graph.inputs)
-    last = inputs + len(graph.outputs)
-    bindings = []
-    for s in slots:
+    uses_status = any(k.uses_status for k in plan.kernels)
+    calls = [
+        f"{k.name}({', '.join(k.arguments + (('status',) if k.uses_status else ()))});"
+        for k in plan.kernels
+    ]
+    view = UnitView(
+        (plan.title, "Generated by tracegrad."), prelude("\n".join(rendered), target),
+        tuple(rendered), tuple(_bindings(plan, uses_status)), tuple(calls),
+        "(int)status[0]" if uses_status else "0",
+    )  # fmt: skip
+    source = render("unit.c.j2", unit=view)
+    return Unit(
+        source, strip_comments(source), len(plan.kernels), plan.arena_bytes, plan.temporaries,
+        uses_status, sum(k.nbytes for k in plan.kernels), sum(k.ops for k in plan.kernels),
+    )  # fmt: skip
+
+
+def _bindings(plan: UnitPlan, uses_status: bool) -> list[str]:
+    """The lines of `tg_run` that name its arguments; buffers that no kernel reads are left out."""
+    used = {a for k in plan.kernels for a in k.arguments}
+    last = plan.inputs + plan.outputs
+    lines = []
+    for s in plan.slots:
         if s.name not in used:
             continue
         const = "const " if s.kind == "input" else ""
-        place = {"input": s.position, "output": inputs + s.position, "arena": last}[s.kind]
-        where = f"(char *)args[{place}] + {s.position}" if s.kind == "arena" and s.position else f"args[{place}]"
-        cast = f"({s.c_type} *)({where})" if s.kind == "arena" and s.position else where
+        if s.kind == "arena":
+            place = f"({s.c_type} *)((char *)args[{last}] + {s.position})"
+        else:
+            place = f"args[{s.position + (plan.inputs if s.kind == 'output' else 0)}]"
         comment = f"  // {s.comment}" if s.comment else ""
-        bindings.append(f"{const}{s.c_type} *{s.name} = {cast};{comment}")
-    if checks:
-        bindings.append(f"int64_t *status = args[{last + 1}];")
-    calls = [
-        f"{k.name}({', '.join(k.arguments + (('status',) if k.uses_status else ()))});" for k in kernels
-    ]
-    title = (f"{graph.name}: {_signature(graph)}", "Generated by tracegrad.")
-    body = "\n".join(rendered)
-    view = UnitView(
-        title, prelude(body, target), tuple(rendered), tuple(bindings), tuple(calls),
-        "(int)status[0]" if checks else "0",
-    )  # fmt: skip
-    source = render("unit.c.j2", unit=view)
-    plans = tuple(kernels)
-    return Unit(source, strip_comments(source), plans, tuple(slots), arena, temporaries, checks)
+        lines.append(f"{const}{s.c_type} *{s.name} = {place};{comment}")
+    if uses_status:
+        lines.append(f"int64_t *status = args[{last + 1}];")
+    return lines
 
 
 def _signature(graph: Graph) -> str:

@@ -7,21 +7,24 @@ threads do not meet. Start reading at `build`.
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
 from tracegrad.codegen.launchers import executable_text
 from tracegrad.codegen.plan import Target
-from tracegrad.codegen.unit import ALIGN, Unit
-from tracegrad.codegen.unit import build as build_unit
-from tracegrad.ir.errors import DimensionError
+from tracegrad.codegen.unit import ALIGN, Unit, plan_unit, render_unit
+from tracegrad.ir.errors import CompilerNotFound, DimensionError, DivisionByZeroError
 from tracegrad.ir.graph import Graph, Value
 from tracegrad.ir.types import Shape
-from tracegrad.runtime import kernels, toolchain
+from tracegrad.runtime import cache, kernels, toolchain
 from tracegrad.runtime._abi import ffi
 
 Slot = tuple[Any, Any, np.ndarray, np.ndarray, np.ndarray]  # table, pointers, then their memory
@@ -59,14 +62,39 @@ def target() -> Target:
 
 
 def generate(graph: Graph, strides: Mapping[Value, Shape] | None = None) -> Unit:
-    """The C of a graph for the compiler at hand (or, without one, for a usual one)."""
-    from tracegrad.ir.errors import CompilerNotFound
+    """The C of a graph for the compiler at hand (or, without one, for a usual one).
 
+    A unit made before, by this or another process, comes from the disk cache: scheduling and the
+    template engine are then not needed.
+    """
     try:
         chosen = target()
     except CompilerNotFound:
         chosen = Target()
-    return build_unit(graph, target=chosen, strides=strides)
+    key = _unit_key(graph, chosen, strides or {})
+    kept = cache.get_text("units", key)
+    if kept is not None:
+        return Unit(**json.loads(kept))
+    unit = render_unit(plan_unit(graph, chosen, strides or {}), chosen)
+    cache.put_text("units", key, json.dumps(asdict(unit)))
+    return unit
+
+
+def _unit_key(graph: Graph, chosen: Target, strides: Mapping[Value, Shape]) -> str:
+    """Everything that the text of a unit depends on: graph, lines, layouts, target, generator."""
+    layouts = [strides.get(v) for v in graph.inputs]
+    lines = sorted({f"{n.location}: {n.location.text}" for n in graph.nodes if n.location})
+    parts = (str(graph), "\n".join(lines), repr(layouts), repr(chosen), _generator_stamp())
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+@functools.lru_cache(maxsize=1)
+def _generator_stamp() -> str:
+    """Identity of the code generator: names, sizes and times of its files."""
+    top = Path(__file__).resolve().parent.parent
+    files = [p for folder in ("ir", "codegen") for p in sorted((top / folder).rglob("*.*"))]
+    stats = [(p.name, p.stat()) for p in files if p.suffix in (".py", ".j2", ".c")]
+    return repr([(name, s.st_size, s.st_mtime_ns) for name, s in stats])
 
 
 def build(graph: Graph, name: str, strides: Mapping[Value, Shape] | None = None) -> Executable:
@@ -77,7 +105,7 @@ def build(graph: Graph, name: str, strides: Mapping[Value, Shape] | None = None)
         CompileError: the compiler refused the code.
     """
     start = time.perf_counter()
-    unit = build_unit(graph, target=target(), strides=strides)
+    unit = generate(graph, strides)
     elapsed = (time.perf_counter() - start) * 1e3
     kernel = kernels.load(
         unit.code, label=graph.name, listing=unit.source, codegen_ms=elapsed,
@@ -85,7 +113,7 @@ def build(graph: Graph, name: str, strides: Mapping[Value, Shape] | None = None)
         bytes=unit.nbytes,
     )  # fmt: skip
     types = [v.type for v in graph.outputs]
-    text = executable_text(name, unit, len(graph.inputs), types)
+    text = executable_text(name, len(graph.inputs), types, unit.kernels)
     slots: list[Slot] = []
     namespace: dict[str, Any] = {
         "slots": slots,
@@ -116,7 +144,8 @@ def _new_slot(unit: Unit, arguments: int) -> Slot:
 def _fail(slot: Slot) -> NoReturn:
     """Raise what the kernel reported in the status."""
     code, index, axis, size = (int(n) for n in slot[4])
-    slot[4][:] = 0
     if code == 2:
-        raise ZeroDivisionError("ZeroDivisionError")
+        raise DivisionByZeroError(
+            "ZeroDivisionError: an integer divisor is 0; mask it, or divide floating-point numbers"
+        )
     raise DimensionError(f"index {index} is out of bounds for dimension {axis} with size {size}")

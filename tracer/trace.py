@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tracegrad.codegen.launchers import GuardView, LauncherView, launcher_text
+from tracegrad.codegen.launchers import GuardLine, Launcher, launcher_text
 from tracegrad.codegen.unit import Unit, contiguous_inputs
 from tracegrad.ir.errors import CaptureError, GradientError, NotDifferentiableError
 from tracegrad.ir.evaluate import evaluate
@@ -160,7 +160,7 @@ class Trace:
         else:
             call = "trace.hits += 1"
         results = self._result_lines(names)
-        view = LauncherView(
+        view = Launcher(
             f"Replay of {self.name}, captured because {self.why}.", tuple(guards), tuple(inputs),
             call, tuple(results), self._returned(names),
         )  # fmt: skip
@@ -168,12 +168,12 @@ class Trace:
         exec(compile(self.launcher_text, f"<tracegrad launcher of {self.name}>", "exec"), namespace)
         self.launch = namespace["launch"]
 
-    def _guard_views(self, namespace: dict[str, Any]) -> list[GuardView]:
+    def _guard_views(self, namespace: dict[str, Any]) -> list[GuardLine]:
         views = []
         for i, guard in enumerate(self.guards):
             namespace.update(guard.bindings)
             where = f", read at {guard.location}" if guard.location else ""
-            views.append(GuardView(guard.text, f"{guard.name}{where}", i))
+            views.append(GuardLine(guard.text, f"{guard.name}{where}", i))
         for k, s in enumerate(self.capture.sources):
             if s.kind != "captured":
                 continue
@@ -188,11 +188,11 @@ class Trace:
                 f"captured_{k}._array.dtype == dtype_{k} and "
                 f"captured_{k}.requires_grad is {s.tensor.requires_grad}"
             )
-            views.append(GuardView(text, f"{name}: {s.value.type}", len(self.guards) + k))
+            views.append(GuardLine(text, f"{name}: {s.value.type}", len(self.guards) + k))
         for position, tensor in self.same:
             namespace[f"same_{position}"] = tensor
             text = f"leaves[{position}] is same_{position}"
-            views.append(GuardView(text, "the argument was also read from outside", -1))
+            views.append(GuardLine(text, "the argument was also read from outside", -1))
         return views
 
     def _missed(self, position: int) -> Any:
@@ -311,7 +311,7 @@ class Trace:
     def describe(self, number: int) -> list[str]:
         """Lines for `explain()`."""
         inputs = ", ".join(f"{s.value.name or s.kind}: {s.value.type}" for s in self.capture.sources)
-        kernels = len(self.executable.unit.kernels) if self.executable is not None else 0
+        kernels = self.executable.unit.kernels if self.executable is not None else 0
         lines = [
             f"Trace {number}: captured because {self.why}; replayed {self.hits} time(s).",
             f"    inputs: {inputs or 'none'}",
