@@ -14,9 +14,8 @@ import numpy as np
 
 from tracegrad.ir import dtypes
 from tracegrad.ir.dtypes import DType
-from tracegrad.ir.errors import DTypeError, OperandError, ParameterError, ShapeError
+from tracegrad.ir.errors import OperandError, ParameterError, ShapeError
 from tracegrad.tracer.device import as_device
-from tracegrad.tracer.random import Generator, draw
 from tracegrad.tracer.shapes import sizes
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tensor import Tensor, dtype_of, wrap
@@ -29,7 +28,7 @@ def _public(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def _made(array: np.ndarray, requires_grad: bool, device: Any = None) -> Tensor:
+def new_leaf(array: np.ndarray, requires_grad: bool, device: Any = None) -> Tensor:
     """A new leaf over `array`, told to the recorder."""
     as_device(device)
     out = wrap(array)
@@ -40,7 +39,8 @@ def _made(array: np.ndarray, requires_grad: bool, device: Any = None) -> Tensor:
     return out
 
 
-def _dtype(dtype: Any) -> DType:
+def chosen_dtype(dtype: Any) -> DType:
+    """The DType meant by the `dtype` argument of a factory; None is the default."""
     if dtype is None:
         return dtypes.get_default_dtype()
     if not isinstance(dtype, DType | type | np.dtype):
@@ -82,10 +82,10 @@ def tensor(
             stacklevel=2,
         )
         copied = data.detach().clone()
-        copied = copied if dtype is None else copied.to(_dtype(dtype))
+        copied = copied if dtype is None else copied.to(chosen_dtype(dtype))
         return copied.requires_grad_() if requires_grad else copied
-    array = _array_from(data, None if dtype is None else _dtype(dtype))
-    return _made(np.array(array, copy=True, order="C"), requires_grad, device)
+    array = _array_from(data, None if dtype is None else chosen_dtype(dtype))
+    return new_leaf(np.array(array, copy=True, order="C"), requires_grad, device)
 
 
 def _array_from(data: Any, dtype: DType | None) -> np.ndarray:
@@ -162,10 +162,10 @@ def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
     """`data` as a tensor, sharing memory with arrays and tensors where no conversion is needed."""
     as_device(device)
     if isinstance(data, Tensor):
-        return data if dtype is None else data.to(_dtype(dtype))
+        return data if dtype is None else data.to(chosen_dtype(dtype))
     if isinstance(data, np.ndarray):
         shared = from_numpy(data)
-        return shared if dtype is None else shared.to(_dtype(dtype))
+        return shared if dtype is None else shared.to(chosen_dtype(dtype))
     return tensor(data, dtype=dtype, device=device)
 
 
@@ -197,7 +197,7 @@ def from_numpy(ndarray: Any) -> Tensor:
             "Conversion between byte orders is currently not supported."
         )
     dtype_of[ndarray.dtype]
-    return _made(ndarray.view(np.ndarray), False)
+    return new_leaf(ndarray.view(np.ndarray), False)
 
 
 # ---- constant values ----------------------------------------------------------------------------
@@ -209,7 +209,7 @@ def full(
     requires_grad: bool = False,
 ) -> Tensor:  # fmt: skip
     """A tensor of `size` that holds `fill_value` everywhere; its type gives the dtype."""
-    chosen = dtypes.scalar_dtype(fill_value) if dtype is None else _dtype(dtype)
+    chosen = dtypes.scalar_dtype(fill_value) if dtype is None else chosen_dtype(dtype)
     return _filled(sizes((size,)), fill_value, chosen, requires_grad, device)
 
 
@@ -221,14 +221,14 @@ def _filled(
             f"Trying to create tensor with negative dimension {min(shape)}: {list(shape)}"
         )
     make = np.zeros(shape, dtype.numpy) if value == 0 else np.full(shape, value, dtype.numpy)
-    return _made(make, requires_grad, device)
+    return new_leaf(make, requires_grad, device)
 
 
 def _constant(name: str, value: int) -> Callable[..., Tensor]:
     def function(
         *size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False
     ) -> Tensor:
-        return _filled(sizes(size), value, _dtype(dtype), requires_grad, device)
+        return _filled(sizes(size), value, chosen_dtype(dtype), requires_grad, device)
 
     function.__name__ = function.__qualname__ = name
     function.__doc__ = f"A tensor of the given size full of {value}s, in the default dtype."
@@ -242,14 +242,14 @@ ones = FUNCTIONS["ones"] = _constant("ones", 1)
 @_public
 def empty(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """A tensor of the given size whose values are whatever the memory held."""
-    return _made(np.empty(sizes(size), _dtype(dtype).numpy), requires_grad, device)
+    return new_leaf(np.empty(sizes(size), chosen_dtype(dtype).numpy), requires_grad, device)
 
 
 def _like(name: str, value: int | None) -> Callable[..., Tensor]:
     def function(
         input: Tensor, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
     ) -> Tensor:
-        chosen = input.dtype if dtype is None else _dtype(dtype)
+        chosen = input.dtype if dtype is None else chosen_dtype(dtype)
         return _filled(tuple(input.shape), value or 0, chosen, requires_grad, device)
 
     function.__name__ = function.__qualname__ = name
@@ -268,14 +268,14 @@ def full_like(
     requires_grad: bool = False,
 ) -> Tensor:  # fmt: skip
     """`fill_value` in the shape and dtype of `input`."""
-    chosen = input.dtype if dtype is None else _dtype(dtype)
+    chosen = input.dtype if dtype is None else chosen_dtype(dtype)
     return _filled(tuple(input.shape), fill_value, chosen, requires_grad, device)
 
 
 @_public
 def scalar_tensor(s: Any, *, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     """The number `s` as a 0-d tensor of the default dtype."""
-    return _filled((), s, _dtype(dtype), requires_grad, None)
+    return _filled((), s, chosen_dtype(dtype), requires_grad, None)
 
 
 # ---- ranges -------------------------------------------------------------------------------------
@@ -300,11 +300,11 @@ def arange(
     if dtype is None:
         whole = all(isinstance(n, int | np.integer) for n in (start, end, step))
         dtype = dtypes.int64 if whole else dtypes.get_default_dtype()
-    kind = _dtype(dtype).numpy
+    kind = chosen_dtype(dtype).numpy
     count = max(math.ceil((end - start) / step), 0)
     index = np.arange(count)
     values = start + index * step if kind.kind != "f" else float(start) + index * float(step)
-    return _made(np.asarray(values).astype(kind), requires_grad, device)
+    return new_leaf(np.asarray(values).astype(kind), requires_grad, device)
 
 
 @_public
@@ -322,16 +322,16 @@ def linspace(
     """
     if steps < 0:
         raise ShapeError("number of steps must be non-negative")
-    chosen = _dtype(dtype)
+    chosen = chosen_dtype(dtype)
     real = chosen.numpy.type if chosen.is_floating_point else np.float64
     wide = np.longdouble if chosen.numpy.itemsize == 8 else np.float64
     low, high = real(start), real(end)
     if steps == 1:
-        return _made(np.full((1,), low).astype(chosen.numpy), requires_grad, device)
+        return new_leaf(np.full((1,), low).astype(chosen.numpy), requires_grad, device)
     gap = wide(real((high - low) / real(max(steps - 1, 1))))
     index: Any = np.arange(steps).astype(wide)
     values = np.where(index < steps // 2, low + gap * index, high - gap * (steps - 1 - index))
-    return _made(np.asarray(values).astype(chosen.numpy), requires_grad, device)
+    return new_leaf(np.asarray(values).astype(chosen.numpy), requires_grad, device)
 
 
 @_public
@@ -340,9 +340,9 @@ def logspace(
     device: Any = None, requires_grad: bool = False,
 ) -> Tensor:  # fmt: skip
     """`base` to the powers `linspace(start, end, steps)`."""
-    chosen = _dtype(dtype)
+    chosen = chosen_dtype(dtype)
     exponents = linspace(start, end, steps, dtype=dtypes.float64)._array
-    return _made((base**exponents).astype(chosen.numpy), requires_grad, device)
+    return new_leaf((base**exponents).astype(chosen.numpy), requires_grad, device)
 
 
 @_public
@@ -351,117 +351,4 @@ def eye(
     requires_grad: bool = False,
 ) -> Tensor:  # fmt: skip
     """Ones on the diagonal of an n x m matrix (m = n by default), zeros elsewhere."""
-    return _made(np.eye(n, m, dtype=_dtype(dtype).numpy), requires_grad, device)
-
-
-# ---- random values ------------------------------------------------------------------------------
-
-
-def _floating(function: str, dtype: Any) -> DType:
-    chosen = _dtype(dtype)
-    if not chosen.is_floating_point:
-        raise DTypeError(f'"{function}" not implemented for {chosen.name}; it makes floats')
-    return chosen
-
-
-def _finish(out: Tensor, requires_grad: bool) -> Tensor:
-    return out.requires_grad_() if requires_grad else out
-
-
-@_public
-def rand(
-    *size: Any, generator: Generator | None = None, dtype: Any = None, device: Any = None,
-    requires_grad: bool = False,
-) -> Tensor:  # fmt: skip
-    """Uniform in [0, 1)."""
-    as_device(device)
-    chosen = _floating("rand", dtype)
-    return _finish(
-        draw("random_uniform", generator, shape=sizes(size), dtype=chosen), requires_grad
-    )
-
-
-@_public
-def randn(
-    *size: Any, generator: Generator | None = None, dtype: Any = None, device: Any = None,
-    requires_grad: bool = False,
-) -> Tensor:  # fmt: skip
-    """Standard normal."""
-    as_device(device)
-    chosen = _floating("randn", dtype)
-    return _finish(draw("random_normal", generator, shape=sizes(size), dtype=chosen), requires_grad)
-
-
-@_public
-def randint(
-    low: int, high: Any = None, size: Any = None, *, generator: Generator | None = None,
-    dtype: Any = None, device: Any = None, requires_grad: bool = False,
-) -> Tensor:  # fmt: skip
-    """Integers uniform in [low, high), int64 by default; `randint(high, size)` starts at 0.
-
-    Raises:
-        ShapeError: the interval is empty.
-    """
-    if size is None:
-        low, high, size = 0, low, high
-    if low >= high:
-        raise ShapeError(
-            f"random_ expects 'from' to be less than 'to', but got from={low} >= to={high}"
-        )
-    as_device(device)
-    chosen = dtypes.int64 if dtype is None else _dtype(dtype)
-    out = draw("random_randint", generator, low=int(low), high=int(high), shape=sizes((size,)),
-               dtype=dtypes.int64)  # fmt: skip
-    return _finish(out.to(chosen), requires_grad)
-
-
-@_public
-def randperm(
-    n: int, *, generator: Generator | None = None, dtype: Any = None, device: Any = None
-) -> Tensor:
-    """A random order of 0 .. n-1: the order of n uniform numbers."""
-    as_device(device)
-    keys = draw("random_uniform", generator, shape=(n,), dtype=dtypes.float64)
-    if state.recorder is not None:
-        state.recorder.value_read(keys, "randperm")
-    order = np.argsort(keys._array, kind="stable").astype(np.int64)
-    return _made(order, False).to(dtypes.int64 if dtype is None else _dtype(dtype))
-
-
-@_public
-def bernoulli(input: Tensor, p: Any = None, *, generator: Generator | None = None) -> Tensor:
-    """1 with probability `input` (or `p`), else 0; shape and dtype of `input`; no gradient."""
-    chance = rand(tuple(input.shape), generator=generator, dtype=input.dtype)
-    limit = input.detach() if p is None else p
-    return (chance < limit).to(input.dtype)
-
-
-@_public
-def normal(
-    mean: Any, std: Any = 1.0, size: Any = None, *, generator: Generator | None = None,
-    dtype: Any = None,
-) -> Tensor:  # fmt: skip
-    """Normal with the given mean and standard deviation (numbers with `size`, or tensors)."""
-    if size is None:
-        like = mean if isinstance(mean, Tensor) else std
-        size = np.broadcast_shapes(*(tuple(x.shape) for x in (mean, std) if isinstance(x, Tensor)))
-        dtype = like.dtype if dtype is None else dtype
-    return randn(sizes((size,)), generator=generator, dtype=dtype) * std + mean
-
-
-def _random_like(name: str, source: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def function(input: Tensor, *args: Any, dtype: Any = None, **options: Any) -> Tensor:
-        chosen = input.dtype if dtype is None else dtype
-        shape = tuple(input.shape)
-        if source is randint:
-            bounds = args if len(args) == 2 else (0, *args)
-            return source(*bounds, shape, dtype=chosen, **options)
-        return source(shape, dtype=chosen, **options)
-
-    function.__name__ = function.__qualname__ = name
-    function.__doc__ = f"`{name[:-5]}` of the shape and dtype of `input`."
-    return function
-
-
-for _name, _source in (("rand_like", rand), ("randn_like", randn), ("randint_like", randint)):
-    FUNCTIONS[_name] = _random_like(_name, _source)
+    return new_leaf(np.eye(n, m, dtype=chosen_dtype(dtype).numpy), requires_grad, device)

@@ -128,7 +128,7 @@ def write(name: str, target: Tensor, value: Tensor) -> Tensor:
     """Put `value` (cast, and broadcast if it must) into `target`'s memory with its history."""
     value = _fitted(name, target, value)
     if name in _COPIES and state.grad_enabled and value._requires_grad:
-        # the written tensor gets a node of its own, not that of the user's tensor (or a leaf's none)
+        # a node of its own, not that of the user's tensor (a leaf has none)
         value = named(ops.cast(value, dtype=value.dtype), _COPIES[name])
     target._array[...] = value._array
     target._storage.bump(name)
