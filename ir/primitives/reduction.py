@@ -212,7 +212,7 @@ reduce_prod = reduction(
     doc="Product over axes; floats accumulate in float64, integers and bool in int64. Empty: 1.",
     vjp=(lambda ct, out, x, *, axes, keepdims: get("mul")(
         spread(ct, x, axes, keepdims), products_of_others(x, axes)),),
-    jvp=(_prod_tangent,), samples=reduction_samples((0.95, 1.05)), ulp=64,
+    jvp=(_prod_tangent,), samples=reduction_samples((0.95, 1.05)), ulp=256,
     backward_name=lambda p: "ProdBackward1" if p.get("keepdims") else "ProdBackward0",
 )  # fmt: skip
 
