@@ -11,7 +11,7 @@ The dynamic loader takes a path that it has open already for the same library, w
 holds. So every build gives its shared object a name of its own, which `meta.json` records; else an
 entry that was found wrong after loading could not be replaced within the process.
 
-Start reading at `find` and `publish`; the command line uses `entries`, `why`, `clear`,
+Start reading at `find` and `publish`; `prune` bounds the size, `inventory.py` shows what there is.
 `prune`.
 """
 
@@ -188,6 +188,12 @@ def publish(build: Path, root: Path, key: str, meta: Mapping[str, object]) -> En
     return entry
 
 
+def forget_size() -> None:
+    """Measure the folder anew at the next write."""
+    with _lock:
+        _estimate.clear()
+
+
 def forget() -> None:
     """Forget which entries this process uses and how large the folder is (for tests)."""
     with _lock:
@@ -333,18 +339,18 @@ def prune(limit: int | None = None) -> int:
 def _candidates(root: Path) -> Iterator[tuple[float, int, Path]]:
     with _lock:
         used = set(_in_use)
-    for entry in _entries_below(root):
+    for entry in entries_below(root):
         if entry.key not in used:
             yield entry.used, entry.size, entry.path
     for path, info in folder.files_below(root / "text"):
         yield info.st_mtime, info.st_size, path
-    for path in _children(root / "failed"):
+    for path in children(root / "failed"):
         yield path.stat().st_mtime, sum(i.st_size for _, i in folder.files_below(path)), path
 
 
 def _remove_abandoned(root: Path) -> int:
     freed = 0
-    for path in (*_children(root / "tmp"), *_children(root / "locks")):
+    for path in (*children(root / "tmp"), *children(root / "locks")):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime < _ABANDONED_S:
                 continue
@@ -356,67 +362,17 @@ def _remove_abandoned(root: Path) -> int:
     return freed
 
 
-def _children(path: Path) -> tuple[Path, ...]:
+def children(path: Path) -> tuple[Path, ...]:
+    """What a folder holds; nothing where there is no such folder."""
     return tuple(path.iterdir()) if path.is_dir() else ()
 
 
-# --- for the command line -------------------------------------------------------------------------
-
-
-def _entries_below(root: Path) -> Iterator[Entry]:
-    for shelf in _children(root / "kernels"):
-        for path in _children(shelf):
+def entries_below(root: Path) -> Iterator[Entry]:
+    """Every entry of a store root, whole or damaged."""
+    for shelf in children(root / "kernels"):
+        for path in children(shelf):
             try:
                 meta = json.loads((path / "meta.json").read_bytes())
             except (OSError, ValueError):
                 meta = {}  # listed with its size, so that it can be seen and pruned
             yield Entry(path.name, path, meta)
-
-
-def entries() -> list[Entry]:
-    """All entries of the cache folder, last used first."""
-    return sorted(_entries_below(folder.current().root), key=lambda e: e.used, reverse=True)
-
-
-def path() -> Path:
-    """The folder that holds the cache."""
-    return folder.current().root
-
-
-def clear() -> int:
-    """Delete every file of the cache folder; returns the bytes freed. Loaded kernels go on."""
-    root = folder.current().root
-    freed = total_size(root)
-    for child in _children(root):
-        shutil.rmtree(child) if child.is_dir() else child.unlink()
-    with _lock:
-        _estimate.pop(root, None)
-    return freed
-
-
-def match(prefix: str) -> Entry:
-    """The one entry whose key starts with `prefix`.
-
-    Raises:
-        ParameterError: none does, or several do.
-    """
-    found = [entry for entry in entries() if entry.key.startswith(prefix)]
-    if len(found) != 1:
-        what = "no entry" if not found else f"{len(found)} entries"
-        raise ParameterError(
-            f"cache: {what} in {path()} with a key that starts with {prefix!r}; "
-            "`python -m tracegrad cache ls` lists the keys"
-        )
-    return found[0]
-
-
-def why(prefix: str) -> str:
-    """Everything the key of an entry was made from, one ingredient a line."""
-    entry = match(prefix)
-    ingredients = entry.meta.get("why")
-    lines = [f"key      {entry.key}", f"label    {entry.meta.get('label', '?')}"]
-    if isinstance(ingredients, dict):
-        lines += [f"{name:8} {value}" for name, value in ingredients.items()]
-    return "\n".join(
-        [*lines, f"folder   {entry.path}", f"command  {entry.meta.get('command', '?')}"]
-    )

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from tracegrad.ir.errors import CompileError
-from tracegrad.runtime import blas, cache, folder, kernels, threads, toolchain
+from tracegrad.runtime import blas, cache, folder, inventory, kernels, threads, toolchain
 
 PACKAGES = ("numpy", "scipy", "cffi", "jinja2", "ml_dtypes", "scipy-openblas32", "pycuda")
 
@@ -170,7 +170,7 @@ def _cache() -> tuple[bool, str]:
         folder.remove_atomically(folder.temporary_folder(store.root, "doctor-"), store.root)
     except OSError as error:
         return False, f"{store.root} cannot be written: {error.strerror or error}"
-    kept = len(cache.entries())
+    kept = len(inventory.entries())
     used, limit = cache.total_size() / 2**20, cache.size_limit() / 2**20
     return True, f"{store.root}: {kept} kernels, {used:.1f} of {limit:.0f} MiB"
 

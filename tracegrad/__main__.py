@@ -180,44 +180,44 @@ def _make_number(text: str) -> Any:
 
 
 def _cache_ls(_: argparse.Namespace) -> int:
-    from tracegrad.runtime import cache
+    from tracegrad.runtime import cache, inventory
 
-    found = cache.entries()
+    found = inventory.entries()
     for entry in found:
         used = datetime.datetime.fromtimestamp(entry.used).isoformat(" ", "minutes")
         label = entry.meta.get("label", "?")
         print(f"{entry.key[:12]}  {used}  {entry.size / 1024:7.0f} KiB  {label}")
     used_mib, limit = cache.total_size() / 2**20, cache.size_limit() / 2**20
-    print(f"{len(found)} kernels, {used_mib:.1f} of {limit:.0f} MiB, in {cache.path()}")
+    print(f"{len(found)} kernels, {used_mib:.1f} of {limit:.0f} MiB, in {inventory.path()}")
     return 0
 
 
 def _cache_path(_: argparse.Namespace) -> int:
-    from tracegrad.runtime import cache
+    from tracegrad.runtime import inventory
 
-    print(cache.path())
+    print(inventory.path())
     return 0
 
 
 def _cache_clear(_: argparse.Namespace) -> int:
-    from tracegrad.runtime import cache
+    from tracegrad.runtime import inventory
 
-    print(f"freed {cache.clear() / 2**20:.1f} MiB in {cache.path()}")
+    print(f"freed {inventory.clear() / 2**20:.1f} MiB in {inventory.path()}")
     return 0
 
 
 def _cache_prune(options: argparse.Namespace) -> int:
-    from tracegrad.runtime import cache
+    from tracegrad.runtime import cache, inventory
 
     limit = None if options.size is None else int(options.size * 2**20)
-    print(f"freed {cache.prune(limit) / 2**20:.1f} MiB in {cache.path()}")
+    print(f"freed {cache.prune(limit) / 2**20:.1f} MiB in {inventory.path()}")
     return 0
 
 
 def _cache_why(options: argparse.Namespace) -> int:
-    from tracegrad.runtime import cache
+    from tracegrad.runtime import inventory
 
-    print(cache.why(options.key))
+    print(inventory.why(options.key))
     return 0
 
 

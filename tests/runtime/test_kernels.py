@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from kernel_source import launch, source
 
-from tracegrad.runtime import cache, history, kernels, make_abi
+from tracegrad.runtime import cache, history, inventory, kernels, make_abi
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -105,7 +105,7 @@ def test_processes_that_race_for_a_key_build_it_once(python: Start) -> None:
     assert all(error == "" for _, error in answers)
     origins = Counter(word for out, _ in answers for word in out.split())
     assert origins == {"built": 2, "disk": 14}
-    assert len(cache.entries()) == 2
+    assert len(inventory.entries()) == 2
 
 
 def test_publishing_a_key_twice_keeps_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +121,7 @@ def test_publishing_a_key_twice_keeps_the_first(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(cache, "find", late)
     second = kernels.load(source(2), label="second")
     assert launch(second) == [2, 4, 6, 8] and second.path == first.path
-    assert cache.match(first.key).meta["label"] == "first"
+    assert inventory.match(first.key).meta["label"] == "first"
 
 
 WARM = """

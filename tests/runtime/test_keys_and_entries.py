@@ -14,7 +14,7 @@ import pytest
 from kernel_source import launch, source
 
 from tracegrad.ir.errors import ParameterError
-from tracegrad.runtime import cache, folder, kernels, toolchain
+from tracegrad.runtime import cache, folder, inventory, kernels, toolchain
 from tracegrad.runtime.folder import CacheWarning
 
 
@@ -195,13 +195,13 @@ def test_prune_removes_least_recently_used_first_and_spares_what_is_in_use() -> 
     in_use = kernels.load(source(2), label="f2")
     assert in_use.origin == "disk"
     os.utime(in_use.path.parent, (1, 1))
-    size = cache.match(middle.key).size
+    size = inventory.match(middle.key).size
     target = cache.total_size() - size * 9 // 10
     assert cache.prune(target * 5 // 4) == size
-    left = {entry.key for entry in cache.entries()}
+    left = {entry.key for entry in inventory.entries()}
     assert oldest.key in left and middle.key not in left and newest.key in left
     cache.prune(0)
-    assert {entry.key for entry in cache.entries()} == {oldest.key}
+    assert {entry.key for entry in inventory.entries()} == {oldest.key}
     assert launch(in_use) == [2, 4, 6, 8]
 
 
@@ -211,7 +211,7 @@ def test_cache_stays_below_its_size_by_itself(monkeypatch: pytest.MonkeyPatch) -
         kernels.load(source(factor), label="f")
         kernels.unload_all()
         cache.forget()
-    assert 0 < len(cache.entries()) < 6
+    assert 0 < len(inventory.entries()) < 6
     assert cache.total_size() <= 60 * 1024
 
 
@@ -241,8 +241,8 @@ def test_prune_removes_what_a_killed_process_left() -> None:
 
 def test_clear_leaves_loaded_kernels_working() -> None:
     kernel = kernels.load(source(6), label="f")
-    assert cache.clear() > 0
-    assert cache.entries() == [] and cache.total_size() == 0
+    assert inventory.clear() > 0
+    assert inventory.entries() == [] and cache.total_size() == 0
     assert launch(kernel) == [6, 12, 18, 24]
     kernels.unload_all()
     assert kernels.load(source(6), label="f").origin == "built"
@@ -250,7 +250,7 @@ def test_clear_leaves_loaded_kernels_working() -> None:
 
 def test_why_names_every_ingredient() -> None:
     kernel = kernels.load(source(2), label="energy")
-    text = cache.why(kernel.key[:10])
+    text = inventory.why(kernel.key[:10])
     tool = toolchain.find()
     for expected in (kernel.key, "energy", tool.version, "-ffp-contract=off", tool.cpu, tool.libc):
         assert expected in text
@@ -260,6 +260,6 @@ def test_match_refuses_unknown_and_ambiguous_prefixes() -> None:
     for factor in (2, 3):
         kernels.load(source(factor), label="f")
     with pytest.raises(ParameterError, match="no entry in .* starts with 'zz'"):
-        cache.match("zz")
+        inventory.match("zz")
     with pytest.raises(ParameterError, match="2 entries"):
-        cache.match("")
+        inventory.match("")
