@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -129,29 +130,32 @@ def train(
     return run
 
 
+def make_loss(model: nn.Module) -> Callable[..., Any]:
+    """The loss of `model` as a function of images and labels."""
+    criterion = nn.CrossEntropyLoss()
+
+    def loss_fn(images: Any, labels: Any) -> Any:
+        return criterion(model(images), labels)
+
+    return loss_fn
+
+
 def both_runs(data: Data, options: argparse.Namespace) -> tuple[Run, Run, Any]:
     """Train eagerly, then compiled; also returns the compiled function."""
-    dtype = getattr(tracegrad, options.dtype)
-    criterion = nn.CrossEntropyLoss()
-    per_epoch = -(-len(data.labels) // options.batch_size)
+    total = -(-len(data.labels) // options.batch_size) * options.epochs
     progress = Progress(
         TextColumn("{task.description:8}"), BarColumn(), MofNCompleteColumn(),
         TextColumn("steps"), TimeElapsedColumn(), console=Console(stderr=True),
     )  # fmt: skip
     runs = []
     with progress:
-        tasks = [
-            progress.add_task(n, total=per_epoch * options.epochs) for n in ("eager", "compiled")
-        ]
-        for task, name in zip(tasks, ("eager", "compiled"), strict=True):
-            model = make_model(options.seed, dtype)
-
-            def loss_fn(images: Any, labels: Any, model: nn.Module = model) -> Any:
-                return criterion(model(images), labels)
-
-            step = tracegrad.compile(loss_fn) if name == "compiled" else loss_fn
-            advance = lambda task=task: progress.advance(task)  # noqa: E731
-            runs.append(train(name, step, model, data, options, advance))
+        tasks = {name: progress.add_task(name, total=total) for name in ("eager", "compiled")}
+        for name, task in tasks.items():
+            model = make_model(options.seed, getattr(tracegrad, options.dtype))
+            step = make_loss(model)
+            if name == "compiled":
+                step = tracegrad.compile(step)
+            runs.append(train(name, step, model, data, options, partial(progress.advance, task)))
     return runs[0], runs[1], step
 
 
@@ -234,16 +238,16 @@ def faults(eager: Run, compiled: Run, largest: float, options: argparse.Namespac
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--dtype", choices=sorted(LIMITS), default="float32")
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--lr", type=float, default=5e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for what is written")
     parser.add_argument("--quick", action="store_true", help="few epochs (overrides --epochs)")
     options = parser.parse_args(arguments)
     if options.quick:
-        options.epochs = 4
+        options.epochs = 8
     if options.epochs < 1 or options.batch_size < 1:
         parser.error("--epochs and --batch-size must be positive")
     return options
@@ -260,9 +264,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     written = [options.out / "digits_loss.png"]
     draw(eager, compiled, written[0], options)
-    for part in ("forward", "backward"):
+    for part in ("forward", "backward"):  # of the first trace, that of full batches
         path = options.out / f"digits_{part}.c"
-        path.write_text(step.source(part), encoding="utf-8")
+        path.write_text(step.source(part, trace=0), encoding="utf-8")
         written.append(path)
     for path in written:
         print(f"wrote {path}")
