@@ -124,7 +124,9 @@ def reshaped(index: Index, shape: Shape, source: Shape, divmod_: DivMod) -> Inde
         stop, last = at + 1, out
         have, want = source[at], 1
         linear = Affine()
-        while last < len(shape) and (want < have or (shape[last] == 1 and want == have and have == 1)):
+        while last < len(shape) and (
+            want < have or (shape[last] == 1 and want == have and have == 1)
+        ):
             linear = linear * shape[last] + index[last]
             want *= shape[last]
             last += 1

@@ -98,8 +98,11 @@ class Body:
             return fill("{c} ? {x} : 0", {"c": self._condition(term.guards, at), "x": loaded})
         slots = {}
         for name, operand in term.operands.items():
-            if name == "yes" and operand.kind == "load" and operand.guards == term.guards and (
-                operand.uses == 1
+            if (
+                name == "yes"
+                and operand.kind == "load"
+                and operand.guards == term.guards
+                and (operand.uses == 1)
             ):
                 slots[name] = self._load(operand, at)
             else:
@@ -145,7 +148,9 @@ class Body:
         if buffer.dtype.c_compute != buffer.dtype.c_type:
             text = f"tg_store_{buffer.dtype.name}({text})"
         where = _where(term.location) if not text.isidentifier() else ""
-        self.statements[depth].append(Line(f"{buffer.name}[{self.index(at, depth)}] = {text};", where))
+        self.statements[depth].append(
+            Line(f"{buffer.name}[{self.index(at, depth)}] = {text};", where)
+        )
 
     def at(self, depth: int, *items: Item) -> None:
         """Add statements inside loop level `depth`."""
@@ -188,4 +193,3 @@ def variable_type(term: Term) -> str:
 
 def _where(location: Location | None) -> str:
     return str(location) if location is not None else ""
-

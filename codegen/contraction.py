@@ -258,7 +258,9 @@ def plan_contraction(
     parameters = [Parameter(b.name, b.dtype.c_type, False, _shape(b.shape)) for b in used]
     parameters.append(Parameter(out.name, out.dtype.c_type, True, _shape(node.out.shape)))
     transposes = "".join(" transposed" if o.transposed else "" for o in (left,))
-    summary = f"({m} x {k}){transposes} times ({k} x {n}){' transposed' if right.transposed else ''}"
+    summary = (
+        f"({m} x {k}){transposes} times ({k} x {n}){' transposed' if right.transposed else ''}"
+    )
     if batch:
         summary = f"{' x '.join(map(str, batch))} products {summary}"
     place = [f"{node.location}: {node.location.text}"] if node.location is not None else []
@@ -309,7 +311,9 @@ def realised_operand(
     return None
 
 
-def _views(node: Node, side: int, value: Value, strides: Mapping[Value, Shape]) -> dict[Value, Buffer]:
+def _views(
+    node: Node, side: int, value: Value, strides: Mapping[Value, Shape]
+) -> dict[Value, Buffer]:
     """Buffers for asking about one operand: the other one is taken as it is."""
     return {**_as_buffer(node.inputs[1 - side], {}), **_as_buffer(value, strides)}
 

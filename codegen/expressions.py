@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from tracegrad.ir.dtypes import DType
@@ -39,7 +39,7 @@ class _Slot:
     at_least: int  # and at least as tightly as the one on its right
 
 
-@lru_cache(maxsize=None)
+@cache
 def _parse(template: str) -> tuple[int, tuple[str | _Slot, ...]]:
     """Precedence of the whole, and its pieces: literal text and slots."""
     tokens = [(m.lastgroup or "", m.group(m.lastgroup or 0), m.start(m.lastgroup or 0), m.end())

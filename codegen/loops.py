@@ -118,7 +118,7 @@ class _Nest:
     ) -> None:  # fmt: skip
         self.name, self.group, self.axes, self.target = name, group, axes, target
         self.buffers = buffers
-        own = {v: index for v in group.stores}
+        own = dict.fromkeys(group.stores, index)
         self.lowering = Lowering(producer, buffers, {a.variable: a.extent for a in axes}, own)
         self.stored: list[tuple[Value, Affine, Term]] = []
         for v in group.stores:
@@ -188,8 +188,11 @@ class _Nest:
         inner = [a for a in self.axes if a.reduced]
         if not self.reduced:
             items = self._map(kept)
-        elif kept and inner and not self.axes[-1].reduced and all(
-            r.by_columns for *_, r in self.reduced
+        elif (
+            kept
+            and inner
+            and not self.axes[-1].reduced
+            and all(r.by_columns for *_, r in self.reduced)
         ):
             items = self._columns(kept, inner)
         elif not kept and self._blocks(inner) > 1:
@@ -235,9 +238,9 @@ class _Nest:
         clauses = []
         for k, (node, at, term, r) in enumerate(self.reduced):
             body.before(row, *r.declare(f"acc{k}"))
-            value = body.emit(term, depth)
+            element = body.emit(term, depth).text
             position = self.affine(r.position).text()
-            body.at(depth, *r.update(f"acc{k}", value.text, position, body.comment(node)))
+            body.at(depth, *r.update(f"acc{k}", element, position, body.comment(node)))
             out = self.buffers[node.out]
             target = f"{out.name}[{self.affine(at).text()}]"
             body.after(row, Line(f"{target} = {r.result(f'acc{k}')};"))
@@ -279,8 +282,8 @@ class _Nest:
             acc = f"acc{k}"
             top.append(Line(f"{r.c_type} partial{k}[{blocks}];"))
             declare.extend(r.declare(acc))
-            value = body.emit(term, depth)
-            body.at(depth, *r.update(acc, value.text, "0", body.comment(node)))
+            element = body.emit(term, depth).text
+            body.at(depth, *r.update(acc, element, "0", body.comment(node)))
             save.append(Line(f"partial{k}[block] = {acc};"))
             combine.extend(r.update(f"total{k}", f"partial{k}[block]", "0", ""))
             finish.append(Line(f"{self.buffers[node.out].name}[0] = {r.result(f'total{k}')};"))
@@ -321,8 +324,8 @@ class _Nest:
             acc = f"acc{k}[{slot}]"
             declare.append(Line(f"{r.c_type} acc{k}[{width}];"))
             declare.append(Loop(c, stop, (Line(f"{acc} = {r.initial};"),), start=start))
-            value = body.emit(term, depth)
-            body.at(depth, *r.update(acc, value.text, "0", body.comment(node)))
+            element = body.emit(term, depth).text
+            body.at(depth, *r.update(acc, element, "0", body.comment(node)))
             target = f"{self.buffers[node.out].name}[{self.affine(at).text()}]"
             finish.append(Loop(c, stop, (Line(f"{target} = {r.result(acc)};"),), start=start))
         headers = [self._loop(a, d, depth, row, "") for d, a in enumerate(loops)]
@@ -334,7 +337,9 @@ class _Nest:
         first, last = f"{c}0", f"{c}1"
         end = f"{first} + {width} < {column.extent} ? {first} + {width} : {column.extent}"
         head = [Line(f"const int64_t {last} = {end};"), *declare]
-        threads = self._threads() if row == 0 and self._parallel(prod(a.extent for a in loops)) else ()
+        threads = (
+            self._threads() if row == 0 and self._parallel(prod(a.extent for a in loops)) else ()
+        )
         body.wrap(row, lambda items: Loop(
             first, str(column.extent), (*head, *items, *finish), step=str(width), pragmas=threads,
             comment=f"columns in blocks of {width}",
@@ -343,7 +348,9 @@ class _Nest:
 
     # ---- loop headers ---------------------------------------------------------------------------
 
-    def _loop(self, axis: _Axis, depth: int, total: int, row: int | None = None, simd: str | None = "") -> Loop:
+    def _loop(
+        self, axis: _Axis, depth: int, total: int, row: int | None = None, simd: str | None = ""
+    ) -> Loop:
         """The header of one loop: threads on the outermost kept one, vectors on the innermost."""
         pragmas: list[str] = []
         extents = prod(a.extent for a in self.axes)
@@ -359,9 +366,6 @@ class _Nest:
 
     def _threads(self) -> tuple[str, ...]:
         return (PARALLEL,) if self.target.openmp else ()
-
-    def _cost_per_element(self) -> int:
-        return sum(t.cost for t in self._all_terms())
 
     def _parallel(self, elements: int) -> bool:
         terms = self._all_terms()
@@ -380,7 +384,9 @@ class _Nest:
         written = [self.buffers[v].name for v in self.group.values]
         parameters = [
             Parameter(n, by_name[n].dtype.c_type, False, _shape_comment(by_name[n])) for n in read
-        ] + [Parameter(n, by_name[n].dtype.c_type, True, _shape_comment(by_name[n])) for n in written]
+        ] + [
+            Parameter(n, by_name[n].dtype.c_type, True, _shape_comment(by_name[n])) for n in written
+        ]
         sizes = sum(prod(by_name[n].shape) * by_name[n].dtype.itemsize for n in read + written)
         elements = prod(self.group.domain)
         return KernelPlan(
@@ -390,14 +396,17 @@ class _Nest:
         )  # fmt: skip
 
     def _summary(self) -> tuple[str, ...]:
-        loops = " x ".join(str(n) for n in self.group.domain) or "one element"
-        made = [f"reduce over axes {self.group.reduced}"] if self.reduced else []
+        sizes = " x ".join(str(n) for n in self.group.domain)
+        loops = f"{sizes} elements" if sizes else "One element"
+        names = sorted({n.primitive.name for n in self.group.reductions})
+        axes = ", ".join(map(str, self.group.reduced))
+        made = [f"{' and '.join(names)} over axes {axes}"] if names else []
         lines = {str(t.location): t.location for t in self._all_terms() if t.location is not None}
         for node, *_ in self.reduced:
             if node.location is not None:
                 lines.setdefault(str(node.location), node.location)
         where = [f"{k}: {loc.text}" if loc.text else k for k, loc in sorted(lines.items())]
-        return (", ".join([loops, *made]), *where)
+        return (f"{', '.join([loops, *made])}.", *where)
 
 
 def _natural(name: str) -> tuple[str, int]:

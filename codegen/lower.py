@@ -148,7 +148,9 @@ class Lowering:
         at = offset(index, buffer.strides if strides is None else strides)
         key = ("load", buffer.name, at, guards)
         if key not in self.memo:
-            self.memo[key] = Term("load", value.dtype, buffer.name, affine=at, guards=guards, cost=1)
+            self.memo[key] = Term(
+                "load", value.dtype, buffer.name, affine=at, guards=guards, cost=1
+            )
         return self.memo[key]
 
     def _creation(self, node: Node, index: Index, guards: tuple[Guard, ...]) -> Term:
@@ -214,7 +216,9 @@ class Lowering:
 
     def _slice(self, node: Node, index: Index, guards: tuple[Guard, ...]) -> Term:
         p = node.params
-        at = tuple(e * step + start for e, start, step in zip(index, p["start"], p["step"], strict=True))
+        at = tuple(
+            e * step + start for e, start, step in zip(index, p["start"], p["step"], strict=True)
+        )
         return self.term(node.inputs[0], at, guards)
 
     def _flip(self, node: Node, index: Index, guards: tuple[Guard, ...]) -> Term:
@@ -285,7 +289,10 @@ class Lowering:
         bounds = expression.bounds(self.extents)
         counter = Term("index", INT64, affine=expression)
         parts = []
-        for op, high in (("/", None if bounds is None else bounds[1] // divisor + 1), ("%", divisor)):
+        for op, high in (
+            ("/", None if bounds is None else bounds[1] // divisor + 1),
+            ("%", divisor),
+        ):
             counter.uses += 1
             term = Term("apply", INT64, f"{{x}} {op} {divisor}", {"x": counter}, cost=4)
             parts.append(self._symbol((op, expression, divisor), term, high))

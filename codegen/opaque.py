@@ -6,15 +6,18 @@ and wraps the result as the translation unit needs it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tracegrad.codegen.lower import Buffer
 from tracegrad.codegen.plan import KernelPlan, Target
-from tracegrad.codegen.plan_convolution import plan_convolution
-from tracegrad.codegen.plan_window import plan_window
+from tracegrad.codegen.plan_convolution import ConvolutionPlan, plan_convolution
+from tracegrad.codegen.plan_window import WindowPlan, plan_window
 from tracegrad.ir.graph import Node
 
-PLANNERS = {"convolution": plan_convolution, "window": plan_window}
+PLANNERS: dict[str, Callable[..., ConvolutionPlan | WindowPlan]] = {
+    "convolution": plan_convolution,
+    "window": plan_window,
+}
 
 
 def plan_opaque(
@@ -25,7 +28,9 @@ def plan_opaque(
     Args:
         scratch: what the scratch buffer will be called, if the kernel needs one.
     """
-    where = f"{node.location}: {node.location.text}" if node.location is not None else ""
+    where = ""
+    if node.location is not None:
+        where = f"{node.location}: {node.location.text}".rstrip(": ")
     plan = PLANNERS[node.primitive.family](
         node.primitive.name, [v.type for v in node.inputs], node.out.type, node.params,
         name=name, comment=where, threads=target.openmp,

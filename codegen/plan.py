@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-
 PARALLEL = "omp parallel for schedule(static) num_threads(*tg_threads)"
 """The pragma of a loop whose iterations are shared among threads."""
 

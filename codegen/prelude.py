@@ -28,7 +28,18 @@ _LIBMVEC_235 = {
     "acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "cosh", "erf", "erfc",
     "exp10", "exp2", "expm1", "hypot", "log10", "log1p", "log2", "sinh", "tan", "tanh",
 }  # fmt: skip
-_TWO = {"pow", "atan2", "hypot", "fmod", "copysign", "fmax", "fmin", "nextafter", "remainder", "ldexp"}
+_TWO = {
+    "pow",
+    "atan2",
+    "hypot",
+    "fmod",
+    "copysign",
+    "fmax",
+    "fmin",
+    "nextafter",
+    "remainder",
+    "ldexp",
+}
 _SCALAR = {"sqrt", "fabs", "floor", "ceil", "trunc", "rint", "nearbyint", "round", "fmod", "copysign",
            "lgamma", "tgamma", "fmax", "fmin", "fma"}  # fmt: skip
 _LIBM = _LIBMVEC_222 | _LIBMVEC_235 | _SCALAR
@@ -110,7 +121,10 @@ def prototypes(text: str, target: Target) -> str:
         simd = "TG_SIMD " if _has_vector_form(base, target) else ""
         lines.append(f"{simd}extern {c_type} {name}({arguments});")
     if any(line.startswith("TG_SIMD") for line in lines):
-        lines.insert(0, '#define TG_SIMD __attribute__((simd("notinbranch"), const))  // vector forms: libmvec')
+        lines.insert(
+            0,
+            '#define TG_SIMD __attribute__((simd("notinbranch"), const))  // vector forms: libmvec',
+        )
     return "\n".join(lines)
 
 
@@ -134,7 +148,7 @@ def prelude(kernels: str, target: Target) -> str:
     helpers = helpers_for(_CALL.findall(kernels))
     parts = ["#include <stdint.h>"]
     if "TG_INF" in kernels + helpers or "TG_NAN" in kernels + helpers:
-        parts.append("#define TG_INF __builtin_inff()\n#define TG_NAN __builtin_nanf(\"\")")
+        parts.append('#define TG_INF __builtin_inff()\n#define TG_NAN __builtin_nanf("")')
     parts.append(prototypes(kernels + without_comments(helpers), target))
     parts.append(helpers)
     return "\n\n".join(p for p in parts if p)

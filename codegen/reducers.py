@@ -108,7 +108,9 @@ def _arg_extremum(node: Node, index: Index, domain: Shape) -> Reducer:
     beats = f"v {sign} {{acc}} || {{acc}}_at < 0"
     if x.kind == "f":
         beats += " || (v != v && {acc} == {acc})"
-    step = f"{{ const {x.c_compute} v = {{v}}; if ({beats}) {{ {{acc}} = v; {{acc}}_at = {{p}}; }} }}"
+    step = (
+        f"{{ const {x.c_compute} v = {{v}}; if ({beats}) {{ {{acc}} = v; {{acc}}_at = {{p}}; }} }}"
+    )
     return Reducer(x.c_compute, _least(x, greatest), (step,), "", "{acc}_at", position,
                    ("int64_t", "-1"))  # fmt: skip
 

@@ -53,7 +53,9 @@ def _update(node: Node, out: Buffer, element: str, value: str) -> list[Line]:
     where = str(node.location) if node.location is not None else ""
     half = out.dtype.c_compute != out.dtype.c_type
     if node.primitive.name == "scatter_set":
-        return [Line(f"{element} = {f'tg_store_{out.dtype.name}({value})' if half else value};", where)]
+        return [
+            Line(f"{element} = {f'tg_store_{out.dtype.name}({value})' if half else value};", where)
+        ]
     if half:
         total = f"tg_load_{out.dtype.name}({element}) + {value}"
         return [Line(f"{element} = tg_store_{out.dtype.name}({total});", where)]
@@ -69,7 +71,10 @@ def _index(shape: Shape, letter: str) -> Index:
 
 
 def _nest(
-    shape: Shape, letter: str, producer: Callable[[Value], Node | None], buffers: Mapping[Value, Buffer]
+    shape: Shape,
+    letter: str,
+    producer: Callable[[Value], Node | None],
+    buffers: Mapping[Value, Buffer],
 ) -> tuple[Lowering, Index]:
     extents = _variables(shape, letter)
     lowering = Lowering(producer, buffers, extents, {}, prefix=letter, splits=False)

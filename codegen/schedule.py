@@ -10,7 +10,7 @@ Both are decided together until nothing changes. Start reading at `schedule`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tracegrad.codegen.contraction import realised_operand
@@ -147,7 +147,11 @@ class Scheduler:
         return drafts, visitors
 
     def _place(
-        self, node: Node, drafts: list[_Draft], place: dict[Value, int], visitors: dict[Value, set[int]]
+        self,
+        node: Node,
+        drafts: list[_Draft],
+        place: dict[Value, int],
+        visitors: dict[Value, set[int]],
     ) -> int:
         """Put a root into the first group that fits, or a new one; returns its position."""
         reduction = node.primitive.family == "reduction"
@@ -190,7 +194,9 @@ class Scheduler:
             visitors.setdefault(v, set()).add(at)
         return at
 
-    def _visit(self, root: Value, domain: Shape, expand: bool = False) -> tuple[dict[Value, bool], set[Value]]:
+    def _visit(
+        self, root: Value, domain: Shape, expand: bool = False
+    ) -> tuple[dict[Value, bool], set[Value]]:
         """What computing `root` over `domain` reads.
 
         Returns:

@@ -146,7 +146,9 @@ def plan_unit(graph: Graph, target: Target, strides: Mapping[Value, Shape]) -> U
             continue
         assert node is not None
         if node.primitive.name == "dot_general":
-            kernels.append(contraction.plan_contraction(name, node, graph.producer, buffers, target))
+            kernels.append(
+                contraction.plan_contraction(name, node, graph.producer, buffers, target)
+            )
         elif node.primitive.family == "indexing":
             kernels.append(plan_scatter(name, node, graph.producer, buffers))
         else:
@@ -190,9 +192,15 @@ def _place(
     """Give each buffer its place; temporaries share the arena by the times at which they live."""
     slots = []
     for k, v in enumerate(graph.inputs):
-        slots.append(Slot(f"in_{k}", v.dtype.c_type, "input", k, v.type.nbytes, f"{v.name} {v.type}".strip()))
+        slots.append(
+            Slot(f"in_{k}", v.dtype.c_type, "input", k, v.type.nbytes, f"{v.name} {v.type}".strip())
+        )
     for k, v in enumerate(graph.outputs):
-        slots.append(Slot(f"out_{k}", v.dtype.c_type, "output", k, v.type.nbytes, f"{v.name} {v.type}".strip()))
+        slots.append(
+            Slot(
+                f"out_{k}", v.dtype.c_type, "output", k, v.type.nbytes, f"{v.name} {v.type}".strip()
+            )
+        )
     ends = last_uses(graph, steps, set(buffers))
     wanted: list[tuple[str, str, int, int, int]] = []  # name, type, bytes, first, last
     for position, step in enumerate(steps):
@@ -288,4 +296,3 @@ def strip_comments(source: str) -> str:
     """The source without comments and blank lines: names and line numbers do not reach the key."""
     lines = (line.rstrip() for line in without_comments(source).split("\n"))
     return "\n".join(line for line in lines if line) + "\n"
-

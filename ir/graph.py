@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from tracegrad.ir import primitive as _primitive
-from tracegrad.ir.dtypes import DType
+from tracegrad.ir.dtypes import DType, from_numpy
 from tracegrad.ir.location import Location
 from tracegrad.ir.operators import Operators
 from tracegrad.ir.primitive import Primitive, is_scalar
@@ -55,7 +55,9 @@ class Value(Operators):
         return f"<Value {self.name or hex(id(self))}: {self.type}>"
 
     @staticmethod
-    def __tracegrad_bind__(op: Primitive, operands: Sequence[Any], params: Mapping[str, Any]) -> Any:
+    def __tracegrad_bind__(
+        op: Primitive, operands: Sequence[Any], params: Mapping[str, Any]
+    ) -> Any:
         return GraphBuilder.current().append(op, operands, params)
 
 
@@ -182,7 +184,7 @@ class GraphBuilder:
             return x
         if is_scalar(x) or (isinstance(x, np.ndarray) and x.ndim == 0):
             array = np.asarray(x)
-            return self.constant(array.item(), _primitive.dtypes.from_numpy(array.dtype))
+            return self.constant(array.item(), from_numpy(array.dtype))
         raise TypeError(f"cannot lift {type(x).__name__} into a graph; pass it as an input")
 
     def finish(self, outputs: Sequence[Value]) -> Graph:

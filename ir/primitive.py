@@ -179,7 +179,9 @@ class Primitive:
             return self.backward_name
         return "".join(w.capitalize() for w in self.name.split("_")) + "Backward0"
 
-    def cotangent(self, i: int, ct: Any, out: Any, args: Sequence[Any], params: Mapping[str, Any]) -> Any:
+    def cotangent(
+        self, i: int, ct: Any, out: Any, args: Sequence[Any], params: Mapping[str, Any]
+    ) -> Any:
         """Cotangent of argument `i`, not yet un-broadcast; None where it is zero."""
         rule = self._rule("vjp", i)
         if rule is None:
@@ -188,7 +190,9 @@ class Primitive:
             return rule(i, ct, out, *args, **params)
         return rule(ct, out, *args, **params)
 
-    def tangent(self, i: int, dx: Any, out: Any, args: Sequence[Any], params: Mapping[str, Any]) -> Any:
+    def tangent(
+        self, i: int, dx: Any, out: Any, args: Sequence[Any], params: Mapping[str, Any]
+    ) -> Any:
         """What tangent `dx` of argument `i` adds to the result's tangent; None where it is zero."""
         rule = self._rule("jvp", i)
         if rule is None:
@@ -318,7 +322,9 @@ def bind(op: Primitive, operands: tuple[Any, ...], params: Mapping[str, Any]) ->
     return evaluate_primitive(op, operands, params)
 
 
-def evaluate_primitive(op: Primitive, arrays: Sequence[Any], params: Mapping[str, Any]) -> np.ndarray:
+def evaluate_primitive(
+    op: Primitive, arrays: Sequence[Any], params: Mapping[str, Any]
+) -> np.ndarray:
     """Run the eager kernel and hold its result to the record's shape and dtype rules."""
     types = [type_of(a) for a in arrays]
     expected = op.infer(types, params)

@@ -137,7 +137,7 @@ def _new_slot(unit: Unit, arguments: int) -> Slot:
     base = kernels.pointer(arena)
     table[arguments] = -(-base // ALIGN) * ALIGN
     table[arguments + 1] = kernels.pointer(status)
-    view = memoryview(table)
+    view = table.data
     return (view, ffi.from_buffer("void *[]", table), table, arena, status)
 
 

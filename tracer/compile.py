@@ -22,7 +22,13 @@ import numpy as np
 
 from tracegrad.ir import dtypes
 from tracegrad.ir.dtypes import DType
-from tracegrad.ir.errors import CaptureError, CompileError, CompilerNotFound, OperandError, ParameterError
+from tracegrad.ir.errors import (
+    CaptureError,
+    CompileError,
+    CompilerNotFound,
+    OperandError,
+    ParameterError,
+)
 from tracegrad.ir.graph import Graph
 from tracegrad.tracer import verification
 from tracegrad.tracer.capture import Capture, GraphRecorder, Reason
@@ -232,7 +238,9 @@ class CompiledFunction:
         self._build(key, trace, recorder, tensors)
         return result
 
-    def _build(self, key: Any, trace: Trace, recorder: GraphRecorder, tensors: list[Tensor]) -> None:
+    def _build(
+        self, key: Any, trace: Trace, recorder: GraphRecorder, tensors: list[Tensor]
+    ) -> None:
         """Compile a trace and keep it, unless the toolchain or the first result is at fault."""
         try:
             trace.compile()
@@ -247,7 +255,9 @@ class CompiledFunction:
             if kind == "output":
                 results[k] = tensor._array
         if not verification.check_forward(trace, recorder.arrays, results):
-            self._stay_eager(key, (Reason("its first compiled result was wrong", None),), warn=False)
+            self._stay_eager(
+                key, (Reason("its first compiled result was wrong", None),), warn=False
+            )
             return
         self._traces.setdefault(key, []).append(trace)
         self._order.append(trace)
@@ -261,7 +271,9 @@ class CompiledFunction:
         for source in capture.sources:
             if source.kind == "captured" and not any(source.tensor is t for t in covered):
                 user = next((n for n in capture.graph.nodes if source.value in n.inputs), None)
-                where = f" at {user.location} ({user.location.text})" if user and user.location else ""
+                where = (
+                    f" at {user.location} ({user.location.text})" if user and user.location else ""
+                )
                 raise CaptureError(
                     f"{self._label} reads a tensor of type {source.value.type}{where} that reached "
                     "it neither as an argument nor through a variable that can be guarded; pass it "

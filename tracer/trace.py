@@ -310,7 +310,9 @@ class Trace:
 
     def describe(self, number: int) -> list[str]:
         """Lines for `explain()`."""
-        inputs = ", ".join(f"{s.value.name or s.kind}: {s.value.type}" for s in self.capture.sources)
+        inputs = ", ".join(
+            f"{s.value.name or s.kind}: {s.value.type}" for s in self.capture.sources
+        )
         kernels = self.executable.unit.kernels if self.executable is not None else 0
         lines = [
             f"Trace {number}: captured because {self.why}; replayed {self.hits} time(s).",
@@ -387,11 +389,15 @@ class Backward:
             self._unit = executable.generate(self.kernel_graph(), self.strides)
         return self._unit
 
-    def run(self, primals: Sequence[np.ndarray], cotangents: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def run(
+        self, primals: Sequence[np.ndarray], cotangents: Sequence[np.ndarray]
+    ) -> list[np.ndarray]:
         """Gradients of the inputs `wrt`, from residuals (or inputs) and cotangents."""
         arrays = [*primals, *cotangents]
         for k, (array, value) in enumerate(zip(arrays, self.graph.inputs, strict=True)):
-            if value not in self.strides and element_strides(array) != contiguous_strides(array.shape):
+            if value not in self.strides and element_strides(array) != contiguous_strides(
+                array.shape
+            ):
                 arrays[k] = np.ascontiguousarray(array)
         if self.interpreted:
             return list(evaluate(self.graph, arrays))
@@ -424,16 +430,20 @@ class CompiledBackward(tape.BackwardNode):
         self.inputs: Any = tuple((t, t._storage, t._storage.version) for t in inputs)
 
     def name(self) -> str:
+        """How it prints."""
         return "CompiledBackward0"
 
     def release(self) -> None:
+        """Drop residuals and inputs."""
         self.residuals = None
         self.inputs = None
 
     def owns(self, part: Tensor, cotangents: Sequence[Tensor | None]) -> bool:
+        """Gradients are new arrays, one each."""
         return part._array.base is None
 
     def apply(self, cotangents: list[Tensor | None], create_graph: bool) -> list[Tensor | None]:
+        """Run the compiled backward, or eager operations where it must be differentiable."""
         if self.residuals is None:
             raise GradientError(tape.FREED)
         present = tuple(c is not None for c in cotangents)

@@ -64,7 +64,8 @@ def differs(got: np.ndarray, want: np.ndarray) -> str | None:
 
 def epsilon(dtype: dtypes.DType) -> float:
     """The distance from 1 to the next number of a floating dtype."""
-    return {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}[dtype.name]
+    digits = {"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7}
+    return float(2.0 ** -digits[dtype.name])
 
 
 def first_difference(
@@ -85,7 +86,9 @@ def first_difference(
     return None
 
 
-def report(name: str, graph: Graph, arrays: Sequence[Any], strides: dict[Value, Shape], how: str) -> None:
+def report(
+    name: str, graph: Graph, arrays: Sequence[Any], strides: dict[Value, Shape], how: str
+) -> None:
     """Warn about a wrong result, naming the node and the Python line it came from."""
     found = first_difference(graph, arrays, strides)
     if found is None:
@@ -128,7 +131,9 @@ def check_forward(
     return True
 
 
-def check_backward(backward: Backward, arrays: Sequence[np.ndarray], made: Sequence[np.ndarray]) -> None:
+def check_backward(
+    backward: Backward, arrays: Sequence[np.ndarray], made: Sequence[np.ndarray]
+) -> None:
     """Compare the first gradients; on a difference the backward is interpreted from now on."""
     if backward.trace.verify == "off":
         return

@@ -81,9 +81,7 @@ def joint(graph: Graph, wrt: Sequence[int], outputs: Sequence[int] | None = None
     seeds = [builder.input(graph.outputs[i].type, _ct_name(graph, i)) for i in outputs]
     with builder:
         cotangents = _backward(builder, graph, wrt, outputs, seeds)
-        results = [
-            _or_zeros(cotangents.get(graph.inputs[i]), graph.inputs[i].type) for i in wrt
-        ]
+        results = [_or_zeros(cotangents.get(graph.inputs[i]), graph.inputs[i].type) for i in wrt]
     return builder.finish([*graph.outputs, *results])
 
 
@@ -108,7 +106,11 @@ def _or_zeros(value: Value | None, like: TensorType) -> Value:
 
 
 def _backward(
-    builder: GraphBuilder, graph: Graph, wrt: Sequence[int], outputs: Sequence[int], seeds: Sequence[Value]
+    builder: GraphBuilder,
+    graph: Graph,
+    wrt: Sequence[int],
+    outputs: Sequence[int],
+    seeds: Sequence[Value],
 ) -> dict[Value, Value]:
     """Append the backward nodes; returns the summed cotangent of each value that has one."""
     varied = varied_values(graph, wrt)

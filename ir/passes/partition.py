@@ -58,9 +58,7 @@ def partition(whole: Graph, primal_inputs: int, primal_outputs: int) -> Partitio
     kept = _minimum_cut(whole, inputs, outputs, needed, after)
     order = [v for v in (*inputs, *(n.out for n in whole.nodes)) if v in kept]
     stored = [v for v in order if v not in inputs and v not in outputs]
-    forward = eliminate_dead_nodes(
-        whole.replace(inputs=tuple(inputs), outputs=(*outputs, *stored))
-    )
+    forward = eliminate_dead_nodes(whole.replace(inputs=tuple(inputs), outputs=(*outputs, *stored)))
     backward = eliminate_dead_nodes(Graph(
         (*order, *cotangents), tuple(n for n in whole.nodes if n.out not in kept), tuple(gradients),
         f"{whole.name}_backward",
