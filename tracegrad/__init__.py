@@ -30,6 +30,7 @@ from tracegrad.ir.dtypes import (
 from tracegrad.ir.dtypes import bool_ as bool
 from tracegrad.tracer import factories as _factories
 from tracegrad.tracer import indexing as _indexing
+from tracegrad.tracer import joining as _joining
 from tracegrad.tracer import linalg as _linalg
 from tracegrad.tracer import methods as _methods
 from tracegrad.tracer import pointwise as _pointwise
@@ -65,9 +66,9 @@ long, int, short = int64, int32, int16
 pi, e, inf, nan = _math.pi, _math.e, _math.inf, _math.nan
 
 for _table in (
-    _pointwise.FUNCTIONS, _reductions.FUNCTIONS, _shapes.FUNCTIONS, _linalg.FUNCTIONS,
-    _indexing.FUNCTIONS, _factories.FUNCTIONS, _random.FUNCTIONS, _methods.INPLACE_FUNCTIONS,
-    _queries.FUNCTIONS,
+    _pointwise.FUNCTIONS, _reductions.FUNCTIONS, _shapes.FUNCTIONS, _joining.FUNCTIONS,
+    _linalg.FUNCTIONS, _indexing.FUNCTIONS, _factories.FUNCTIONS, _random.FUNCTIONS,
+    _methods.INPLACE_FUNCTIONS, _queries.FUNCTIONS,
 ):  # fmt: skip
     globals().update(_table)
 

@@ -15,7 +15,16 @@ from tracegrad.ir import dtypes, ops
 from tracegrad.ir.dtypes import DType
 from tracegrad.ir.errors import GradientError, OperandError, ShapeError
 from tracegrad.ir.primitive import is_scalar
-from tracegrad.tracer import indexing, inplace, linalg, pointwise, protocols, reductions, shapes
+from tracegrad.tracer import (
+    indexing,
+    inplace,
+    joining,
+    linalg,
+    pointwise,
+    protocols,
+    reductions,
+    shapes,
+)
 from tracegrad.tracer.device import Size, as_device, device
 from tracegrad.tracer.dispatch import dispatch
 from tracegrad.tracer.pointwise import apply1, apply2
@@ -327,8 +336,8 @@ def _attach() -> None:
     cls.__rmatmul__ = _rmatmul
     cls.__getitem__ = indexing.getitem
     cls.__setitem__ = indexing.setitem
-    tables = (pointwise.FUNCTIONS, reductions.FUNCTIONS, shapes.FUNCTIONS, linalg.FUNCTIONS,
-              indexing.FUNCTIONS, INPLACE_FUNCTIONS)  # fmt: skip
+    tables = (pointwise.FUNCTIONS, reductions.FUNCTIONS, shapes.FUNCTIONS, joining.FUNCTIONS,
+              linalg.FUNCTIONS, indexing.FUNCTIONS, INPLACE_FUNCTIONS)  # fmt: skip
     for table in tables:
         for name, function in table.items():
             if name not in _NOT_METHODS:

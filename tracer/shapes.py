@@ -1,4 +1,4 @@
-"""PyTorch's functions that move elements: reshape, permute, slice, join and split.
+"""PyTorch's functions that move the elements of one tensor: reshape, permute, slice, copy.
 
 Views share memory with their operand, as in PyTorch: the eager kernels of movement primitives
 return NumPy views. Start reading at `reshape`.
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tracegrad.ir import ops
-from tracegrad.ir.errors import DimensionError, OperandError, ParameterError, ShapeError
+from tracegrad.ir.errors import DimensionError, OperandError, ShapeError
 from tracegrad.ir.primitive import TABLE
 from tracegrad.tracer.dispatch import dispatch
 from tracegrad.tracer.pointwise import named, need_tensor
@@ -314,162 +314,6 @@ def unbind(input: Any, dim: int = 0) -> tuple[Any, ...]:
 
 
 @_public
-def split(input: Any, split_size_or_sections: Any, dim: int = 0) -> tuple[Any, ...]:
-    """Views of `split_size` elements along `dim` each (the last may be smaller), or of given sizes.
-
-    Raises:
-        ShapeError: the sizes do not add up to the dimension.
-    """
-    d = wrap_dim(dim, input.ndim)
-    size = input.shape[d]
-    if isinstance(split_size_or_sections, int):
-        each = split_size_or_sections
-        if each < 0 or (each == 0 and size):
-            raise ShapeError(f"split expects split_size be non-negative, but got split_size={each}")
-        bounds = list(range(0, max(size, 1), max(each, 1)))
-        lengths = [min(each, size - b) for b in bounds]
-    else:
-        lengths = list(split_size_or_sections)
-        if sum(lengths) != size:
-            raise ShapeError(
-                f"split_with_sizes expects split_sizes to sum exactly to {size} (input tensor's "
-                f"size at dimension {d}), but got split_sizes={lengths}"
-            )
-    parts, at = [], 0
-    for n in lengths:
-        parts.append(narrow(input, d, at, n))
-        at += n
-    return tuple(parts)
-
-
-@_public
-def chunk(input: Any, chunks: int, dim: int = 0) -> tuple[Any, ...]:
-    """At most `chunks` views of equal size along `dim` (the last may be smaller)."""
-    if chunks <= 0:
-        raise ShapeError(f"chunk expects `chunks` to be greater than 0, got: {chunks}")
-    size = input.shape[wrap_dim(dim, input.ndim)]
-    return split(input, max(-(-size // chunks), 1), dim)
-
-
-@_public
-def cat(tensors: Sequence[Any], dim: int = 0) -> Any:
-    """Tensors one after another along `dim`; dtypes are promoted.
-
-    Raises:
-        OperandError: `tensors` is not a sequence of tensors.
-        ShapeError: other sizes differ.
-    """
-    listed = _list_of_tensors("cat", tensors)
-    kept = [x for x in listed if x.shape != (0,)] or listed[:1]  # PyTorch skips 1-D empties
-    return ops.concat(*kept, axis=dim)
-
-
-def _list_of_tensors(function: str, tensors: Any) -> list[Any]:
-    if isinstance(tensors, Tensor) or not isinstance(tensors, Sequence):
-        raise OperandError(
-            f"{function}(): argument 'tensors' (position 1) must be tuple of Tensors, "
-            f"not {type(tensors).__name__}"
-        )
-    for i, x in enumerate(tensors):
-        if not hasattr(type(x), "__tracegrad_bind__"):
-            raise OperandError(
-                f"expected Tensor as element {i} in argument 0, but got {type(x).__name__}"
-            )
-    if not tensors:
-        name = "torch.cat" if function == "cat" else function
-        kind = ParameterError if function == "cat" else ShapeError
-        raise kind(f"{name}(): expected a non-empty list of Tensors")
-    return list(tensors)
-
-
-@_public
-def stack(tensors: Sequence[Any], dim: int = 0) -> Any:
-    """Tensors of one shape along a new dimension `dim`."""
-    listed = _list_of_tensors("stack", tensors)
-    for i, x in enumerate(listed):
-        if x.shape != listed[0].shape:
-            raise ShapeError(
-                f"stack expects each tensor to be equal size, but got {list(listed[0].shape)} at "
-                f"entry 0 and {list(x.shape)} at entry {i}"
-            )
-    d = wrap_dim(dim, listed[0].ndim, 1)
-    return named(ops.concat(*(unsqueeze(x, d) for x in listed), axis=d), "StackBackward0")
-
-
-@_public
-def flip(input: Any, *dims: Any) -> Any:
-    """Elements in reverse order along `dims`; a copy."""
-    return ops.flip(input, axes=tuple(wrap_dim(d, input.ndim) for d in sizes(dims)))
-
-
-@_public
-def repeat(input: Any, *repeats: Any) -> Any:
-    """`input` tiled `repeats[i]` times along dimension i (new ones in front)."""
-    counts = sizes(repeats)
-    if len(counts) < input.ndim:
-        raise ShapeError(
-            "Number of dimensions of repeat dims can not be smaller than number of dimensions of "
-            "tensor"
-        )
-    shape = (1,) * (len(counts) - input.ndim) + tuple(input.shape)
-    paired = tuple(n for row in ((1, n) for n in shape) for n in row)
-    spread = tuple(n for row in zip(counts, shape, strict=True) for n in row)
-    whole = tuple(c * n for c, n in zip(counts, shape, strict=True))
-    tiled = ops.broadcast(ops.reshape(input, shape=paired), shape=spread)
-    return named(contiguous_copy(ops.reshape(tiled, shape=whole), input), "RepeatBackward0")
-
-
-def contiguous_copy(out: Any, source: Any) -> Any:
-    """`out` itself, or a copy where it shares the memory of `source`."""
-    shared = isinstance(out, Tensor) and np.may_share_memory(out._array, source._array)
-    return out.clone() if shared else out
-
-
-@_public
-def tile(input: Any, *dims: Any) -> Any:
-    """`repeat` that pads `dims` with ones in front."""
-    counts = sizes(dims)
-    return repeat(input, (1,) * (input.ndim - len(counts)) + counts)
-
-
-@_public
-def roll(input: Any, shifts: Any, dims: Any = None) -> Any:
-    """Elements moved along `dims` by `shifts`, round the end."""
-    if dims is None:
-        return roll(reshape(input, -1), shifts, 0).reshape(input.shape)
-    moves = [shifts] if isinstance(shifts, int) else list(shifts)
-    along = [dims] if isinstance(dims, int) else list(dims)
-    if len(moves) != len(along):
-        raise ParameterError(
-            f"shifts and dimensions must align. shifts: {len(moves)}, dims:{len(along)}"
-        )
-    for shift, dim in zip(moves, along, strict=True):
-        d = wrap_dim(dim, input.ndim)
-        size = input.shape[d]
-        k = shift % size if size else 0
-        if k:
-            parts = (slice_dim(input, d, size - k, size), slice_dim(input, d, 0, size - k))
-            input = ops.concat(*parts, axis=d)
-    return input
-
-
-@_public
-def diagonal(input: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
-    """The diagonal over two dimensions, as the last dimension of the result (a copy)."""
-    from tracegrad.tracer.tensor import wrap
-
-    a, b = wrap_dim(dim1, input.ndim), wrap_dim(dim2, input.ndim)
-    n, m = input.shape[a], input.shape[b]
-    length = max(min(n - max(-offset, 0), m - max(offset, 0)), 0)
-    rows = np.arange(length) + max(-offset, 0)
-    columns = np.arange(length) + max(offset, 0)
-    if a > b:
-        a, b, rows, columns = b, a, columns, rows
-    taken = ops.gather(input, wrap(rows), wrap(columns), axes=(a, b))
-    return ops.permute(taken, axes=(*range(1, taken.ndim), 0))
-
-
-@_public
 def contiguous(input: Any) -> Any:
     """`input` itself where it is row-major already, else a row-major copy."""
     if input.is_contiguous():
@@ -486,6 +330,4 @@ def clone(input: Any) -> Any:
     return named(ops.cast(input, dtype=input.dtype), "CloneBackward0")
 
 
-FUNCTIONS.update(
-    concat=cat, concatenate=cat, swapaxes=transpose, swapdims=transpose, moveaxis=movedim,
-)  # fmt: skip
+FUNCTIONS.update(swapaxes=transpose, swapdims=transpose, moveaxis=movedim)
