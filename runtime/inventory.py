@@ -24,8 +24,15 @@ def path() -> Path:
 
 
 def clear() -> int:
-    """Delete every file of the cache folder; returns the bytes freed. Loaded kernels go on."""
-    root = folder.current().root
+    """Delete every file of the cache folder; returns the bytes freed. Loaded kernels go on.
+
+    Raises:
+        ParameterError: the folder belongs to another user.
+    """
+    store = folder.current()
+    if not store.readable:
+        raise ParameterError(f"cache: {store.root} is not cleared: {store.problem}")
+    root = store.root
     freed = cache.total_size(root)
     for child in cache.children(root):
         shutil.rmtree(child) if child.is_dir() else child.unlink()

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from kernel_source import launch, source
 
-from tracegrad.ir.errors import CompileError
-from tracegrad.runtime import cache, folder, kernels
+from tracegrad.ir.errors import CompileError, ParameterError
+from tracegrad.runtime import cache, folder, inventory, kernels
 from tracegrad.runtime.folder import CacheWarning
 
 
@@ -115,6 +115,9 @@ def test_folder_of_another_user_is_refused(
     with monkeypatch.context() as patch:
         patch.setattr(os, "geteuid", lambda: ours + 1)
         found, told = load_twice()
+        with pytest.raises(ParameterError, match="is not cleared: it belongs to user id"):
+            inventory.clear()
+    assert theirs.path.is_file()
     assert found[0].origin == "built" and found[0].path != theirs.path
     assert launch(found[0]) == [2, 4, 6, 8]
     assert len(told) == 1
