@@ -34,6 +34,10 @@ def _in_order(axes: tuple[int, ...]) -> bool:
     return axes == tuple(range(len(axes)))
 
 
+def _adds_leading_ones(old: tuple[int, ...], new: tuple[int, ...]) -> bool:
+    return new == (1,) * (len(new) - len(old)) + old
+
+
 def _holds(wide: DType, narrow: DType) -> bool:
     """Whether every value of `narrow` survives a cast to `wide` and back."""
     if wide is narrow or narrow is dtypes.bool_:
@@ -127,6 +131,8 @@ _MOVEMENT = (
     Row("broadcast(x, shape=s)", lambda x, s: x, "same shape", when=lambda x, s: x.shape == s),
     Row("broadcast(broadcast(x), shape=s)", lambda x, s: ops.broadcast(x, shape=s),
         "axes line up from the last in both"),
+    Row("broadcast(reshape(x, shape=s), shape=t)", lambda x, s, t: ops.broadcast(x, shape=t),
+        "broadcasting adds leading ones itself", when=lambda x, s, t: _adds_leading_ones(x.shape, s)),
     Row("slice(x, start=a, stop=b, step=c)", lambda x, a, b, c: x, "nothing is cut",
         when=lambda x, a, b, c: b == x.shape and not any(a) and set(c) <= {1}),
     Row("pad(x, padding=p)", lambda x, p: x, "nothing is added",

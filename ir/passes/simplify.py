@@ -112,9 +112,7 @@ class _Simplifier(GraphBuilder):
                 return self._fitted(row.result(**captures), type)
         return None
 
-    def _folded(
-        self, op: Primitive, inputs: tuple[Value, ...], params: Mapping[str, Any]
-    ) -> np.generic | None:
+    def _folded(self, op: Primitive, inputs: tuple[Value, ...], params: Mapping[str, Any]) -> Any:
         """The number that every element of the result is, where operands are known numbers.
 
         Operands of shape () are handed to the eager kernel, whatever it computes. A number repeated
@@ -131,12 +129,12 @@ class _Simplifier(GraphBuilder):
             return None
         arrays = [np.asarray(n, v.dtype.numpy) for n, v in zip(numbers, inputs, strict=True)]
         if op.name in SPREADING:
-            return arrays[0][()]
+            return arrays[0].item()
         try:
             result = evaluate_primitive(op, arrays, params)
         except (TracegradError, ArithmeticError):
             return None  # an integer division by zero, say: running the graph reports it
-        return result[()] if result.shape == () else None
+        return result.item() if result.shape == () else None
 
     def _is_normal(self, op: Primitive, inputs: tuple[Value, ...]) -> bool:
         """True for the broadcast of a constant: the form in which repeated numbers are left."""

@@ -51,6 +51,7 @@ LEFT: dict[str, list[str]] = {
     "reshape(reshape(x), shape=s)": ["reshape"],
     "permute(permute(x, axes=a), axes=b)": ["permute"],
     "broadcast(broadcast(x), shape=s)": ["broadcast"],
+    "broadcast(reshape(x, shape=s), shape=t)": ["broadcast"],
 }  # fmt: skip
 
 # Parameters by primitive, innermost application first.
@@ -63,6 +64,7 @@ PARAMS: dict[str, list[dict[str, Any]]] = {
     "permute(permute(x, axes=a), axes=b)": [{"axes": (1, 2, 0)}, {"axes": (0, 2, 1)}],
     "broadcast(x, shape=s)": [{"shape": SHAPE}],
     "broadcast(broadcast(x), shape=s)": [{"shape": (1, *SHAPE)}, {"shape": (2, 5, *SHAPE)}],
+    "broadcast(reshape(x, shape=s), shape=t)": [{"shape": (1, *SHAPE)}, {"shape": (4, *SHAPE)}],
     "slice(x, start=a, stop=b, step=c)": [{"start": (0, 0, 0), "stop": SHAPE}],
     "pad(x, padding=p)": [{"padding": ((0, 0, 0),) * 3}],
     "flip(x, axes=())": [{"axes": ()}],
@@ -203,6 +205,8 @@ STAY: list[tuple[str, DType, Callable[[Value, Value], Value]]] = [
     ("not (x < y)", F, lambda x, y: ops.logical_not(ops.less(x, y))),
     ("and of a float with True", F, lambda x, y: ops.logical_and(x, True)),
     ("maximum of two", F, lambda x, y: ops.maximum(x, y)),
+    ("a reshape by a trailing one, broadcast", F, lambda x, y: ops.broadcast(
+        ops.reshape(x, shape=(*SHAPE, 1)), shape=(*SHAPE, 4))),
     ("a slice that cuts", F, lambda x, y: ops.slice(x, start=(0, 1, 0), stop=SHAPE)),
     ("a slice that steps", F,
      lambda x, y: ops.slice(x, start=(0, 0, 0), stop=SHAPE, step=(1, 1, 2))),
