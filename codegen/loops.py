@@ -278,7 +278,7 @@ class _Nest:
         finish: list[Line] = []
         top: list[Line] = []
         clauses = []
-        for k, (node, at, term, r) in enumerate(self.reduced):
+        for k, (node, _, term, r) in enumerate(self.reduced):
             acc = f"acc{k}"
             top.append(Line(f"{r.c_type} partial{k}[{blocks}];"))
             declare.extend(r.declare(acc))

@@ -148,6 +148,7 @@ class GraphRecorder(Recorder):
     def record(
         self, op: Primitive, operands: Sequence[Any], params: Mapping[str, Any], out: Tensor
     ) -> None:
+        """Append a node."""
         location = here()
         inputs = [self.value_of(x) if isinstance(x, Tensor) else self._array(x) for x in operands]
         value = self.builder.append(op, inputs, params, location=location)
@@ -169,6 +170,7 @@ class GraphRecorder(Recorder):
         )
 
     def record_inplace(self, name: str, target: Tensor, value: Tensor) -> None:
+        """Give a local tensor its new value; a write that outsiders could see stays eager."""
         new = self.value_of(value)
         memory = id(target._storage.memory)
         if id(target) not in self._values or memory in self._inputs:
@@ -178,9 +180,11 @@ class GraphRecorder(Recorder):
         self._values[id(target)] = new
 
     def value_read(self, tensor: Tensor, what: str) -> None:
+        """Python saw values, on which what it did next may depend."""
         self.stay_eager(f"Python reads the values of a tensor ({what})")
 
     def constant(self, tensor: Tensor) -> None:
+        """Keep the data of a new tensor."""
         self._literal(tensor)
 
     def _literal(self, tensor: Tensor) -> Value:
@@ -191,11 +195,13 @@ class GraphRecorder(Recorder):
         return value
 
     def random_state(self, tensor: Tensor, generator: Generator) -> None:
+        """Make the state an input that each replay draws anew."""
         value = self.builder.input(tensor.type_info, "random_state")
         self._source("random", value, tensor, generator=generator)
         self._know(tensor, value)
 
     def note(self, what: str, tensor: Tensor | None = None) -> None:
+        """Something that has no place in a graph."""
         self.stay_eager(f"{what} is used inside the function")
 
     def stay_eager(self, what: str) -> None:

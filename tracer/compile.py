@@ -112,6 +112,7 @@ class CompiledFunction:
         self._lock = threading.RLock()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Replay a trace whose key and guards fit; else run eagerly and capture."""
         if (
             self._backend == "eager" or _eager_everywhere or _eager.depth
             or state.recorder is not None

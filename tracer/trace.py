@@ -20,12 +20,12 @@ from tracegrad.ir.graph import Graph, Value
 from tracegrad.ir.passes import autodiff, optimize
 from tracegrad.ir.passes.partition import Partition, partition
 from tracegrad.ir.primitive import type_of
-from tracegrad.ir.types import Shape, contiguous_strides
+from tracegrad.ir.types import Shape
 from tracegrad.runtime import executable
 from tracegrad.runtime.executable import Executable
 from tracegrad.runtime.kernels import pointer
 from tracegrad.tracer import tape, verification
-from tracegrad.tracer.capture import Capture, Source, element_strides
+from tracegrad.tracer.capture import Capture, Source
 from tracegrad.tracer.pytree import LEAF, Structure
 from tracegrad.tracer.storage import Storage
 from tracegrad.tracer.tensor import Tensor, wrap
@@ -361,6 +361,7 @@ class Backward:
             self.graph, self.wrt = optimize(trace.cut.backward), trace.wrt
         self.distinct, self.places = _passed_through(self.graph)
         self.strides = self._strides()
+        self.copied = self._copied()
         self.interpreted = False  # set where verification failed
         self._unit: Unit | None = None
         self._executable: Executable | None = None
@@ -372,6 +373,16 @@ class Backward:
             for v, u in zip(self.graph.inputs, self._primal_inputs(), strict=False)
             if u in self.trace.strides and v not in plain
         }
+
+    def _copied(self) -> tuple[int, ...]:
+        """Positions of primals that may come with strides the kernels do not take."""
+        inputs = {v: k for k, v in enumerate(self.trace.graph.inputs)}
+        odd = self.trace.copied
+        return tuple(
+            k for k, u in enumerate(self._primal_inputs())
+            if (u in self.trace.strides and self.graph.inputs[k] not in self.strides)
+            or (inputs.get(u) in odd and not self.from_residuals)
+        )  # fmt: skip
 
     def _primal_inputs(self) -> tuple[Value, ...]:
         assert self.trace.cut is not None
@@ -394,11 +405,11 @@ class Backward:
     ) -> list[np.ndarray]:
         """Gradients of the inputs `wrt`, from residuals (or inputs) and cotangents."""
         arrays = [*primals, *cotangents]
-        for k, (array, value) in enumerate(zip(arrays, self.graph.inputs, strict=True)):
-            if value not in self.strides and element_strides(array) != contiguous_strides(
-                array.shape
-            ):
-                arrays[k] = np.ascontiguousarray(array)
+        for k in self.copied:
+            arrays[k] = np.ascontiguousarray(arrays[k])
+        for k in range(len(primals), len(arrays)):
+            if not arrays[k].flags.c_contiguous:
+                arrays[k] = np.ascontiguousarray(arrays[k])
         if self.interpreted:
             return list(evaluate(self.graph, arrays))
         made: tuple[np.ndarray, ...] = ()
