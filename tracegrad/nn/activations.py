@@ -46,7 +46,7 @@ def tanh(input: Any) -> Any:
 
 def sigmoid(input: Any) -> Any:
     """1 / (1 + exp(-x)), without overflow in value or gradient."""
-    return pointwise.sigmoid(input)
+    return pointwise.FUNCTIONS["sigmoid"](input)
 
 
 def silu(input: Any, inplace: bool = False) -> Any:
@@ -55,7 +55,7 @@ def silu(input: Any, inplace: bool = False) -> Any:
     Source: Hendrycks and Gimpel, arXiv:1606.08415.
     """
     need_tensor("silu", "input", 1, input)
-    out = apply2("mul", input, pointwise.sigmoid(input))
+    out = apply2("mul", input, apply1("sigmoid", input))
     return input.copy_(out) if inplace else named(out, "SiluBackward0")
 
 
