@@ -159,12 +159,13 @@ class Optimizer:
         self.state, self.param_groups = state, groups
 
     def __repr__(self) -> str:
-        lines = []
+        text = f"{type(self).__name__} ("
         for i, group in enumerate(self.param_groups):
-            lines.append(f"\nParameter Group {i}")
-            lines += [f"    {key}: {group[key]}" for key in sorted(group) if key != "params"]
-            lines.append("")
-        return f"{type(self).__name__} (" + "\n".join(lines) + ")"
+            text += f"\nParameter Group {i}\n"
+            text += "".join(
+                f"    {key}: {group[key]}\n" for key in sorted(group) if key != "params"
+            )
+        return text + ")"
 
 
 def _refuse_set(params: Any) -> None:
