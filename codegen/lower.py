@@ -108,11 +108,16 @@ class Lowering:
 
     def term(self, value: Value, index: Index, guards: tuple[Guard, ...] = ()) -> Term:
         """The scalar of `value` at `index`; its value is irrelevant where a guard fails."""
+        found = self._shared(value, index, guards)
+        found.uses += 1
+        return found
+
+    def _shared(self, value: Value, index: Index, guards: tuple[Guard, ...]) -> Term:
+        """The same, not counted as a use: for operations that pass a term on unchanged."""
         key = (value, index, guards)
         found = self.memo.get(key)
         if found is None:
             found = self.memo[key] = self._make(value, index, guards)
-        found.uses += 1
         return found
 
     def _make(self, value: Value, index: Index, guards: tuple[Guard, ...]) -> Term:
@@ -163,6 +168,8 @@ class Lowering:
     # ---- pointwise ------------------------------------------------------------------------------
 
     def _pointwise(self, node: Node, index: Index, guards: tuple[Guard, ...]) -> Term:
+        if node.primitive.name == "detach":
+            return self._shared(node.inputs[0], index, guards)
         operands = {
             name: self.term(v, aligned(index, v.shape), guards)
             for name, v in zip(node.primitive.args, node.inputs, strict=True)
@@ -202,24 +209,24 @@ class Lowering:
             at: Index = (Affine(),) * source.ndim
         else:
             at = reshaped(index, node.out.shape, source.shape, self._divmod)
-        return self.term(source, at, guards)
+        return self._shared(source, at, guards)
 
     def _permute(self, node: Node, index: Index, guards: tuple[Guard, ...]) -> Term:
         at = [Affine()] * len(index)
         for i, axis in enumerate(node.params["axes"]):
             at[axis] = index[i]
-        return self.term(node.inputs[0], tuple(at), guards)
+        return self._shared(node.inputs[0], tuple(at), guards)
 
     def _broadcast(self, node: Node, index: Index, guards: tuple[Guard, ...]) -> Term:
         source = node.inputs[0]
-        return self.term(source, aligned(index, source.shape), guards)
+        return self._shared(source, aligned(index, source.shape), guards)
 
     def _slice(self, node: Node, index: Index, guards: tuple[Guard, ...]) -> Term:
         p = node.params
         at = tuple(
             e * step + start for e, start, step in zip(index, p["start"], p["step"], strict=True)
         )
-        return self.term(node.inputs[0], at, guards)
+        return self._shared(node.inputs[0], at, guards)
 
     def _flip(self, node: Node, index: Index, guards: tuple[Guard, ...]) -> Term:
         source = node.inputs[0]
@@ -227,7 +234,7 @@ class Lowering:
             e * -1 + (n - 1) if i in node.params["axes"] else e
             for i, (e, n) in enumerate(zip(index, source.shape, strict=True))
         )
-        return self.term(source, at, guards)
+        return self._shared(source, at, guards)
 
     def _pad(self, node: Node, index: Index, guards: tuple[Guard, ...]) -> Term:
         """Inside the guards the operand, outside the padding value."""
@@ -251,7 +258,7 @@ class Lowering:
         if 0 in source.shape:
             return fill
         if not conditions:
-            return self.term(source, tuple(at), guards)
+            return self._shared(source, tuple(at), guards)
         inside = self.term(source, tuple(at), guards + tuple(conditions))
         return self._select(tuple(conditions), inside, fill, node)
 
@@ -315,7 +322,7 @@ class Lowering:
         assert node.primitive.name == "gather", f"{node.primitive.name} needs a kernel of its own"
         source, picks, axes = node.inputs[0], node.inputs[1:], node.params["axes"]
         at = self.picked(picks, axes, source.shape, index, guards)
-        return self.term(source, at, guards)
+        return self._shared(source, at, guards)
 
     def picked(
         self, picks: tuple[Value, ...], axes: tuple[int, ...], shape: Shape, index: Index,
