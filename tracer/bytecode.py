@@ -571,7 +571,9 @@ class _Interpreter:
         stack.append(self._called(callee, EMPTY, [self._inside(a) for a in arguments]))
 
     def _called(self, callee: Chains, receiver: Chains, arguments: list[Chains]) -> Chains:
-        names = {step[1] for chain in callee for step in chain[-1:] if step[0] in ("global", "attr")}
+        names = {
+            step[1] for chain in callee for step in chain[-1:] if step[0] in ("global", "attr")
+        }
         if names & {"getattr", "hasattr", "setattr", "delattr"} and len(arguments) > 1:
             if _is_constant(arguments[1]):
                 return self._attribute_call(names, arguments)

@@ -119,7 +119,20 @@ def describe(value: Any) -> str:
     import types
 
     kind = type(value)
-    if kind in (int, float, bool, str, bytes, complex, type(None), list, dict, set, tuple, frozenset):
+    if kind in (
+        int,
+        float,
+        bool,
+        str,
+        bytes,
+        complex,
+        type(None),
+        list,
+        dict,
+        set,
+        tuple,
+        frozenset,
+    ):
         text = repr(value)
         return text if len(text) <= 80 else text[:77] + "..."
     if isinstance(value, (types.FunctionType, types.BuiltinFunctionType, type)):

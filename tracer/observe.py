@@ -188,9 +188,7 @@ class Observer:
             self._done[key] = (outside, functions)
             self._frame(frame, values, functions)
 
-    def _closures(
-        self, frame: types.FrameType, values: dict[str, Any]
-    ) -> list[types.FunctionType]:
+    def _closures(self, frame: types.FrameType, values: dict[str, Any]) -> list[types.FunctionType]:
         """Functions from before the run whose cells hold what this frame sees."""
         names = frame.f_code.co_freevars
         if not names:
@@ -277,13 +275,13 @@ class Observer:
                     return f"{text} and {name!r} not in {names(inner)}"
                 return f"{text} and {names(inner)}[{name!r}] is {names(value)}"
 
-            self._reads.place(scope, ("item", str, name), at, MISSING, name, "global", location, absent)
+            self._reads.place(
+                scope, ("item", str, name), at, MISSING, name, "global", location, absent
+            )
         if value is not MISSING:
             yield Value(value, name)
 
-    def _free(
-        self, function: types.FunctionType, name: str, location: Location
-    ) -> Iterator[Value]:
+    def _free(self, function: types.FunctionType, name: str, location: Location) -> Iterator[Value]:
         assert function.__closure__ is not None, "a function with free variables has cells"
         cell = function.__closure__[function.__code__.co_freevars.index(name)]
         value = _cell(cell)
@@ -478,7 +476,13 @@ def _cell(cell: types.CellType) -> Any:
 def _unwrap(value: Any) -> Any:
     """What a built-in iterator goes over: comprehensions are handed one."""
     for _ in range(4):
-        if type(value).__name__ not in ("list_iterator", "tuple_iterator", "enumerate", "zip", "reversed"):
+        if type(value).__name__ not in (
+            "list_iterator",
+            "tuple_iterator",
+            "enumerate",
+            "zip",
+            "reversed",
+        ):
             return value
         reduced = value.__reduce__()
         value = reduced[1][0] if len(reduced) > 1 and reduced[1] else value

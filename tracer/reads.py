@@ -213,9 +213,7 @@ class Reads:
 
     # ---- elements -------------------------------------------------------------------------------
 
-    def contents(
-        self, value: Any, name: str, location: Location | None, depth: int = 0
-    ) -> None:
+    def contents(self, value: Any, name: str, location: Location | None, depth: int = 0) -> None:
         """Guard the elements of a container, and of containers in it."""
         if not isinstance(value, _CONTAINERS) or not self.external(value):
             return
@@ -364,7 +362,9 @@ class Reads:
         holder, name = at.value, f"{at.name}.{key}"
         owner, raw = _lookup(type(holder), key)
         users = owner is not None and is_user_class(owner)
-        if isinstance(raw, property) or (raw is not MISSING and _is_data(raw) and _has_python_get(raw)):
+        if isinstance(raw, property) or (
+            raw is not MISSING and _is_data(raw) and _has_python_get(raw)
+        ):
             if users:
                 self._class_slot(type(holder), key, raw, name, location)
             return _STOP
@@ -387,9 +387,7 @@ class Reads:
             self._slot(holder, key, value, name, "attribute", location)
         return value
 
-    def _method(
-        self, at: Value, key: str, raw: Any, users: bool, location: Location | None
-    ) -> Any:
+    def _method(self, at: Value, key: str, raw: Any, users: bool, location: Location | None) -> Any:
         """An attribute found on the class."""
         holder, name = at.value, f"{at.name}.{key}"
         if _has_python_get(raw):
@@ -449,7 +447,9 @@ class Reads:
 
     def _item(self, at: Value, key: Any, location: Location | None) -> Iterator[Value]:
         holder, name = at.value, f"{at.name}[{key!r}]"
-        if isinstance(holder, Epoch) or not isinstance(holder, (dict, list, tuple, types.MappingProxyType)):
+        if isinstance(holder, Epoch) or not isinstance(
+            holder, (dict, list, tuple, types.MappingProxyType)
+        ):
             getter = _lookup(type(holder), "__getitem__")[1]
             if isinstance(holder, Epoch) and isinstance(getter, types.FunctionType):
                 if not is_user_code(getter.__code__):
