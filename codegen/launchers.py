@@ -13,6 +13,9 @@ from dataclasses import dataclass
 
 from tracegrad.ir.types import TensorType
 
+GUARD_RAISED = -2
+"""The position that a launcher reports where a guard could not be evaluated."""
+
 
 @dataclass(frozen=True)
 class GuardLine:
@@ -70,11 +73,22 @@ def executable_text(name: str, inputs: int, outputs: Sequence[TensorType], kerne
 
 
 def launcher_text(launcher: Launcher) -> str:
-    """The launcher of a trace: guards, inputs, the call, results."""
-    lines = ["def launch(leaves):", f'    """{launcher.doc}"""']
-    for guard in launcher.guards:
-        lines.append(f"    if not ({guard.text}):  # {guard.comment}")
-        lines.append(f"        return missed({guard.position})")
+    """The launcher of a trace: guards, inputs, the call, results.
+
+    A guard that raises (what it read is gone) does not hold.
+    """
+    doc = _one_line(launcher.doc).replace("\\", "\\\\").replace('"', "'")
+    lines = ["def launch(leaves):", f'    """{doc}"""']
+    if launcher.guards:
+        lines.append("    try:")
+        for guard in launcher.guards:
+            lines.append(f"        if not ({guard.text}):  # {_one_line(guard.comment)}")
+            lines.append(f"            return missed({guard.position})")
+        lines += ["    except Exception:", f"        return missed({GUARD_RAISED})"]
     lines += [f"    {line}" for line in (*launcher.inputs, launcher.call, *launcher.results)]
     lines.append(f"    return {launcher.returns}")
     return "\n".join(lines) + "\n"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -20,6 +20,7 @@ from tracegrad.ir.graph import Graph, Node, Value
 from tracegrad.ir.types import Shape
 
 SHARED_COST = 10  # operations above which a value used by two kernels is stored
+DEEP = 100  # operations in a row after which a value is stored, so that no recursion is deep
 REPEATED_COST = 4  # operations above which a value repeated along outer axes is stored
 
 INLINE = {"pointwise", "movement", "creation", "random"}
@@ -86,6 +87,7 @@ class Scheduler:
                 self.realised.update(same_memory(v, graph.producer) for v in node.inputs)
         self.realised = {v for v in self.realised if v in self.nodes}
         self._realise_repeated()
+        self._realise_deep()
 
     # ---- costs ----------------------------------------------------------------------------------
 
@@ -106,6 +108,15 @@ class Scheduler:
                     if v.type.size > 1 and _repeats(v.shape, node.out.shape, node):
                         self.realised.add(v)
                         costs = self._costs()
+
+    def _realise_deep(self) -> None:
+        """Store a value now and then in a long chain: kernels are planned by recursion."""
+        depths: dict[Value, int] = {}
+        for node in self.graph.nodes:
+            inside = [depths.get(v, 0) for v in node.inputs if v not in self.realised]
+            depths[node.out] = 1 + max(inside, default=0)
+            if depths[node.out] > DEEP:
+                self.realised.add(node.out)
 
     # ---- groups ---------------------------------------------------------------------------------
 

@@ -78,7 +78,7 @@ _LAZY_NAMES = {
     "compile": "tracegrad.tracer.compile",
     "eager": "tracegrad.tracer.compile",
     "CompiledFunction": "tracegrad.tracer.compile",
-    "EagerWarning": "tracegrad.tracer.compile",
+    "EagerWarning": "tracegrad.tracer.verification",
     "RecaptureWarning": "tracegrad.tracer.compile",
     "VerificationWarning": "tracegrad.tracer.verification",
     "kernel_history": "tracegrad.runtime.history",

@@ -177,6 +177,8 @@ class GraphRecorder(Recorder):
             self.stay_eager(f"{name} writes to a tensor from outside the function")
         elif len({id(t) for t in self._memory[memory]}) > 1:
             self.stay_eager(f"{name} writes to memory that several tensors share")
+        if target._requires_grad and not value._requires_grad:
+            self.stay_eager(f"{name} writes without history to a tensor that has one")
         self._values[id(target)] = new
 
     def value_read(self, tensor: Tensor, what: str) -> None:
@@ -240,6 +242,8 @@ class GraphRecorder(Recorder):
             memory = id(tensor._storage.memory)
             known = self._values[id(tensor)]
             is_input = any(s.value is known for s in self.sources)
+            if tensor._requires_grad and tensor._grad_fn is None and not is_input:
+                self.stay_eager("a result is a leaf that requires grad")
             if memory in self._inputs and not is_input:
                 self.stay_eager("a result is a view of an input")
             if seen.setdefault(memory, tensor) is not tensor:

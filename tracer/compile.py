@@ -35,20 +35,20 @@ from tracegrad.tracer.capture import Capture, GraphRecorder, Reason
 from tracegrad.tracer.capture_hook import recording
 from tracegrad.tracer.device import device
 from tracegrad.tracer.epoch import Epoch
-from tracegrad.tracer.pytree import flatten
+from tracegrad.tracer.pytree import flatten, is_sequence
+from tracegrad.tracer.random import Generator
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tensor import Tensor
 from tracegrad.tracer.trace import MISS, Trace
+from tracegrad.tracer.verification import EagerWarning
 
 BACKENDS = ("c", "eager")
 VERIFY = ("first", "always", "off")
 MANY_TRACES = 8
 _PLAIN = (int, float, bool, str, bytes, complex, type(None), type(Ellipsis))
-_BY_VALUE = (DType, device, slice)
-
-
-class EagerWarning(UserWarning):
-    """A compiled function runs eagerly; the message says why and where."""
+_BY_VALUE = (DType, device)
+_BY_IDENTITY = (types.FunctionType, types.BuiltinFunctionType, type, Generator)
+_RETURNED = (Tensor, Epoch, DType, device, np.generic)
 
 
 class RecaptureWarning(UserWarning):
@@ -145,7 +145,7 @@ class CompiledFunction:
 
     def _key(self, args: Sequence[Any], kwargs: dict[str, Any], leaves: list[Any]) -> Any:
         """What the choice of a trace depends on; fills `leaves` with the arguments' leaves."""
-        parts: list[Any] = [state.grad_enabled, dtypes.get_default_dtype()]
+        parts: list[Any] = [(state.grad_enabled, state.inference), dtypes.get_default_dtype()]
         for i, x in enumerate(args):
             self._describe(x, parts, leaves, i)
         for name, x in kwargs.items():
@@ -169,9 +169,15 @@ class CompiledFunction:
             parts.append(id(x))
             leaves.append(x)
         elif isinstance(x, _BY_VALUE):
-            parts.append(repr(x))
+            parts.append((type(x), repr(x)))
             leaves.append(x)
-        elif isinstance(x, tuple | list):
+        elif isinstance(x, np.generic):
+            parts.append((type(x), repr(x)))
+            leaves.append(x)
+        elif isinstance(x, _BY_IDENTITY):
+            parts.append((type(x), id(x)))
+            leaves.append(x)
+        elif is_sequence(type(x)):
             parts.append((type(x), len(x)))
             for i, y in enumerate(x):
                 self._describe(y, parts, leaves, f"{where}[{i}]")
@@ -211,8 +217,11 @@ class CompiledFunction:
             if isinstance(leaf, Tensor) and not recorder.knows(leaf):
                 recorder.argument(leaf, position, names[position])
         observer = Observer(self._fn, leaves)
+        before = (state.grad_enabled, state.inference, dtypes.get_default_dtype())
         with observer, recording(recorder):
             result = self._fn(*args, **kwargs)
+        if before != (state.grad_enabled, state.inference, dtypes.get_default_dtype()):
+            recorder.reasons.append(Reason("it changes the grad mode or default dtype", None))
         observation = observer.finish()
         if observation.problems:
             raise CaptureError(self._problems(observation.problems))
@@ -222,10 +231,10 @@ class CompiledFunction:
         structure = flatten(result, results)
         tensors = [t for t in results if isinstance(t, Tensor)]
         for x in results:
-            if not isinstance(x, Tensor | Epoch | DType | device) and type(x) not in _PLAIN:
+            if not isinstance(x, _RETURNED) and type(x) not in _PLAIN:
                 recorder.reasons.append(Reason(f"it returns a {type(x).__name__}", None))
         capture = recorder.finish(tensors)
-        self._held.extend(x for x in leaves if isinstance(x, Epoch))
+        self._held.extend(x for x in leaves if isinstance(x, (Epoch, *_BY_IDENTITY)))
         if capture.reasons:
             self._stay_eager(key, capture.reasons)
             return result
@@ -397,7 +406,7 @@ def _difference(old: Any, new: Any) -> str:
         if a == b:
             continue
         if i == 0:
-            return f"grad mode {'on' if b else 'off'}"
+            return f"grad mode {'on' if b[0] else 'off'}"
         if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b) == 5:
             words = ("shape", "dtype", "strides", "requires_grad", "alignment")
             changed = [f"{w} {x} -> {y}" for w, x, y in zip(words, a, b, strict=True) if x != y]

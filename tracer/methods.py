@@ -197,10 +197,13 @@ def register_hook(self: Tensor, hook: Callable[[Tensor], Any]) -> _HookHandle:
     Raises:
         GradientError: the tensor does not require grad.
     """
+    from tracegrad.tracer.state import state
     from tracegrad.tracer.tape import gradient_edge
 
     if not self.requires_grad:
         raise GradientError("cannot register a hook on a tensor that doesn't require gradient")
+    if state.recorder is not None:
+        state.recorder.note("register_hook()", self)
     node, number = gradient_edge(self)
     assert node is not None
     if node.hooks is None:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from tracegrad.tracer.device import Size
+
 
 @dataclass(frozen=True)
 class Structure:
@@ -41,6 +43,13 @@ class Structure:
 LEAF = Structure(None)
 
 
+def is_sequence(kind: type) -> bool:
+    """Whether objects of a type are taken apart: tuples, named ones and shapes too, and lists."""
+    return kind is tuple or kind is list or kind is Size or (
+        issubclass(kind, tuple) and hasattr(kind, "_fields")
+    )  # fmt: skip
+
+
 def flatten(tree: Any, leaves: list[Any]) -> Structure:
     """Append the leaves of `tree` to `leaves`; returns the structure.
 
@@ -51,7 +60,7 @@ def flatten(tree: Any, leaves: list[Any]) -> Structure:
         ([1, 2, 3], (1, [2, {'a': 3}]))
     """
     kind = type(tree)
-    if kind is tuple or kind is list or (isinstance(tree, tuple) and hasattr(kind, "_fields")):
+    if is_sequence(kind):
         return Structure(kind, (), tuple(flatten(x, leaves) for x in tree))
     if kind is dict:
         return Structure(kind, tuple(tree), tuple(flatten(x, leaves) for x in tree.values()))

@@ -41,6 +41,7 @@ class Generator:
         if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
             raise OperandError(f"manual_seed expected a long, but got {type(seed).__name__}")
         seed = int(seed)
+        _note("manual_seed()")
         if not -(2**63) <= seed < 2**64:
             raise ParameterError(f"Overflow when unpacking long: {seed}")
         self._seed = seed
@@ -57,10 +58,12 @@ class Generator:
 
     def get_state(self) -> Tensor:
         """Seed and counter, int64[2]."""
+        _note("get_state()")
         return wrap(self._words())
 
     def set_state(self, new_state: Tensor) -> Generator:
         """Go back to what `get_state` returned."""
+        _note("set_state()")
         words = new_state._array if isinstance(new_state, Tensor) else np.asarray(new_state)
         if words.shape != (2,) or words.dtype != np.int64:
             raise OperandError("RNG state must be what get_state() returned: int64 of shape (2,)")
@@ -81,6 +84,12 @@ class Generator:
 
     def __repr__(self) -> str:
         return f"<Generator seed={self._seed} counter={self._counter} device={self.device}>"
+
+
+def _note(what: str) -> None:
+    """Tell the recorder that a generator was read or set: a replay would not do it again."""
+    if state.recorder is not None:
+        state.recorder.note(what)
 
 
 default_generator = Generator()

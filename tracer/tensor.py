@@ -251,6 +251,8 @@ class Tensor(Operators):
         """
         if not self.requires_grad:
             raise GradientError("can't retain_grad on Tensor that has requires_grad=False")
+        if state.recorder is not None:
+            state.recorder.note("retain_grad()", self)
         node = self.grad_fn
         if node is not None:
             import weakref

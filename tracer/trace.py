@@ -7,14 +7,21 @@ engine reaches it. The backward is generated at its first use. Start reading at 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tracegrad.codegen.launchers import GuardLine, Launcher, launcher_text
+from tracegrad.codegen.launchers import GUARD_RAISED, GuardLine, Launcher, launcher_text
 from tracegrad.codegen.unit import Unit, contiguous_inputs
-from tracegrad.ir.errors import CaptureError, GradientError, NotDifferentiableError
+from tracegrad.ir.errors import (
+    CaptureError,
+    CompileError,
+    CompilerNotFound,
+    GradientError,
+    NotDifferentiableError,
+)
 from tracegrad.ir.evaluate import evaluate
 from tracegrad.ir.graph import Graph, Value
 from tracegrad.ir.passes import autodiff, optimize
@@ -98,9 +105,13 @@ class Trace:
         return tuple(k for k, flag in enumerate(self.capture.differentiable) if flag)
 
     def _wrt(self) -> tuple[int, ...]:
-        """Inputs that require grad and on which a differentiable output depends."""
+        """Inputs that require grad and on which a differentiable output depends.
+
+        Asked of the graph as captured: where simplification finds that nothing depends on an input
+        after all, its gradient is zero, not missing.
+        """
         asked = [k for k, s in enumerate(self.capture.sources) if s.requires_grad]
-        return autodiff.connected_inputs(self.graph, asked, self._cotangent_outputs())
+        return autodiff.connected_inputs(self.capture.graph, asked, self._cotangent_outputs())
 
     def _partition(self, outputs: Sequence[int]) -> Partition:
         whole = autodiff.joint(self.graph, self.wrt, outputs)
@@ -125,7 +136,7 @@ class Trace:
         """The compiled forward on arrays: one result per output of `kernel_graph()`."""
         if self.executable is None:
             return ()
-        fit = [np.ascontiguousarray(a) if k in self.copied else a for k, a in enumerate(arrays)]
+        fit = [plain_memory(a) if k in self.copied else a for k, a in enumerate(arrays)]
         return self.executable.call(*(pointer(a) for a in fit))
 
     # ---- the launcher ---------------------------------------------------------------------------
@@ -134,7 +145,7 @@ class Trace:
         names = _input_names(self.capture.sources)
         namespace: dict[str, Any] = {
             "MISS": MISS, "trace": self, "wrap": wrap, "pointer": pointer, "missed": self._missed,
-            "contiguous": np.ascontiguousarray, "CompiledBackward": CompiledBackward,
+            "contiguous": plain_memory, "CompiledBackward": CompiledBackward,
             "edge": tape.gradient_edge,
         }  # fmt: skip
         guards = self._guard_views(namespace)
@@ -149,14 +160,18 @@ class Trace:
             else:
                 namespace[name] = source.tensor
             if k in self.copied:
-                inputs.append(f"{name}_copy = contiguous({name}._array)")
-                addresses.append(f"pointer({name}_copy)")
+                inputs.append(f"copy_{k} = contiguous({name}._array)")
+                addresses.append(f"pointer(copy_{k})")
             else:
                 addresses.append(f"{name}._ptr()")
         if self.executable is not None:
             namespace["forward"] = self.executable.call
             made = ", ".join(f"array_{k}" for k in range(len(self.distinct)))
             call = f"{made}, = forward({', '.join(addresses)})"
+            if self.verify == "always":
+                namespace["verified"] = lambda *parts: verification.verified(self, *parts)
+                arrays = _tuple([f"{name}._array" for name in names])
+                call += f"\n    {made}, = verified({arrays}, ({made},))"
         else:
             call = "trace.hits += 1"
         results = self._result_lines(names)
@@ -201,52 +216,57 @@ class Trace:
 
     def _result_lines(self, names: Sequence[str]) -> list[str]:
         """Wrap the arrays that the caller sees, and put the backward on the tape."""
-        places = self.places
-        primal = len(self.capture.graph.outputs)
         lines = []
-        for k, (kind, at) in enumerate(places[:primal]):
-            if kind == "array":
+        owners = self._owners()
+        for k, (kind, at) in enumerate(self.places[: len(self.capture.graph.outputs)]):
+            if kind == "array" and owners[at] == k:
                 lines.append(f"out_{k} = wrap(array_{at})")
-            else:  # the value of an input under another name: memory of its own
-                lines.append(f"out_{k} = wrap({names[at]}._array.copy())")
+            else:  # the same value once more: memory of its own
+                source = f"array_{at}" if kind == "array" else f"{names[at]}._array"
+                lines.append(f"out_{k} = wrap({source}.copy())")
         outputs = self._cotangent_outputs()
         if self.wrt and outputs:
-            residuals = ", ".join(self._residual(v, names, places) for v in self._residual_values())
-            edges = ", ".join(f"edge({names[i]})" for i in self.wrt)
-            inputs = ", ".join(names)
-            lines.append(
-                f"node = CompiledBackward(trace, ({edges},), ({residuals}{',' if residuals else ''}), "
-                f"({inputs}{',' if inputs else ''}))"
-            )
+            residuals = _tuple([self._residual(v, names) for v in self._residual_values()])
+            edges = _tuple([f"edge({names[i]})" for i in self.wrt])
+            inputs = _tuple([f"({n}._array, {n}._storage, {n}._storage.version)" for n in names])
+            lines.append(f"node = CompiledBackward(trace, {edges}, {residuals}, {inputs})")
             for number, k in enumerate(outputs):
                 lines.append(f"out_{k}._requires_grad = True")
                 lines.append(f"out_{k}._grad_fn = node")
                 if number:
                     lines.append(f"out_{k}._output_nr = {number}")
-        elif outputs:
-            lines.extend(f"out_{k}._requires_grad = True" for k in outputs)
         lines.append("trace.hits += 1")
         return lines
+
+    def _owners(self) -> dict[int, int]:
+        """For each array of the forward that the caller sees, the first output that wraps it."""
+        owners: dict[int, int] = {}
+        for k, (kind, at) in enumerate(self.places[: len(self.capture.graph.outputs)]):
+            if kind == "array":
+                owners.setdefault(at, k)
+        return owners
 
     def _residual_values(self) -> tuple[Value, ...]:
         return self.cut.residuals if self.cut is not None else ()
 
-    def _residual(
-        self, value: Value, names: Sequence[str], places: Sequence[tuple[str, int]]
-    ) -> str:
-        """Python text of one residual: (array, storage or None, version)."""
+    def _residual(self, value: Value, names: Sequence[str]) -> str:
+        """Python text of one residual: (array, storage or None, version).
+
+        The storage is that of the tensor whose memory it is, so that a write to it is noticed.
+        """
         assert self.cut is not None
         if value in self.cut.forward.inputs:
-            name = names[self.cut.forward.inputs.index(value)]
             k = self.cut.forward.inputs.index(value)
-            array = f"{name}_copy" if k in self.copied else f"{name}._array"
-            return f"({array}, {name}._storage, {name}._storage.version)"
-        k = self.cut.forward.outputs.index(value)
-        kind, at = places[k]
-        if k < len(self.capture.graph.outputs) and kind == "array":
-            return f"(array_{at}, out_{k}._storage, 0)"
-        array = f"array_{at}" if kind == "array" else f"{names[at]}._array"
-        return f"({array}, None, 0)"
+            array = f"copy_{k}" if k in self.copied else f"{names[k]}._array"
+            return f"({array}, {names[k]}._storage, {names[k]}._storage.version)"
+        kind, at = self.places[self.cut.forward.outputs.index(value)]
+        if kind == "input":  # simplification found it to be one
+            array = f"{names[at]}._array"
+            if not self.capture.sources[at].contiguous:
+                array = f"contiguous({array})"
+            return f"({array}, {names[at]}._storage, {names[at]}._storage.version)"
+        owner = self._owners().get(at)
+        return f"(array_{at}, {'None' if owner is None else f'out_{owner}._storage'}, 0)"
 
     def _returned(self, names: Sequence[str]) -> str:
         parts = []
@@ -256,8 +276,8 @@ class Trace:
             elif self.capture.sources[k].kind in ("argument", "captured"):
                 parts.append(names[k])
             else:
-                parts.append(f"wrap({names[k]}._array.copy())")
-        return f"({', '.join(parts)}{',' if len(parts) == 1 else ''})"
+                parts.append(f"wrap({names[k]}._array.copy())")  # each call makes a new one
+        return _tuple(parts)
 
     # ---- the backward ---------------------------------------------------------------------------
 
@@ -277,7 +297,7 @@ class Trace:
     def vjp_graph(self, present: tuple[bool, ...]) -> tuple[Graph, tuple[int, ...]]:
         """Primal inputs and present cotangents -> gradients of the inputs that they reach."""
         outputs = [k for k, here in zip(self._cotangent_outputs(), present, strict=True) if here]
-        wrt = autodiff.connected_inputs(self.graph, self.wrt, outputs)
+        wrt = autodiff.connected_inputs(self.capture.graph, self.wrt, outputs)
         return optimize(autodiff.vjp(self.graph, wrt, outputs)), wrt
 
     def full_backward(self) -> Backward:
@@ -302,6 +322,9 @@ class Trace:
             return "no guard failed"
         if 0 <= position < len(self.guards):
             return self.guards[position].explain()
+        if position == GUARD_RAISED:
+            gone = next((g for g in self.guards if not g.holds()), None)
+            return gone.explain() if gone is not None else "what it read could not be looked up"
         if position < 0:
             return "an argument was also read from outside the function, and no longer is"
         source = self.capture.sources[position - len(self.guards)]
@@ -406,24 +429,40 @@ class Backward:
         """Gradients of the inputs `wrt`, from residuals (or inputs) and cotangents."""
         arrays = [*primals, *cotangents]
         for k in self.copied:
-            arrays[k] = np.ascontiguousarray(arrays[k])
+            arrays[k] = plain_memory(arrays[k])
         for k in range(len(primals), len(arrays)):
-            if not arrays[k].flags.c_contiguous:
-                arrays[k] = np.ascontiguousarray(arrays[k])
-        if self.interpreted:
-            return list(evaluate(self.graph, arrays))
+            flags = arrays[k].flags
+            if not (flags.c_contiguous and flags.aligned):
+                arrays[k] = plain_memory(arrays[k])
         made: tuple[np.ndarray, ...] = ()
-        if self.distinct:
+        if self.distinct and not self.interpreted:
             first = self._executable is None
             if first:
-                self._executable = executable.build(self.kernel_graph(), "backward", self.strides)
-            assert self._executable is not None
-            made = self._executable.call(*(pointer(a) for a in arrays))
-            if first or self.trace.verify == "always":
-                verification.check_backward(self, arrays, made)
-                if self.interpreted:
-                    return list(evaluate(self.graph, arrays))
-        return [made[at] if kind == "array" else arrays[at].copy() for kind, at in self.places]
+                self._build()
+            if self._executable is not None:
+                made = self._executable.call(*(pointer(a) for a in arrays))
+                if first or self.trace.verify == "always":
+                    verification.check_backward(self, arrays, made)
+        if self.interpreted:
+            return [np.array(a) for a in evaluate(self.graph, arrays)]
+        given: set[int] = set()  # each gradient has memory of its own: it may be added to
+        parts = []
+        for kind, at in self.places:
+            fresh = kind == "array" and at not in given
+            array = made[at] if kind == "array" else arrays[at]
+            parts.append(array if fresh else array.copy())
+            given.update((at,) if fresh else ())
+        return parts
+
+    def _build(self) -> None:
+        """Compile; without a compiler that can, the gradients are interpreted."""
+        try:
+            self._executable = executable.build(self.kernel_graph(), "backward", self.strides)
+        except (CompilerNotFound, CompileError) as error:
+            self.interpreted = True
+            if isinstance(error, CompileError):
+                text = f"the backward of {self.trace.name} runs eagerly: {error}"
+                warnings.warn(text, verification.EagerWarning, stacklevel=4)
 
 
 class CompiledBackward(tape.BackwardNode):
@@ -433,12 +472,13 @@ class CompiledBackward(tape.BackwardNode):
 
     def __init__(
         self, trace: Trace, edges: Sequence[tape.Edge],
-        residuals: tuple[tuple[np.ndarray, Storage | None, int], ...], inputs: tuple[Tensor, ...],
+        residuals: tuple[tuple[np.ndarray, Storage | None, int], ...],
+        inputs: tuple[tuple[np.ndarray, Storage, int], ...],
     ) -> None:  # fmt: skip
         super().__init__(edges, [trace.graph.outputs[k].type for k in trace._cotangent_outputs()])
         self.trace = trace
         self.residuals: Any = residuals
-        self.inputs: Any = tuple((t, t._storage, t._storage.version) for t in inputs)
+        self.inputs: Any = inputs
 
     def name(self) -> str:
         """How it prints."""
@@ -471,23 +511,24 @@ class CompiledBackward(tape.BackwardNode):
 
     def _arrays(self, backward: Backward) -> list[np.ndarray]:
         """What the backward starts from, checked to be as the forward left it."""
-        kept = self.residuals
-        if not backward.from_residuals:
-            kept = [(t._array, storage, version) for t, storage, version in self.inputs]
+        return self._unchanged(self.residuals if backward.from_residuals else self.inputs)
+
+    def _unchanged(self, kept: Sequence[tuple[np.ndarray, Storage | None, int]]) -> Any:
         for array, storage, version in kept:
             if storage is not None and storage.version != version:
-                raise GradientError(tape._overwritten(storage, version, (self, 0), type_of(array)))
+                text = tape._overwritten(storage, version, tape.NO_EDGE, type_of(array))
+                raise GradientError(text)
         return [array for array, _, _ in kept]
 
     def _differentiable(self, present: tuple[bool, ...], given: Sequence[Tensor]) -> Any:
         """Gradients computed by eager operations on the inputs, so that they have a history."""
         graph, wrt = self.trace.vjp_graph(present)
-        for tensor, storage, version in self.inputs:
-            if storage.version != version:
-                raise GradientError(
-                    tape._overwritten(storage, version, (self, 0), tensor.type_info)
-                )
-        inputs = [t for t, _, _ in self.inputs]
+        inputs = []
+        for array, (_, storage, _) in zip(self._unchanged(self.inputs), self.inputs, strict=True):
+            inputs.append(wrap(array, storage))
+        for i, (node, number) in zip(self.trace.wrt, self.edges, strict=True):
+            inputs[i]._requires_grad = True
+            inputs[i]._grad_fn, inputs[i]._output_nr = node, number
         return evaluate(graph, [*inputs, *given]), wrt
 
 
@@ -507,11 +548,19 @@ def _passed_through(graph: Graph) -> tuple[tuple[Value, ...], list[tuple[str, in
 
 
 def _input_names(sources: Sequence[Source]) -> list[str]:
-    """A distinct Python name for each input."""
+    """A distinct Python name for each input; no other name of a launcher begins with `in_`."""
     names: list[str] = []
-    reserved = {"leaves", "trace", "wrap", "forward", "edge", "node", "pointer", "missed", "MISS"}
     for k, s in enumerate(sources):
-        name = s.value.name
-        fine = name.isidentifier() and name not in names and name not in reserved
-        names.append(name if fine and not name.startswith(("out_", "array_")) else f"{s.kind}_{k}")
+        name = f"in_{s.value.name}"
+        names.append(name if s.value.name.isidentifier() and name not in names else f"in_{k}")
     return names
+
+
+def _tuple(parts: Sequence[str]) -> str:
+    """The text of a tuple."""
+    return f"({', '.join(parts)}{',' if len(parts) == 1 else ''})"
+
+
+def plain_memory(array: np.ndarray) -> np.ndarray:
+    """The array itself where it is row-major without gaps and aligned, else a copy that is."""
+    return np.require(array, requirements=("C", "A"))

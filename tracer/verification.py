@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 ULPS = 4096
 
 
+class EagerWarning(UserWarning):
+    """A compiled function runs eagerly; the message says why and where."""
+
+
 class VerificationWarning(UserWarning):
     """Compiled code gave another result than eager code; the eager result is used.
 
@@ -129,6 +133,20 @@ def check_forward(
             report(trace.name, graph, arrays, trace.strides, how)
             return False
     return True
+
+
+def verified(
+    trace: Trace, arrays: Sequence[np.ndarray], made: Sequence[np.ndarray]
+) -> Sequence[np.ndarray]:
+    """The results of a replay where they agree with the interpreter's, else the latter."""
+    graph = trace.kernel_graph()
+    want = [np.array(a) for a in evaluate(graph, list(arrays))]
+    for a, b in zip(made, want, strict=True):
+        how = differs(a, b)
+        if how is not None:
+            report(trace.name, graph, arrays, trace.strides, how)
+            return want
+    return made
 
 
 def check_backward(
