@@ -203,7 +203,7 @@ class CompiledFunction:
 
     def _capture(self, key: Any, args: Any, kwargs: dict[str, Any], leaves: list[Any]) -> Any:
         """Run eagerly with the recorder on; compile what was recorded."""
-        from tracegrad.tracer.guards import Observer
+        from tracegrad.tracer.observe import Observer
 
         for trace in self._traces.get(key, ()):  # another thread may have captured it meanwhile
             result = trace.launch(leaves)
