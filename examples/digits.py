@@ -30,6 +30,7 @@ from rich.table import Table
 
 import tracegrad
 from tracegrad import nn, optim
+from tracegrad.optim import lr_scheduler
 
 COMPARED = 20
 """So many first losses of the two runs must agree ..."""
@@ -108,7 +109,13 @@ def train(
 ) -> Run:  # fmt: skip
     """Train `model`, of which `step(images, labels)` is the loss."""
     run = Run(name)
-    optimizer = optim.Adam(model.parameters(), lr=options.lr)
+    # Two measures keep the comparison of the runs a fair one. Adam divides by the size of the
+    # gradient: with the usual eps of 1e-8 a weight whose gradient is all rounding error would move
+    # as far as any other. And a rounding error may flip a ReLU or the winner of a pooling window,
+    # which changes a gradient at once; the first epoch warms up, so that a flip moves little.
+    optimizer = optim.Adam(model.parameters(), lr=options.lr, eps=1e-4)
+    warm_up = -(-len(data.labels) // options.batch_size)
+    schedule = lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warm_up))
     started = time.perf_counter()
     for images, labels in batches(data, options.batch_size, options.epochs, options.seed):
         begin = time.perf_counter()
@@ -117,6 +124,7 @@ def train(
         middle = time.perf_counter()
         optimizer.step()
         optimizer.zero_grad()
+        schedule.step()
         end = time.perf_counter()
         if not run.losses:
             run.first = middle - begin
