@@ -221,7 +221,7 @@ def draw(eager: Run, compiled: Run, path: Path, options: argparse.Namespace) -> 
     below.plot((0, COMPARED), (limit, limit), color="gray", label=f"limit, first {COMPARED} steps")
     below.set_ylabel("relative difference")
     below.set_xlabel("step")
-    below.legend(loc="lower right")
+    below.legend(loc="upper center")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
