@@ -45,10 +45,13 @@ def backward(
         GradientError: an output has no history, no cotangent, or its graph was freed.
         ShapeError: a cotangent does not have its output's shape.
     """
+    keep = create_graph if retain_graph is None else retain_graph
+    if inputs is None and not create_graph and isinstance(tensors, Tensor):
+        if _one_step(tensors, grad_tensors, keep):
+            return
     outputs, seeds = _roots(tensors, grad_tensors)
     if state.recorder is not None:
         state.recorder.note("backward")
-    keep = create_graph if retain_graph is None else retain_graph
     if inputs is None:
         run(outputs, seeds, keep, create_graph, None)
         return
@@ -155,6 +158,46 @@ def _seed(i: int, out: Tensor, given: Any) -> Tensor:
             f"element {i} of tensors does not require grad and does not have a grad_fn"
         )
     return seed
+
+
+_ONES: dict[Any, Tensor] = {}  # the cotangent 1 of 0-d outputs, by dtype; never written to
+
+
+def _one_step(output: Tensor, gradient: Any, keep: bool) -> bool:
+    """The backward of an output whose node leads to leaves only, without building an order.
+
+    That is the usual case of a compiled function. False where the general loop is needed.
+    """
+    node = output.grad_fn
+    if (
+        node is None or node.hooks or node.retained or len(node.types) != 1
+        or state.recorder is not None
+    ):  # fmt: skip
+        return False
+    for target, _ in node.edges:
+        if target is not None and (type(target) is not AccumulateGrad or target.hooks):
+            return False
+    array = output._array
+    if gradient is None and array.shape == ():
+        seed = _ONES.get(array.dtype)
+        if seed is None:
+            seed = _ONES[array.dtype] = wrap(np.ones((), array.dtype))
+    else:
+        seed = _seed(0, output, gradient)
+    before = state.grad_enabled
+    state.grad_enabled = False
+    try:
+        cotangents: list[Tensor | None] = [seed]
+        parts = node.apply(cotangents, False)
+        for (target, _), part in zip(node.edges, parts, strict=True):
+            if part is not None and target is not None:
+                fresh = part is not seed and node.owns(part, cotangents)
+                accumulate(target.variable, part, False, fresh=fresh)  # type: ignore[attr-defined]
+    finally:
+        state.grad_enabled = before
+    if not keep:
+        node.release()
+    return True
 
 
 # ---- the loop -----------------------------------------------------------------------------------
