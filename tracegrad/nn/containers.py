@@ -85,7 +85,7 @@ class _Ordered(Module):
         """Take out the module at `index` and return it."""
         module = self[index]
         del self[index]
-        return module  # type: ignore[no-any-return]
+        return module
 
     def __iadd__(self, modules: Iterable[Module]) -> Any:
         return self.extend(modules)

@@ -40,7 +40,7 @@ def collect(module: Module, destination: Any, prefix: str, keep_vars: bool) -> d
     found = OrderedDict() if destination is None else destination
     for path, name, _, tensor in _entries(module):
         found[f"{prefix}{path}{name}"] = tensor if keep_vars else tensor.detach()
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _entries(module: Module, prefix: str = "") -> Iterator[tuple[str, str, Any, Tensor]]:
@@ -79,7 +79,7 @@ def load(module: Module, given: Any, strict: bool, assign: bool) -> Incompatible
             if key in given and assign:
                 registry[name] = _assigned(tensor, given[key])
             elif key in given:
-                tensor.copy_(given[key])  # type: ignore[attr-defined]
+                tensor.copy_(given[key])
     return IncompatibleKeys(missing, unexpected)
 
 
@@ -141,7 +141,7 @@ def converter(*args: Any, **kwargs: Any) -> Convert:
             "nn.Module.to only accepts floating point or complex dtypes, but got desired "
             f"dtype={target}"
         )
-    return lambda x: x.to(target) if _casts(x, target) else x  # type: ignore[attr-defined,no-any-return]
+    return lambda x: x.to(target) if _casts(x, target) else x
 
 
 def _casts(x: Tensor, target: DType | None) -> bool:
@@ -181,4 +181,4 @@ def clear_gradient(parameter: Tensor, set_to_none: bool) -> None:
         gradient.detach_()
     else:
         gradient.requires_grad_(False)
-    gradient.zero_()  # type: ignore[attr-defined]
+    gradient.zero_()

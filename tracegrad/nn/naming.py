@@ -11,7 +11,7 @@ from tracegrad.tracer.tensor import Tensor
 def type_name(x: Any) -> str:
     """`torch.FloatTensor` for a tensor, else the class, with its module unless it is built in."""
     if isinstance(x, Tensor):
-        return x.type()  # type: ignore[attr-defined,no-any-return]
+        return x.type()
     cls = type(x)
     return cls.__name__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__name__}"
 

@@ -73,7 +73,7 @@ class Registry(dict[Any, Any]):
         super().update(*args, **kwargs)
         self._changed()
 
-    def __ior__(self, other: Any) -> Registry:  # type: ignore[override,misc]
+    def __ior__(self, other: Any) -> Registry:  # type: ignore[misc]
         self.update(other)
         return self
 

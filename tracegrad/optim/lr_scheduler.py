@@ -116,10 +116,14 @@ class LambdaLR(LRScheduler):
         last_epoch: int = -1,
     ) -> None:  # fmt: skip
         groups = getattr(optimizer, "param_groups", ())
-        many = isinstance(lr_lambda, Sequence)
-        self.lr_lambdas = list(lr_lambda) if many else [lr_lambda] * len(groups)
+        if isinstance(lr_lambda, Sequence):
+            self.lr_lambdas = list(lr_lambda)
+        else:
+            self.lr_lambdas = [lr_lambda] * len(groups)
         if len(self.lr_lambdas) != len(groups):
-            raise ParameterError(f"Expected {len(groups)} lr_lambdas, but got {len(lr_lambda)}")
+            raise ParameterError(
+                f"Expected {len(groups)} lr_lambdas, but got {len(self.lr_lambdas)}"
+            )
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float]:

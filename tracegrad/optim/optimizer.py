@@ -147,7 +147,7 @@ class Optimizer:
                 "loaded state dict contains a parameter group that doesn't match the size of "
                 "optimizer's group"
             )
-        of_number = {}
+        of_number: dict[Any, Any] = {}
         groups = []
         for old, mine in zip(saved, self.param_groups, strict=True):
             of_number.update(zip(old["params"], mine["params"], strict=True))
@@ -194,7 +194,7 @@ def _loaded(name: str, value: Any, p: Any) -> Any:
     """A copy of one entry of saved state, in the dtype of its parameter (but for the counter)."""
     if not isinstance(value, Tensor):
         return copy.deepcopy(value)
-    value = value.detach().clone()  # type: ignore[attr-defined]
+    value = value.detach().clone()
     keep = name == "step" or not isinstance(p, Tensor) or not p.dtype.is_floating_point
     return value if keep else value.to(p.dtype)
 
