@@ -23,6 +23,7 @@ Chains = frozenset[Chain]
 EMPTY: Chains = frozenset()
 NULL: Chains = frozenset({(("null", None),)})
 MADE: Chains = frozenset({(("made", None),)})  # a function made here: its frames are seen
+UNKNOWN: Chains = frozenset({(("unknown", None),)})  # joined to what is known where not all is
 SLICE: Chains = frozenset({(("slice", None),)})
 EACH: Step = ("each", None)  # any element of a container
 
@@ -49,11 +50,13 @@ _PLAIN: dict[str, tuple[int, str]] = {
         "NOP RESUME CACHE PRECALL KW_NAMES COPY_FREE_VARS MAKE_CELL EXTENDED_ARG SETUP_FINALLY "
         "SETUP_ANNOTATIONS POP_BLOCK LOAD_CLOSURE LOAD_ASSERTION_ERROR LOAD_BUILD_CLASS "
         "LOAD_LOCALS DELETE_FAST DELETE_NAME RETURN_GENERATOR RETURN_CONST JUMP_FORWARD "
-        "JUMP_ABSOLUTE JUMP_BACKWARD JUMP_BACKWARD_NO_INTERRUPT RERAISE WITH_EXCEPT_START PUSH_EXC_INFO".split(),
+        "JUMP_ABSOLUTE JUMP_BACKWARD JUMP_BACKWARD_NO_INTERRUPT RERAISE WITH_EXCEPT_START "
+        "PUSH_EXC_INFO".split(),
         (0, ""),
     ),
     **dict.fromkeys(
-        "POP_TOP RETURN_VALUE RAISE_VARARGS POP_EXCEPT GEN_START POP_JUMP_IF_NONE POP_JUMP_IF_NOT_NONE "
+        "POP_TOP RETURN_VALUE RAISE_VARARGS POP_EXCEPT GEN_START POP_JUMP_IF_NONE "
+        "POP_JUMP_IF_NOT_NONE "
         "POP_JUMP_FORWARD_IF_NONE POP_JUMP_FORWARD_IF_NOT_NONE POP_JUMP_BACKWARD_IF_NONE "
         "POP_JUMP_BACKWARD_IF_NOT_NONE END_FOR CHECK_EXC_MATCH GET_AWAITABLE".split(),
         (1, ""),
@@ -243,6 +246,8 @@ class _Interpreter:
 
     def _variable(self, name: str) -> Chains:
         found = self.variables.get(name, EMPTY)
+        if name in self.code.co_cellvars:  # inner functions may assign it
+            found |= UNKNOWN
         if name in self.parameters:
             found |= self._root("local", name)
         if name in self.code.co_freevars:
@@ -251,7 +256,7 @@ class _Interpreter:
 
     def _assign(self, name: str, chains: Chains) -> None:
         old = self.variables.get(name, EMPTY)
-        new = old | frozenset(c for c in chains if c[0][0] != "null")
+        new = old | (frozenset(c for c in chains if c[0][0] != "null") or UNKNOWN)
         if len(new) > _WIDEST:
             self._use(new, "deep")
             new = old
@@ -259,6 +264,7 @@ class _Interpreter:
             self.variables[name] = new
             self.changed = True
         if name in self.code.co_freevars:
+            self._use(chains, "deep")
             self._use(frozenset({(("free", name),)}), "store")
 
     def _load_fast(self, at: dis.Instruction, stack: list[Chains]) -> None:
@@ -628,4 +634,6 @@ def _join(
     depth = max(len(known), len(new))
     left = (EMPTY,) * (depth - len(known)) + known
     right = (EMPTY,) * (depth - len(new)) + new
-    return tuple(a | b for a, b in zip(left, right, strict=True))
+    return tuple(
+        a | b if bool(a) == bool(b) else a | b | UNKNOWN for a, b in zip(left, right, strict=True)
+    )

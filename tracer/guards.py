@@ -114,25 +114,19 @@ class Observation:
     side_effects: tuple[SideEffect, ...]
 
 
+_PLAIN = (int, float, bool, str, bytes, complex, type(None))
+_CONTAINERS = (list, dict, set, tuple, frozenset)
+
+
 def describe(value: Any) -> str:
     """A value in a few words, without running the user's `__repr__` on anything unusual."""
     import types
 
     kind = type(value)
-    if kind in (
-        int,
-        float,
-        bool,
-        str,
-        bytes,
-        complex,
-        type(None),
-        list,
-        dict,
-        set,
-        tuple,
-        frozenset,
-    ):
+    inside = tuple(value.values()) if kind is dict else value
+    if kind in _CONTAINERS and not all(type(x) in _PLAIN for x in inside):
+        return f"a {kind.__name__} of {len(value)}"  # a tensor's repr would read its values
+    if kind in _PLAIN or kind in _CONTAINERS:
         text = repr(value)
         return text if len(text) <= 80 else text[:77] + "..."
     if isinstance(value, (types.FunctionType, types.BuiltinFunctionType, type)):

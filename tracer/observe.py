@@ -36,17 +36,19 @@ from tracegrad.tracer.tensor import Tensor
 
 IMPURE_BUILTINS = frozenset("print input open exec eval __import__ breakpoint".split())
 IMPURE_MODULES = frozenset(
-    "time posix nt socket _socket select subprocess _posixsubprocess _warnings warnings logging random os "
-    "genericpath secrets uuid tempfile shutil urllib http threading _thread multiprocessing asyncio "
-    "signal gc ctypes sqlite3 mmap fcntl syslog webbrowser smtplib ftplib".split()
+    "time posix nt socket _socket select subprocess _posixsubprocess _warnings warnings logging "
+    "random os genericpath secrets uuid tempfile shutil urllib http threading _thread "
+    "multiprocessing asyncio signal gc ctypes sqlite3 mmap fcntl syslog webbrowser smtplib ftplib".split()
 )
 _FILE_METHODS = frozenset(
-    "open read_text write_text read_bytes write_bytes mkdir unlink touch rename exists stat iterdir".split()
+    "open read_text write_text read_bytes write_bytes mkdir unlink touch rename exists stat "
+    "iterdir".split()
 )
 _MUTABLE = (list, dict, set, deque, bytearray)
 _NOTHING_INSIDE = frozenset(
     "len sum any all range int float abs str bool repr hash round divmod pow bytes complex ord chr "
-    "format min max sorted list tuple set frozenset dict enumerate zip reversed iter next slice".split()
+    "format min max sorted list tuple set frozenset dict enumerate zip reversed iter next "
+    "slice".split()
 )
 Profiler = Callable[[types.FrameType, str, Any], Any]
 
@@ -116,8 +118,11 @@ class Observer:
             reads.seen(fn.__self__, "self", None)
             self._start(fn.__func__, name)
         elif isinstance(fn, types.FunctionType):
-            reads.place(self, ("fn", id(fn)), lambda names: names(fn), fn, name, "function",
-                        Location(fn.__code__.co_filename, fn.__code__.co_firstlineno, fn.__name__))  # fmt: skip
+            code = fn.__code__
+            where = Location(code.co_filename, code.co_firstlineno, fn.__name__)
+            reads.place(
+                self, ("fn", id(fn)), lambda names: names(fn), fn, name, "function", where
+            )  # fmt: skip
         else:
             reads.seen(fn, name, None)
             if hasattr(fn, "func") and callable(fn.func):
@@ -244,7 +249,8 @@ class Observer:
                 yield from self._free(function, name, location)
         elif kind in ("free", "local"):
             if name in values:
-                yield Value(_unwrap(values[name]), name)
+                value = _unwrap(values[name])
+                yield Value(value, self._reads.name_of(value) if name == ".0" else name)
         elif kind == "import":
             full = name.lstrip(".")
             if full != name:
@@ -356,15 +362,15 @@ class Observer:
         """How far an argument must be looked into: not at all where the callee is seen."""
         if not use.callees:
             return "deep"
-        worst = "read"
+        worst, found = "read", False
         for chain in use.callees:
             for root in roots.get(chain[:1], ()):
                 for callee in self._reads.resolve(root, chain, location):
-                    how = _needs(callee.value)
+                    how, found = _needs(callee.value), True
                     worst = max(worst, how, key=("read", "contents", "deep").index)
             if chain[:1] not in roots:
                 return "deep"
-        return worst
+        return worst if found else "deep"
 
     # ---- what calls and returns show ------------------------------------------------------------
 
@@ -384,15 +390,24 @@ class Observer:
             if value is not None and not is_atom(value) and module.split(".")[0] != "logging":
                 self._handed_over(value, _line(caller), module.startswith("tracegrad"))
 
-    def _handed_over(self, value: Any, where: Location | None, to_tracegrad: bool) -> None:
+    def _handed_over(
+        self, value: Any, where: Location | None, to_tracegrad: bool, depth: int = 0
+    ) -> None:
+        """An argument of a library function; `*args` and `**kwargs` are looked into."""
         reads = self._reads
-        known = {id(p.holder): p for p in reads.places.values()} if reads.external(value) else {}
-        name = known[id(value)].guard.name if id(value) in known else type(value).__name__
-        if not reads.external(value) or id(value) in reads.keyed:
+        if is_atom(value) or isinstance(value, (Tensor, types.ModuleType)):
             return
+        if id(value) in reads.keyed:
+            return
+        if not reads.external(value):
+            if isinstance(value, (list, tuple, dict)) and depth < 3 and len(value) <= 256:
+                for element in value.values() if isinstance(value, dict) else value:
+                    self._handed_over(element, where, to_tracegrad, depth + 1)
+            return
+        name = reads.name_of(value)
         if to_tracegrad:
             reads.contents(value, name, where)
-        elif not isinstance(value, types.ModuleType):
+        else:
             reads.deep(value, name, where)
 
     def _returned(self, frame: types.FrameType, value: Any, depth: int = 0) -> None:
@@ -401,7 +416,7 @@ class Observer:
         if self._reads.external(value):
             if frame.f_back is not None and depth == 0 and self._is_outermost(frame):
                 return
-            self._reads.deep(value, f"the result of {frame.f_code.co_name}()", _line(frame))
+            self._reads.deep(value, self._reads.name_of(value), _line(frame))
         elif isinstance(value, (list, tuple, dict, set)) and depth < 3 and len(value) <= 256:
             for element in value.values() if isinstance(value, dict) else value:
                 self._returned(frame, element, depth + 1)
@@ -421,14 +436,15 @@ class Observer:
             self._reads.side_effect(what, _line(frame))
         owner = getattr(called, "__self__", None)
         if isinstance(owner, _MUTABLE) and self._reads.external(owner):
-            known = [p.guard.name for p in self._reads.places.values() if p.holder is owner]
-            self._reads.contents(owner, known[0] if known else type(owner).__name__, _line(frame))
+            self._reads.contents(owner, self._reads.name_of(owner), _line(frame))
 
 
 def impure(called: Any) -> str:
     """What a built-in does that a replay would not do again, or "" where it does nothing."""
     name, module = getattr(called, "__name__", ""), getattr(called, "__module__", None) or ""
     owner = getattr(called, "__self__", None)
+    if called is open:
+        return "open"
     if owner is builtins:
         return name if name in IMPURE_BUILTINS or name == "globals" else ""
     if isinstance(owner, random.Random):
@@ -457,8 +473,8 @@ def _needs(callee: Any) -> str:
             return "contents" if callee.__name__ in _NOTHING_INSIDE else "deep"
         made = any("__init__" in c.__dict__ for c in callee.__mro__ if c.__module__ != "builtins")
         return "read" if made else "deep"
-    call = getattr(type(callee), "__call__", None)
-    return "read" if isinstance(call, types.FunctionType) else "deep"
+    calls = [c.__dict__["__call__"] for c in type(callee).__mro__ if "__call__" in c.__dict__]
+    return "read" if calls and isinstance(calls[0], types.FunctionType) else "deep"
 
 
 def _is_full(cell: types.CellType) -> bool:

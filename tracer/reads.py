@@ -23,7 +23,13 @@ from tracegrad.ir.location import Location
 from tracegrad.tracer.bytecode import Chain
 from tracegrad.tracer.epoch import Epoch
 from tracegrad.tracer.guard_text import (
-    MISSING, Names, is_atom, kind_of, same, same_contents, same_epoch,
+    MISSING,
+    Names,
+    is_atom,
+    kind_of,
+    same,
+    same_contents,
+    same_epoch,
 )  # fmt: skip
 from tracegrad.tracer.guards import Guard, Problem, SideEffect, describe
 from tracegrad.tracer.modules import is_user_class, is_user_code, is_user_module
@@ -79,6 +85,7 @@ class Reads:
         self.side_effects: dict[SideEffect, None] = {}
         self.tensors: dict[int, Tensor] = {}
         self._known: dict[int, Any] = {}
+        self._names: dict[int, str] = {}  # of values from outside, which are kept alive
         self._epochs: set[int] = set()
         self._looked: dict[tuple[int, str], Any] = {}
         self._count = 0
@@ -92,6 +99,10 @@ class Reads:
     def know(self, value: Any) -> None:
         """Note that `value` comes from outside (and keep it, so its id stays its own)."""
         self._known[id(value)] = value
+
+    def name_of(self, value: Any) -> str:
+        """How the user first wrote `value`, or its class."""
+        return self._names.get(id(value), type(value).__name__)
 
     def problem(self, name: str, location: Location | None, reason: str, remedy: str) -> None:
         """Note something that cannot be guarded, once per name."""
@@ -119,7 +130,8 @@ class Reads:
 
     def place(
         self, holder: Any, key: tuple[Any, ...], at: Callable[[Names], str], value: Any,
-        name: str, what: str, location: Location | None, absent: Callable[[Names], str] | None = None,
+        name: str, what: str, location: Location | None,
+        absent: Callable[[Names], str] | None = None,
     ) -> None:  # fmt: skip
         """Guard that the place written `at` keeps `value` (or stays empty: `absent`)."""
 
@@ -149,6 +161,7 @@ class Reads:
         if is_atom(value):
             return
         self.know(value)
+        self._names.setdefault(id(value), name)
         if isinstance(value, Tensor):
             self.tensors[id(value)] = value
         elif isinstance(value, Epoch):
@@ -160,6 +173,7 @@ class Reads:
             self.seen(value.__self__, name.rpartition(".")[0] or name, location)
         elif isinstance(value, types.FunctionType):
             if value.__kwdefaults__ and is_user_code(value.__code__):
+                self.know(value.__kwdefaults__)
                 self.contents(value.__kwdefaults__, f"{name}.__kwdefaults__", location)
         elif isinstance(value, functools.partial):
             self._partial(value, name, location)
@@ -170,6 +184,7 @@ class Reads:
         self.seen(value.func, f"{name}.func", location)
         self.seen(value.args, f"{name}.args", location)
         if value.keywords:
+            self.know(value.keywords)
             self.contents(value.keywords, f"{name}.keywords", location)
 
     def _guardable(self, value: Any) -> bool:
@@ -314,6 +329,9 @@ class Reads:
     def _attribute(self, at: Value, key: str, location: Location | None) -> Iterator[Value]:
         holder = at.value
         if isinstance(holder, Tensor) or is_atom(holder):
+            method = _lookup(type(holder), key)[1]
+            if callable(method):
+                yield Value(method, f"{at.name}.{key}", at.certain)
             return
         if isinstance(holder, types.ModuleType):
             found = self._module_attribute(at, key, location)
@@ -507,7 +525,9 @@ def _own_attributes(holder: Any) -> dict[str, Any] | None:
 def _attribute_names(value: Any) -> list[str]:
     names = [*(_own_attributes(value) or ())]
     for cls in type(value).__mro__:
-        names += [k for k, v in cls.__dict__.items() if inspect.ismemberdescriptor(v)]
+        names += [
+            k for k, v in cls.__dict__.items() if inspect.ismemberdescriptor(v) and k != "__dict__"
+        ]
     return names
 
 
