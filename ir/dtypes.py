@@ -28,7 +28,9 @@ class DType:
 
     __slots__ = ("name", "kind", "itemsize", "c_type", "c_compute", "_numpy")
 
-    def __init__(self, name: str, kind: str, itemsize: int, c_type: str, c_compute: str = "") -> None:
+    def __init__(
+        self, name: str, kind: str, itemsize: int, c_type: str, c_compute: str = ""
+    ) -> None:
         self.name = name
         self.kind = kind
         self.itemsize = itemsize
