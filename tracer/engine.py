@@ -276,7 +276,8 @@ def _deliver(
     if have is None:
         slots[number] = (part, fresh)
     elif have[1] and not create_graph and state.recorder is None:
-        np.add(have[0]._array, part._array, out=have[0]._array)
+        with np.errstate(all="ignore"):
+            np.add(have[0]._array, part._array, out=have[0]._array)
     else:
         slots[number] = (have[0] + part, True)
 
@@ -340,5 +341,6 @@ def accumulate(leaf: Tensor, ct: Tensor, create_graph: bool, *, fresh: bool) -> 
     elif state.recorder is not None:
         have.add_(ct)
     else:
-        np.add(have._array, ct._array, out=have._array)
+        with np.errstate(all="ignore"):
+            np.add(have._array, ct._array, out=have._array)
         have._storage.bump("add_")

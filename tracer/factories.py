@@ -220,7 +220,8 @@ def _filled(
         raise ShapeError(
             f"Trying to create tensor with negative dimension {min(shape)}: {list(shape)}"
         )
-    make = np.zeros(shape, dtype.numpy) if value == 0 else np.full(shape, value, dtype.numpy)
+    zero = type(value) in (int, bool) and value == 0  # -0.0 is another number
+    make = np.zeros(shape, dtype.numpy) if zero else np.full(shape, value, dtype.numpy)
     return new_leaf(make, requires_grad, device)
 
 

@@ -8,9 +8,14 @@ all three. Start reading at `Guard`, then `same` (the text that compares one val
 
 from __future__ import annotations
 
+import enum
+import types
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from tracegrad.ir.dtypes import DType
 from tracegrad.ir.location import Location
 
 if TYPE_CHECKING:
@@ -114,25 +119,51 @@ class Observation:
     side_effects: tuple[SideEffect, ...]
 
 
-_PLAIN = (int, float, bool, str, bytes, complex, type(None))
-_CONTAINERS = (list, dict, set, tuple, frozenset)
+_PLAIN = (int, float, bool, str, bytes, complex, type(None), type(...))
+_BRACKETS = {list: "[]", tuple: "()", set: "{}", frozenset: "{}", dict: "{}"}
 
 
 def describe(value: Any) -> str:
-    """A value in a few words, without running the user's `__repr__` on anything unusual."""
-    import types
+    """A value in a few words. Runs no `__repr__` of the user's, nor one that reads a tensor."""
+    text = _text(value, 3)
+    return text if len(text) <= 80 else text[:77] + "..."
 
+
+def _text(value: Any, depth: int) -> str:
     kind = type(value)
-    inside = tuple(value.values()) if kind is dict else value
-    if kind in _CONTAINERS and not all(type(x) in _PLAIN for x in inside):
-        return f"a {kind.__name__} of {len(value)}"  # a tensor's repr would read its values
-    if kind in _PLAIN or kind in _CONTAINERS:
-        text = repr(value)
-        return text if len(text) <= 80 else text[:77] + "..."
+    if kind in _PLAIN:
+        return repr(value)
+    if kind in _BRACKETS:
+        return (
+            _inside(value, depth)
+            if depth and len(value) <= 8
+            else f"a {kind.__name__} of {len(value)}"
+        )
     if isinstance(value, (types.FunctionType, types.BuiltinFunctionType, type)):
         return f"{value.__module__}.{value.__qualname__}"
     if isinstance(value, types.MethodType):
         return f"method {value.__qualname__}"
     if isinstance(value, types.ModuleType):
         return f"module {value.__name__}"
+    if isinstance(value, enum.Enum):
+        return f"{kind.__qualname__}.{value.name}"
+    if is_printable(kind):
+        return repr(value)
     return f"{kind.__qualname__} object at {id(value):#x}"
+
+
+def _inside(value: Any, depth: int) -> str:
+    left, right = _BRACKETS[type(value)]
+    if isinstance(value, dict):
+        parts = [f"{_text(k, depth - 1)}: {_text(v, depth - 1)}" for k, v in value.items()]
+    else:
+        parts = [_text(v, depth - 1) for v in value]
+    if isinstance(value, (set, frozenset)) and not value:
+        return f"{type(value).__name__}()"
+    comma = "," if isinstance(value, tuple) and len(value) == 1 else ""
+    return f"{left}{', '.join(parts)}{comma}{right}"
+
+
+def is_printable(kind: type) -> bool:
+    """Whether `repr` of instances is short, and runs no code but that of NumPy and tracegrad."""
+    return issubclass(kind, (np.generic, np.dtype, DType))

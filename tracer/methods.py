@@ -6,6 +6,7 @@ Importing this module completes the class. Start reading at `_attach`, at the en
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -198,7 +199,7 @@ def register_hook(self: Tensor, hook: Callable[[Tensor], Any]) -> _HookHandle:
         GradientError: the tensor does not require grad.
     """
     from tracegrad.tracer.state import state
-    from tracegrad.tracer.tape import gradient_edge
+    from tracegrad.tracer.tape import AccumulateGrad, gradient_edge
 
     if not self.requires_grad:
         raise GradientError("cannot register a hook on a tensor that doesn't require gradient")
@@ -206,23 +207,29 @@ def register_hook(self: Tensor, hook: Callable[[Tensor], Any]) -> _HookHandle:
         state.recorder.note("register_hook()", self)
     node, number = gradient_edge(self)
     assert node is not None
+    if isinstance(node, AccumulateGrad):
+        self._accumulator = lambda: node  # held by the leaf from now on, or the hook would be lost
     if node.hooks is None:
         node.hooks = {}
     hooks = node.hooks.setdefault(number, {})
     return _HookHandle(hooks, hook, node)
 
 
+_hook_numbers = itertools.count()
+
+
 class _HookHandle:
-    """What `register_hook` returns; `remove()` takes the hook away. Keeps a leaf's node alive."""
+    """What `register_hook` returns; `remove()` takes the hook away."""
 
     def __init__(self, hooks: dict[int, Any], hook: Any, node: Any) -> None:
         self._hooks = hooks
         self._node = node
-        hooks[id(self)] = hook
+        self._number = next(_hook_numbers)  # handles come and go: their ids are used again
+        hooks[self._number] = hook
 
     def remove(self) -> None:
         """Take the hook away."""
-        self._hooks.pop(id(self), None)
+        self._hooks.pop(self._number, None)
 
 
 # ---- in place, beyond the generated ones --------------------------------------------------------

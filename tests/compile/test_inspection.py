@@ -1,0 +1,126 @@
+"""What a compiled function tells about itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import tracegrad as tg
+
+scale = 2.0
+
+
+def model(x: Any, w: Any) -> Any:
+    return (tg.sin(x @ w) * scale).sum()
+
+
+LINE = f"test_inspection.py:{model.__code__.co_firstlineno + 1}"
+
+
+def called() -> Any:
+    f = tg.compile(model)
+    x, w = tg.randn(3, 4), tg.randn(4, 2, requires_grad=True)
+    f(x, w)
+    f(x, w).backward()
+    return f
+
+
+def test_graph_shows_types_and_lines() -> None:
+    text = str(called().graph())
+    assert "def model(x, w):" in text
+    assert "float32[3, 4]" in text
+    assert LINE in text
+
+
+def test_backward_graph_takes_residuals_and_a_cotangent() -> None:
+    text = str(called().backward_graph())
+    assert "cos" in text
+    assert "-> " in text or "return" in text
+
+
+def test_sources_are_c_with_python_lines() -> None:
+    f = called()
+    assert "tg_run" in f.source()
+    assert f"// {LINE}" in f.source("forward")
+    assert "cosf" in f.source("backward")
+    with pytest.raises(tg.errors.ParameterError, match="'forward' or 'backward', got 'both'"):
+        f.source("both")
+
+
+def test_backward_can_be_shown_before_it_ran_and_before_it_is_compiled() -> None:
+    f = tg.compile(model)
+    f(tg.randn(3, 4), tg.randn(4, 2, requires_grad=True))
+    launched = len(tg.kernel_history())
+    assert "cosf" in f.source("backward")
+    assert len(tg.kernel_history()) == launched
+
+
+def test_without_gradients_there_is_no_backward() -> None:
+    f = tg.compile(model)
+    f(tg.randn(3, 4), tg.randn(4, 2))
+    with pytest.raises(tg.errors.CaptureError, match="model has no backward: no result depends"):
+        f.source("backward")
+
+
+def test_before_the_first_call_there_is_nothing() -> None:
+    with pytest.raises(tg.errors.CaptureError, match="model has no trace to show; call it first"):
+        tg.compile(model).graph()
+
+
+def test_the_launcher_is_python_that_compiles() -> None:
+    text = called().launcher()
+    compile(text, "launcher", "exec")
+    assert "def launch(leaves):" in text
+    assert "scale" in text
+
+
+def test_guards_hold_and_explain_themselves() -> None:
+    global scale
+    f = called()
+    guards = {g.name: g for g in f.guards()}
+    assert guards["scale"].holds()
+    scale = 3.0
+    try:
+        assert not guards["scale"].holds()
+        f(tg.randn(3, 4), tg.randn(4, 2, requires_grad=True))
+        assert "scale was 2.0, now it is 3.0" in f.explain()
+        assert f.cache_info().traces == 2
+    finally:
+        scale = 2.0
+
+
+def test_explain_says_why_each_trace_was_captured() -> None:
+    f = called()
+    f(tg.randn(5, 4), tg.randn(4, 2, requires_grad=True))
+    text = f.explain()
+    assert "model: 2 trace(s), 1 replay(s), 2 capture(s), 0 eager call(s)" in text
+    assert "called for the first time" in text
+    assert "shape (3, 4) -> (5, 4)" in text
+    assert "guarded: scale (value), read at" in text
+
+
+def test_counters_and_history() -> None:
+    before = len(tg.kernel_history())
+    f = called()
+    assert f.cache_info() == (1, 1, 1, 0)
+    made = tg.kernel_history()[before:]
+    assert {r.cache for r in made} <= {"built", "disk", "memory"}
+    assert repr(f) == "<compiled model: 1 trace(s)>"
+
+
+def test_attributes_of_the_function_are_reached() -> None:
+    class Net(tg.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = tg.nn.Parameter(tg.ones(2))
+
+        def forward(self, x: Any) -> Any:
+            return x * self.weight
+
+    net = Net()
+    f = tg.compile(net)
+    assert f.weight is net.weight
+    assert [n for n, _ in f.named_parameters()] == ["weight"]
+    with pytest.raises(AttributeError):
+        f.nothing  # noqa: B018
