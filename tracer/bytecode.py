@@ -24,10 +24,12 @@ EMPTY: Chains = frozenset()
 NULL: Chains = frozenset({(("null", None),)})
 MADE: Chains = frozenset({(("made", None),)})  # a function made here: its frames are seen
 UNKNOWN: Chains = frozenset({(("unknown", None),)})  # joined to what is known where not all is
+WRAPPED: Chains = frozenset({(("wrapped", None),)})  # the chains are in a container made here
 SLICE: Chains = frozenset({(("slice", None),)})
 EACH: Step = ("each", None)  # any element of a container
 
 _ROOTS = ("global", "free", "local", "import")
+_KEPT = (*_ROOTS, "made", "wrapped")
 _LONGEST, _WIDEST = 7, 24
 
 # Built-ins whose result holds (elements of) their arguments; then methods of containers.
@@ -55,7 +57,7 @@ _PLAIN: dict[str, tuple[int, str]] = {
         (0, ""),
     ),
     **dict.fromkeys(
-        "POP_TOP RETURN_VALUE RAISE_VARARGS POP_EXCEPT GEN_START POP_JUMP_IF_NONE "
+        "POP_TOP RAISE_VARARGS POP_EXCEPT GEN_START POP_JUMP_IF_NONE "
         "POP_JUMP_IF_NOT_NONE "
         "POP_JUMP_FORWARD_IF_NONE POP_JUMP_FORWARD_IF_NOT_NONE POP_JUMP_BACKWARD_IF_NONE "
         "POP_JUMP_BACKWARD_IF_NOT_NONE END_FOR CHECK_EXC_MATCH GET_AWAITABLE".split(),
@@ -70,7 +72,7 @@ _PLAIN: dict[str, tuple[int, str]] = {
     ),
     **dict.fromkeys("YIELD_VALUE CALL_INTRINSIC_1".split(), (1, "deep")),
     **dict.fromkeys("IS_OP JUMP_IF_NOT_EXC_MATCH".split(), (2, "")),
-    **dict.fromkeys("COMPARE_OP CONTAINS_OP BINARY_OP FORMAT_WITH_SPEC".split(), (2, "contents")),
+    **dict.fromkeys("COMPARE_OP CONTAINS_OP BINARY_OP FORMAT_WITH_SPEC".split(), (2, "operate")),
     "SET_FUNCTION_ATTRIBUTE": (1, ""),
 }
 
@@ -79,8 +81,9 @@ _PLAIN: dict[str, tuple[int, str]] = {
 class Use:
     """One use of a chain.
 
-    `how` is "read" (its value was loaded), "contents" (a container was looked into), "deep" (it
-    went where it cannot be followed), "argument" (passed to one of `callees`; unknown where that
+    `how` is "read" (its value was loaded), "contents" (a container was looked into), "operate" (an
+    operand: what a container holds lives on in the result), "deep" (it went where it cannot be
+    followed), "argument" (passed to one of `callees`; unknown where that
     is empty), "store" (assigned or deleted; the chain names the place).
     """
 
@@ -191,7 +194,7 @@ class _Interpreter:
             special(instruction, stack)
             return
         if name.startswith(("BINARY_", "INPLACE_")) and name not in _PLAIN:
-            takes, how = 2, "contents"
+            takes, how = 2, "operate"
         elif name in _PLAIN:
             takes, how = _PLAIN[name]
             if name in ("END_FOR", "POP_EXCEPT"):  # how many differs between versions
@@ -208,7 +211,9 @@ class _Interpreter:
             arg if instruction.opcode >= dis.HAVE_ARGUMENT else None,
             jump=False,
         )
-        result = taken[1] if name.startswith("INPLACE_") or self._in_place(instruction) else EMPTY
+        result = EMPTY
+        if name.startswith("INPLACE_") or self._in_place(instruction):
+            result = frozenset(c for c in taken[1] if c[0][0] in _ROOTS)
         stack.extend([result] * max(0, gives))
 
     @staticmethod
@@ -367,8 +372,8 @@ class _Interpreter:
     def _element(self, holder: Chains, key: Chains) -> Chains:
         if key & SLICE:
             self._use(holder, "contents")
-            return holder
-        if _is_constant(key):
+            return self._inside(holder) | WRAPPED
+        if _is_constant(key) and not holder & WRAPPED:
             return self._extend(holder, ("item", _constant(key)))
         self._use(holder, "contents")
         self._use(key, "contents")
@@ -432,11 +437,11 @@ class _Interpreter:
 
     def _build(self, count: int, stack: list[Chains]) -> None:
         parts = [_pop(stack) for _ in range(count)]
-        kept = frozenset(c for part in parts for c in part if c[0][0] in (*_ROOTS, "made"))
+        kept = frozenset(c for part in parts for c in part if c[0][0] in _KEPT)
         if len(kept) > _WIDEST:
             self._use(kept, "deep")
             kept = EMPTY
-        stack.append(kept)
+        stack.append(kept | WRAPPED if kept else EMPTY)
 
     def _build_list(self, at: dis.Instruction, stack: list[Chains]) -> None:
         self._build(at.arg or 0, stack)
@@ -476,9 +481,9 @@ class _Interpreter:
     _set_update = _dict_update = _dict_merge = _list_extend
 
     def _gather(self, added: list[Chains], depth: int, stack: list[Chains]) -> None:
-        chains = frozenset(c for part in added for c in part if c[0][0] in (*_ROOTS, "made"))
+        chains = frozenset(c for part in added for c in part if c[0][0] in _KEPT)
         if depth <= len(stack) and len(stack[-depth] | chains) <= _WIDEST:
-            stack[-depth] = stack[-depth] | chains
+            stack[-depth] = stack[-depth] | (chains | WRAPPED if chains else EMPTY)
         else:
             self._use(chains, "deep")
 
@@ -489,6 +494,11 @@ class _Interpreter:
         if at.arg != 6:  # 6: list to tuple
             self._use(_pop(stack), "deep")
             stack.append(EMPTY)
+
+    def _return_value(self, at: dis.Instruction, stack: list[Chains]) -> None:
+        result = _pop(stack)  # objects are seen when they are returned; not so in an iterator
+        if result & WRAPPED:
+            self._use(result, "deep")
 
     # ---- the stack itself -----------------------------------------------------------------------
 
@@ -593,7 +603,7 @@ class _Interpreter:
             for chains in arguments:
                 self._use(chains, "argument", outside)
         if names & TRANSPARENT:
-            return self._inside(frozenset().union(receiver, *arguments))
+            return self._inside(frozenset().union(receiver, *arguments)) | WRAPPED
         return EMPTY
 
     def _attribute_call(self, names: set[Any], arguments: list[Chains]) -> Chains:

@@ -31,7 +31,7 @@ from tracegrad.tracer.epoch import Epoch
 from tracegrad.tracer.guard_text import MISSING, Names, is_atom
 from tracegrad.tracer.guards import Observation
 from tracegrad.tracer.modules import is_user_frame
-from tracegrad.tracer.reads import Reads, Value
+from tracegrad.tracer.reads import CONTAINERS, Reads, Value
 from tracegrad.tracer.tensor import Tensor
 
 IMPURE_BUILTINS = frozenset("print input open exec eval __import__ breakpoint".split())
@@ -182,6 +182,9 @@ class Observer:
         if code.co_name == "<module>":
             return  # an import: its code runs once, compiled or not
         values = frame.f_locals
+        for function in self._functions.get(id(code), ()):
+            for default in function.__defaults__ or ():
+                self._reads.know(default)
         functions = self._closures(frame, values)
         count = code.co_argcount + code.co_kwonlyargcount + 2
         outside = [
@@ -328,6 +331,8 @@ class Observer:
             how = use.how
             if how == "argument":
                 how = self._passed(use, roots, location)
+            if how == "operate":
+                how = "deep" if isinstance(found.value, CONTAINERS) else "read"
             if how == "contents":
                 reads.contents(found.value, found.name, location)
             elif how == "deep":
@@ -411,6 +416,7 @@ class Observer:
             reads.deep(value, name, where)
 
     def _returned(self, frame: types.FrameType, value: Any, depth: int = 0) -> None:
+        value = _unwrap(value)
         if is_atom(value) or id(value) in self._reads.keyed:
             return
         if self._reads.external(value):

@@ -36,13 +36,17 @@ from tracegrad.tracer.modules import is_user_class, is_user_code, is_user_module
 from tracegrad.tracer.tensor import Tensor
 
 _LARGEST, _DEEPEST, _MOST = 256, 4, 512
-_CONTAINERS = (list, dict, set, tuple, frozenset, deque, bytearray, types.MappingProxyType)
+CONTAINERS = (list, dict, set, tuple, frozenset, deque, bytearray, types.MappingProxyType)
 _UNCHANGING = (
     type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType,
     types.MethodWrapperType, types.WrapperDescriptorType, types.MethodDescriptorType,
     types.ClassMethodDescriptorType, types.GetSetDescriptorType, types.MemberDescriptorType,
     types.GenericAlias, types.CodeType, re.Pattern, np.ufunc, np.dtype, property, staticmethod,
     classmethod, functools.partial, functools.cached_property, enum.EnumMeta,
+)  # fmt: skip
+_METHODS = (
+    types.FunctionType, property, staticmethod, classmethod, functools.cached_property,
+    types.MemberDescriptorType, types.GetSetDescriptorType,
 )  # fmt: skip
 _STOP: Any = object()
 
@@ -188,7 +192,7 @@ class Reads:
             self.contents(value.keywords, f"{name}.keywords", location)
 
     def _guardable(self, value: Any) -> bool:
-        if isinstance(value, (*_CONTAINERS, *_UNCHANGING)) or is_atom(value):
+        if isinstance(value, (*CONTAINERS, *_UNCHANGING)) or is_atom(value):
             return True
         return _visible(type(value))
 
@@ -230,9 +234,9 @@ class Reads:
 
     def contents(self, value: Any, name: str, location: Location | None, depth: int = 0) -> None:
         """Guard the elements of a container, and of containers in it."""
-        if not isinstance(value, _CONTAINERS) or not self.external(value):
+        if not isinstance(value, CONTAINERS) or not self.external(value):
             return
-        if isinstance(value, _CONTAINERS) and len(value) > _LARGEST:
+        if isinstance(value, CONTAINERS) and len(value) > _LARGEST:
             kind = type(value).__name__
             self.problem(
                 name, location, f"a {kind} of {len(value)} elements is too large to watch",
@@ -274,13 +278,15 @@ class Reads:
                          "Pass what is needed of it as an argument")  # fmt: skip
             return
         self.seen(value, name, location)
-        if isinstance(value, _CONTAINERS):
+        if isinstance(value, CONTAINERS):
             self.contents(value, name, location)
             for element, label in _elements(value, name):
                 self.deep(element, label, location, depth + 1)
         if isinstance(value, Epoch):
             for part in value._epoch_parts():
                 self.deep(part, name, location, depth)
+            for key in _class_attributes(type(value)):
+                list(self._attribute(Value(value, name), key, location))
             for key, element in vars(value).items():
                 if not isinstance(element, (Epoch, Tensor)) and _is_users(value, key):
                     self.deep(element, f"{name}.{key}", location, depth + 1)
@@ -296,7 +302,7 @@ class Reads:
                 lambda names: f"[*{names(value)}.__dict__] == {names(keys)}",
                 lambda names: f"[*{names(value)}.__dict__]", describe(keys), value,
             )  # fmt: skip
-        for key in _attribute_names(value):
+        for key in [*_attribute_names(value), *_class_attributes(type(value))]:
             for found in self._attribute(Value(value, name), key, location):
                 self.deep(found.value, found.name, location, depth + 1)
 
@@ -319,7 +325,7 @@ class Reads:
             yield from self._item(at, key, location)
         elif kind == "type":
             yield Value(type(at.value), f"type({at.name})", at.certain)
-        elif isinstance(at.value, _CONTAINERS) and len(at.value) <= _LARGEST:
+        elif isinstance(at.value, CONTAINERS) and len(at.value) <= _LARGEST:
             for element, label in _elements(at.value, at.name):
                 yield Value(element, label, False)
         elif isinstance(at.value, Epoch):
@@ -354,7 +360,7 @@ class Reads:
         if _is_random_module(module) and not isinstance(value, type):
             self.side_effect(f"{module.__name__}.{key}", location)
             return _STOP
-        changing = isinstance(value, _CONTAINERS) or not isinstance(
+        changing = isinstance(value, CONTAINERS) or not isinstance(
             value, (*_UNCHANGING, Tensor, Epoch)
         )
         if is_user_module(module) or (changing and not is_atom(value) and _visible(type(value))):
@@ -472,7 +478,7 @@ class Reads:
             if isinstance(holder, Epoch) and isinstance(getter, types.FunctionType):
                 if not is_user_code(getter.__code__):
                     yield Value(holder[key], name, at.certain)  # type: ignore[index]
-            elif isinstance(holder, _CONTAINERS):
+            elif isinstance(holder, CONTAINERS):
                 self.contents(holder, at.name, location)
             return
         if isinstance(_lookup(type(holder), "__getitem__")[1], types.FunctionType):
@@ -531,6 +537,17 @@ def _attribute_names(value: Any) -> list[str]:
     return names
 
 
+def _class_attributes(cls: type) -> list[str]:
+    """Names of what the user's classes hold besides methods."""
+    return [
+        key
+        for owner in cls.__mro__
+        if is_user_class(owner)
+        for key, raw in owner.__dict__.items()
+        if not key.startswith("__") and not isinstance(raw, _METHODS)
+    ]
+
+
 def _is_data(raw: Any) -> bool:
     return hasattr(type(raw), "__set__")
 
@@ -559,7 +576,7 @@ def _visible(cls: type) -> bool:
         base = cls.__base__
         assert base is not None, "every class but object has a base"
         if not cls.__flags__ & _HEAP_TYPE:
-            return issubclass(cls, (*_CONTAINERS, int, float, str, bytes, BaseException)) or (
+            return issubclass(cls, (*CONTAINERS, int, float, str, bytes, BaseException)) or (
                 cls in (types.SimpleNamespace,)
             )
         slots = cls.__dict__.get("__slots__", ())

@@ -12,7 +12,7 @@ import types
 
 import numpy as np
 import pytest
-from guard_cases import CASES, MODEL, SPACE, Case
+from guard_cases import CASES, MODEL, ROUNDABOUT, SPACE, Case
 
 import tracegrad as tg
 from tracegrad.tracer.guards import Guard, Observation
@@ -73,6 +73,17 @@ def test_guards_hold_until_something_read_changes(case: Case) -> None:
     before, after = text.split(", now it is ")
     assert case.before in before and case.after in after
     assert f"<program {case.name}>:{case.line}" in text
+
+
+@pytest.mark.parametrize("row", ROUNDABOUT.values(), ids=ROUNDABOUT)
+def test_no_roundabout_read_goes_unseen(row: tuple[str, str]) -> None:
+    source, change = row
+    space = program(source, "roundabout")
+    seen = observe(space)
+    if not seen.problems and not seen.side_effects:
+        assert all(g.holds() for g in seen.guards)
+        exec(change, space)
+        assert not all(g.holds() for g in seen.guards)
 
 
 def test_binding_names_are_unique_in_an_observation() -> None:
