@@ -2,8 +2,8 @@
 
 A `sys.setprofile` hook looks at every call of a user's code object: which chains it reads
 (`tracegrad.tracer.bytecode`), what they stand for now (`tracegrad.tracer.reads`), and which impure
-built-ins and library functions it calls (`IMPURE`, `impure`). After the run every place is looked
-at again: what differs was changed by the run itself.
+built-ins and library functions it calls (`tracegrad.tracer.observe_calls`). After the run every
+place is looked at again: what differs was changed by the run itself.
 Start reading at `Observer`.
 
 Note [Objects made during the run]
@@ -15,10 +15,7 @@ collector, but each of them is found through an object that it knows.
 
 from __future__ import annotations
 
-import builtins
 import gc
-import io
-import random
 import sys
 import types
 from collections import deque
@@ -26,30 +23,18 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tracegrad.ir.location import Location
-from tracegrad.tracer.bytecode import Chain, Use, analyse
+from tracegrad.tracer.bytecode import analyse
+from tracegrad.tracer.bytecode_chains import Chain, Use
 from tracegrad.tracer.epoch import Epoch
 from tracegrad.tracer.guard_text import MISSING, Names, is_atom
 from tracegrad.tracer.guards import Observation
 from tracegrad.tracer.modules import is_user_frame
-from tracegrad.tracer.reads import CONTAINERS, Reads, Value
+from tracegrad.tracer.observe_calls import FILE_METHODS, IMPURE_MODULES, impure, needs
+from tracegrad.tracer.reads import Reads, Value
+from tracegrad.tracer.reads_objects import CONTAINERS, cell_value, is_full, unwrap
 from tracegrad.tracer.tensor import Tensor
 
-IMPURE_BUILTINS = frozenset("print input open exec eval __import__ breakpoint".split())
-IMPURE_MODULES = frozenset(
-    "time posix nt socket _socket select subprocess _posixsubprocess _warnings warnings logging "
-    "random os genericpath secrets uuid tempfile shutil urllib http threading _thread "
-    "multiprocessing asyncio signal gc ctypes sqlite3 mmap fcntl syslog webbrowser smtplib ftplib".split()
-)
-_FILE_METHODS = frozenset(
-    "open read_text write_text read_bytes write_bytes mkdir unlink touch rename exists stat "
-    "iterdir".split()
-)
-_MUTABLE = (list, dict, set, deque, bytearray)
-_NOTHING_INSIDE = frozenset(
-    "len sum any all range int float abs str bool repr hash round divmod pow bytes complex ord chr "
-    "format min max sorted list tuple set frozenset dict enumerate zip reversed iter next "
-    "slice".split()
-)
+MUTABLE = (list, dict, set, deque, bytearray)
 Profiler = Callable[[types.FrameType, str, Any], Any]
 
 
@@ -204,7 +189,7 @@ class Observer:
         return [
             f for f in self._functions.get(id(frame.f_code), ())
             if f.__closure__ is not None
-            and all(_cell(c) is values.get(n, MISSING) for n, c in zip(names, f.__closure__))
+            and all(cell_value(c) is values.get(n, MISSING) for n, c in zip(names, f.__closure__))
         ]  # fmt: skip
 
     def _frame(
@@ -236,7 +221,7 @@ class Observer:
             if getattr(raw, "__code__", None) is code and self._reads.external(owner):
                 name = f"{owner.__name__}.{code.co_name}"
                 where = Location(code.co_filename, code.co_firstlineno, code.co_name)
-                self._reads._class_slot(owner, code.co_name, raw, name, where)
+                self._reads.class_slot(owner, code.co_name, raw, name, where)
 
     # ---- roots ----------------------------------------------------------------------------------
 
@@ -252,7 +237,7 @@ class Observer:
                 yield from self._free(function, name, location)
         elif kind in ("free", "local"):
             if name in values:
-                value = _unwrap(values[name])
+                value = unwrap(values[name])
                 yield Value(value, self._reads.name_of(value) if name == ".0" else name)
         elif kind == "import":
             full = name.lstrip(".")
@@ -293,10 +278,10 @@ class Observer:
     def _free(self, function: types.FunctionType, name: str, location: Location) -> Iterator[Value]:
         assert function.__closure__ is not None, "a function with free variables has cells"
         cell = function.__closure__[function.__code__.co_freevars.index(name)]
-        value = _cell(cell)
+        value = cell_value(cell)
         self._reads.place(
             cell, ("cell",), lambda names: f"{names(cell)}.cell_contents", value, name,
-            "nonlocal", location, lambda names: "not " + f"{names(_is_full)}({names(cell)})",
+            "nonlocal", location, lambda names: "not " + f"{names(is_full)}({names(cell)})",
         )  # fmt: skip
         if value is not MISSING:
             yield Value(value, name)
@@ -371,7 +356,7 @@ class Observer:
         for chain in use.callees:
             for root in roots.get(chain[:1], ()):
                 for callee in self._reads.resolve(root, chain, location):
-                    how, found = _needs(callee.value), True
+                    how, found = needs(callee.value), True
                     worst = max(worst, how, key=("read", "contents", "deep").index)
             if chain[:1] not in roots:
                 return "deep"
@@ -387,7 +372,7 @@ class Observer:
         name = frame.f_code.co_name
         if module.partition(".")[0] in IMPURE_MODULES and not name.startswith("<"):
             self._reads.side_effect(f"{module}.{name}", _line(caller))
-        if module.partition(".")[0] == "pathlib" and name in _FILE_METHODS:
+        if module.partition(".")[0] == "pathlib" and name in FILE_METHODS:
             self._reads.side_effect(f"pathlib.{name}", _line(caller))
         code = frame.f_code
         for argument in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount + 2]:
@@ -416,7 +401,7 @@ class Observer:
             reads.deep(value, name, where)
 
     def _returned(self, frame: types.FrameType, value: Any, depth: int = 0) -> None:
-        value = _unwrap(value)
+        value = unwrap(value)
         if is_atom(value) or id(value) in self._reads.keyed:
             return
         if self._reads.external(value):
@@ -441,74 +426,8 @@ class Observer:
         elif what:
             self._reads.side_effect(what, _line(frame))
         owner = getattr(called, "__self__", None)
-        if isinstance(owner, _MUTABLE) and self._reads.external(owner):
+        if isinstance(owner, MUTABLE) and self._reads.external(owner):
             self._reads.contents(owner, self._reads.name_of(owner), _line(frame))
-
-
-def impure(called: Any) -> str:
-    """What a built-in does that a replay would not do again, or "" where it does nothing."""
-    name, module = getattr(called, "__name__", ""), getattr(called, "__module__", None) or ""
-    owner = getattr(called, "__self__", None)
-    if called is open:
-        return "open"
-    if owner is builtins:
-        return name if name in IMPURE_BUILTINS or name == "globals" else ""
-    if isinstance(owner, random.Random):
-        return f"random.{name}"
-    if isinstance(owner, io.IOBase):
-        return f"{getattr(owner, 'name', 'file')} {name}"
-    if isinstance(owner, type):
-        clock = owner.__module__ == "datetime" and name in ("now", "today", "utcnow")
-        return f"datetime.{name}" if clock else ""
-    if type(owner).__module__.startswith("numpy.random"):
-        return f"numpy.random {name}"
-    top = module.partition(".")[0] if module else type(owner).__module__.partition(".")[0]
-    return f"{top}.{name}" if top in IMPURE_MODULES else ""
-
-
-def _needs(callee: Any) -> str:
-    """How an argument of `callee` must be looked into."""
-    if isinstance(callee, types.MethodType):
-        callee = callee.__func__
-    if isinstance(callee, (types.FunctionType, Epoch)):
-        return "read"
-    if isinstance(callee, types.BuiltinFunctionType):
-        return "contents" if callee.__name__ in _NOTHING_INSIDE or callee is print else "deep"
-    if isinstance(callee, type):
-        if callee.__module__ == "builtins":
-            return "contents" if callee.__name__ in _NOTHING_INSIDE else "deep"
-        made = any("__init__" in c.__dict__ for c in callee.__mro__ if c.__module__ != "builtins")
-        return "read" if made else "deep"
-    calls = [c.__dict__["__call__"] for c in type(callee).__mro__ if "__call__" in c.__dict__]
-    return "read" if calls and isinstance(calls[0], types.FunctionType) else "deep"
-
-
-def _is_full(cell: types.CellType) -> bool:
-    """Whether a cell holds anything."""
-    return _cell(cell) is not MISSING
-
-
-def _cell(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not assigned yet
-        return MISSING
-
-
-def _unwrap(value: Any) -> Any:
-    """What a built-in iterator goes over: comprehensions are handed one."""
-    for _ in range(4):
-        if type(value).__name__ not in (
-            "list_iterator",
-            "tuple_iterator",
-            "enumerate",
-            "zip",
-            "reversed",
-        ):
-            return value
-        reduced = value.__reduce__()
-        value = reduced[1][0] if len(reduced) > 1 and reduced[1] else value
-    return value
 
 
 def _line(frame: types.FrameType) -> Location:
