@@ -120,7 +120,7 @@ class Observation:
 
 
 _PLAIN = (int, float, bool, str, bytes, complex, type(None), type(...))
-_BRACKETS = {list: "[]", tuple: "()", set: "{}", frozenset: "{}", dict: "{}"}
+_BRACKETS: dict[type, str] = {list: "[]", tuple: "()", set: "{}", frozenset: "{}", dict: "{}"}
 
 
 def describe(value: Any) -> str:
@@ -153,7 +153,7 @@ def _text(value: Any, depth: int) -> str:
 
 
 def _inside(value: Any, depth: int) -> str:
-    left, right = _BRACKETS[type(value)]
+    left, right = tuple(_BRACKETS[type(value)])
     if isinstance(value, dict):
         parts = [f"{_text(k, depth - 1)}: {_text(v, depth - 1)}" for k, v in value.items()]
     else:

@@ -19,19 +19,17 @@ import gc
 import sys
 import types
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tracegrad.ir.location import Location
-from tracegrad.tracer.bytecode import analyse
-from tracegrad.tracer.bytecode_chains import Chain, Use
-from tracegrad.tracer.epoch import Epoch
-from tracegrad.tracer.guard_text import MISSING, Names, is_atom
+from tracegrad.tracer.guard_text import MISSING, is_atom
 from tracegrad.tracer.guards import Observation
 from tracegrad.tracer.modules import is_user_frame
-from tracegrad.tracer.observe_calls import FILE_METHODS, IMPURE_MODULES, impure, needs
-from tracegrad.tracer.reads import Reads, Value
-from tracegrad.tracer.reads_objects import CONTAINERS, cell_value, is_full, unwrap
+from tracegrad.tracer.observe_calls import FILE_METHODS, IMPURE_MODULES, impure
+from tracegrad.tracer.observe_frames import Frames
+from tracegrad.tracer.reads import Reads
+from tracegrad.tracer.reads_objects import cell_value, unwrap
 from tracegrad.tracer.tensor import Tensor
 
 MUTABLE = (list, dict, set, deque, bytearray)
@@ -64,9 +62,11 @@ class Observer:
         self._ids: frozenset[int] = frozenset()
         self._functions: dict[int, list[types.FunctionType]] = {}
         self._done: dict[tuple[Any, ...], Any] = {}
-        self._late: list[tuple[Use, types.CodeType]] = []
-        self._previous: Profiler | None = None
+        self._users: dict[int, tuple[bool, types.CodeType]] = {}
+        self._base: types.FrameType | None = None
+        self._previous: Any = None
         self._reads = Reads(lambda value: id(value) in self._ids)
+        self._frames = Frames(self._reads, arguments)
 
     # ---- the with block -------------------------------------------------------------------------
 
@@ -80,12 +80,14 @@ class Observer:
             self._argument(argument)
         name = getattr(self._fn, "__qualname__", type(self._fn).__name__).rpartition(".")[2]
         self._start(self._fn, name)
+        self._base = sys._getframe(1)
         self._previous = sys.getprofile()
         sys.setprofile(self._event)
         return self
 
     def __exit__(self, *error: object) -> None:
         sys.setprofile(self._previous)
+        self._base = None
 
     def _argument(self, value: Any) -> None:
         if isinstance(value, (list, tuple, dict)):
@@ -116,14 +118,11 @@ class Observer:
     def finish(self) -> Observation:
         """The guards, problems and side effects of the run; lets go of everything held."""
         reads = self._reads
-        for use, code in self._late:
-            location = Location(code.co_filename, use.line, code.co_name)
-            module = sys.modules.get(use.chain[0][1])
-            if module is not None:
-                self._apply(use, Value(module, use.chain[0][1]), {}, location)
+        self._frames.finish()
         self._changes()
         self._alive, self._ids = [], frozenset()
         self._functions.clear()
+        self._users.clear()
         self._done.clear()
         guards = [place.guard for place in reads.places.values() if place.exported]
         return Observation(
@@ -146,11 +145,17 @@ class Observer:
         if self._previous is not None:
             self._previous(frame, event, arg)
         try:
+            user = self._is_user(frame)
             if event == "call":
-                self._call(frame)
-            elif event == "c_call" and is_user_frame(frame):
+                if user:
+                    self._call(frame)
+                elif frame.f_back is not None and self._is_user(frame.f_back):
+                    self._library(frame, frame.f_back)
+            elif not user or frame is self._base:
+                pass
+            elif event == "c_call":
                 self._builtin(frame, arg)
-            elif event == "return" and arg is not None and is_user_frame(frame):
+            elif event == "return" and arg is not None:
                 self._returned(frame, arg)
         except Exception as error:  # an object that resists being looked at: refuse the capture
             self._reads.problem(
@@ -159,11 +164,16 @@ class Observer:
                 'Use backend="eager" for this function, and report this',
             )  # fmt: skip
 
+    def _is_user(self, frame: types.FrameType) -> bool:
+        """Whether the code is the user's; asked at every event, so remembered by id."""
+        code = frame.f_code
+        known = self._users.get(id(code))
+        if known is None:
+            known = self._users[id(code)] = (is_user_frame(frame), code)
+        return known[0]
+
     def _call(self, frame: types.FrameType) -> None:
         code = frame.f_code
-        if not is_user_frame(frame):
-            self._library(frame)
-            return
         if code.co_name == "<module>":
             return  # an import: its code runs once, compiled or not
         values = frame.f_locals
@@ -176,10 +186,10 @@ class Observer:
             values[n] for n in (*code.co_varnames[:count], *code.co_freevars)
             if n in values and not is_atom(values[n]) and self._reads.external(values[n])
         ]  # fmt: skip
-        key = (code, id(frame.f_globals), *map(id, functions), *map(id, outside))
+        key = (id(code), id(frame.f_globals), *map(id, functions), *map(id, outside))
         if key not in self._done:
-            self._done[key] = (outside, functions)
-            self._frame(frame, values, functions)
+            self._done[key] = (code, outside, functions)
+            self._frames.look(frame, values, functions)
 
     def _closures(self, frame: types.FrameType, values: dict[str, Any]) -> list[types.FunctionType]:
         """Functions from before the run whose cells hold what this frame sees."""
@@ -192,181 +202,11 @@ class Observer:
             and all(cell_value(c) is values.get(n, MISSING) for n, c in zip(names, f.__closure__))
         ]  # fmt: skip
 
-    def _frame(
-        self, frame: types.FrameType, values: dict[str, Any], functions: list[types.FunctionType]
-    ) -> None:
-        code = frame.f_code
-        self._own_class(code, values)
-        roots: dict[Chain, list[Value]] = {}
-        for use in analyse(code):
-            location = Location(code.co_filename, use.line, code.co_name)
-            root = use.chain[:1]
-            if root not in roots:
-                roots[root] = list(self._roots(root[0], frame, values, functions, location))
-            for value in roots[root]:
-                self._apply(use, value, roots, location)
-            if use.how == "store" and len(use.chain) == 1:
-                self._store_root(root[0], frame, functions, location)
-            if root[0][0] == "import" and not roots[root]:
-                self._late.append((use, code))
-
-    def _own_class(self, code: types.CodeType, values: dict[str, Any]) -> None:
-        """A method: guard that the class still has it under its name."""
-        if not code.co_argcount or code.co_varnames[0] not in values:
-            return
-        first = values[code.co_varnames[0]]
-        cls = first if isinstance(first, type) else type(first)
-        for owner in cls.__mro__:
-            raw = owner.__dict__.get(code.co_name)
-            if getattr(raw, "__code__", None) is code and self._reads.external(owner):
-                name = f"{owner.__name__}.{code.co_name}"
-                where = Location(code.co_filename, code.co_firstlineno, code.co_name)
-                self._reads.class_slot(owner, code.co_name, raw, name, where)
-
-    # ---- roots ----------------------------------------------------------------------------------
-
-    def _roots(
-        self, root: tuple[str, Any], frame: types.FrameType, values: dict[str, Any],
-        functions: list[types.FunctionType], location: Location,
-    ) -> Iterator[Value]:  # fmt: skip
-        kind, name = root
-        if kind == "global":
-            yield from self._global(frame, name, location)
-        elif kind == "free" and functions:
-            for function in functions:
-                yield from self._free(function, name, location)
-        elif kind in ("free", "local"):
-            if name in values:
-                value = unwrap(values[name])
-                yield Value(value, self._reads.name_of(value) if name == ".0" else name)
-        elif kind == "import":
-            full = name.lstrip(".")
-            if full != name:
-                package = frame.f_globals.get("__package__") or ""
-                base = package.rsplit(".", len(name) - len(full) - 1)[0]
-                full = f"{base}.{full}" if full else base
-            if full in sys.modules:
-                yield Value(sys.modules[full], full)
-
-    def _global(self, frame: types.FrameType, name: str, location: Location) -> Iterator[Value]:
-        scope = frame.f_globals
-        own = scope.get(name, MISSING)
-        if own is MISSING and frame.f_code.co_flags & 0x01 == 0 and name in frame.f_locals:
-            return  # the body of a class: its own name
-        value = own if own is not MISSING else frame.f_builtins.get(name, MISSING)
-
-        def at(names: Names) -> str:
-            return f"{names(scope)}[{name!r}]"
-
-        if own is not MISSING:
-            self._reads.place(scope, ("item", str, name), at, own, name, "global", location)
-        else:
-            inner = frame.f_builtins
-
-            def absent(names: Names) -> str:
-                text = f"{name!r} not in {names(scope)}"
-                if value is MISSING:
-                    return f"{text} and {name!r} not in {names(inner)}"
-                return f"{text} and {names(inner)}[{name!r}] is {names(value)}"
-
-            self._reads.place(
-                scope, ("item", str, name), at, MISSING, name, "global", location, absent
-            )
-        if value is not MISSING:
-            yield Value(value, name)
-
-    def _free(self, function: types.FunctionType, name: str, location: Location) -> Iterator[Value]:
-        assert function.__closure__ is not None, "a function with free variables has cells"
-        cell = function.__closure__[function.__code__.co_freevars.index(name)]
-        value = cell_value(cell)
-        self._reads.place(
-            cell, ("cell",), lambda names: f"{names(cell)}.cell_contents", value, name,
-            "nonlocal", location, lambda names: "not " + f"{names(is_full)}({names(cell)})",
-        )  # fmt: skip
-        if value is not MISSING:
-            yield Value(value, name)
-
-    def _store_root(
-        self, root: tuple[str, Any], frame: types.FrameType,
-        functions: list[types.FunctionType], location: Location,
-    ) -> None:  # fmt: skip
-        kind, name = root
-        if kind == "global":
-            list(self._global(frame, name, location))
-            self._reads.stored((id(frame.f_globals), "item", str, name), location)
-        for function in functions if kind == "free" else ():
-            list(self._free(function, name, location))
-            cell = (function.__closure__ or ())[function.__code__.co_freevars.index(name)]
-            self._reads.stored((id(cell), "cell"), location)
-
-    # ---- uses -----------------------------------------------------------------------------------
-
-    def _apply(
-        self, use: Use, root: Value, roots: dict[Chain, list[Value]], location: Location
-    ) -> None:
-        reads = self._reads
-        if use.how == "store":
-            self._store(use, root, location)
-            return
-        for found in reads.resolve(root, use.chain, location):
-            if not reads.external(found.value):
-                continue
-            if use.how == "read" and len(use.chain) == 1 and use.chain[0][0] in ("local", "free"):
-                self._handed_in(found, location)
-            how = use.how
-            if how == "argument":
-                how = self._passed(use, roots, location)
-            if how == "operate":
-                how = "deep" if isinstance(found.value, CONTAINERS) else "read"
-            if how == "contents":
-                reads.contents(found.value, found.name, location)
-            elif how == "deep":
-                reads.deep(found.value, found.name, location)
-
-    def _handed_in(self, found: Value, location: Location) -> None:
-        """An object that reached a frame as a variable; tensors come guarded, or are arguments."""
-        value = found.value
-        given = id(value) in self._reads.keyed or any(value is a for a in self._arguments)
-        if isinstance(value, Epoch) or not (given or isinstance(value, Tensor) or is_atom(value)):
-            self._reads.seen(value, found.name, location)
-
-    def _store(self, use: Use, root: Value, location: Location) -> None:
-        if len(use.chain) == 1:
-            return
-        key = use.chain[-1][1]
-        for holder in self._reads.resolve(root, use.chain[:-1], location):
-            value = holder.value
-            if not self._reads.external(value) or isinstance(value, Tensor):
-                continue  # attributes of tensors are the recorder's
-            own = getattr(value, "__dict__", {})
-            current = own.get(key, MISSING) if key in own or hasattr(value, "__dict__") \
-                else getattr(value, key, MISSING)  # fmt: skip
-            self._reads.place(
-                value, ("stored", key), lambda names, v=value: f"{names(v)}.{key}", current,
-                f"{holder.name}.{key}", "attribute", location,
-                lambda names, v=value: f"{key!r} not in {names(v)}.__dict__",
-            )  # fmt: skip
-            self._reads.stored((id(value), "attr", key), location)
-
-    def _passed(self, use: Use, roots: dict[Chain, list[Value]], location: Location) -> str:
-        """How far an argument must be looked into: not at all where the callee is seen."""
-        if not use.callees:
-            return "deep"
-        worst, found = "read", False
-        for chain in use.callees:
-            for root in roots.get(chain[:1], ()):
-                for callee in self._reads.resolve(root, chain, location):
-                    how, found = needs(callee.value), True
-                    worst = max(worst, how, key=("read", "contents", "deep").index)
-            if chain[:1] not in roots:
-                return "deep"
-        return worst if found else "deep"
-
     # ---- what calls and returns show ------------------------------------------------------------
 
-    def _library(self, frame: types.FrameType) -> None:
-        caller = frame.f_back
-        if caller is None or not is_user_frame(caller):
+    def _library(self, frame: types.FrameType, caller: types.FrameType) -> None:
+        """Code of a library, called from the user's: is it impure, and what is it given?"""
+        if caller is self._base:
             return
         module = str(frame.f_globals.get("__name__", ""))
         name = frame.f_code.co_name
