@@ -62,7 +62,8 @@ class Observer:
         self._ids: frozenset[int] = frozenset()
         self._functions: dict[int, list[types.FunctionType]] = {}
         self._done: dict[tuple[Any, ...], Any] = {}
-        self._users: dict[int, tuple[bool, types.CodeType]] = {}
+        self._users: dict[int, bool] = {}
+        self._codes: list[types.CodeType] = []  # keeps the ids in `_users` their own
         self._base: types.FrameType | None = None
         self._previous: Any = None
         self._reads = Reads(lambda value: id(value) in self._ids)
@@ -82,7 +83,7 @@ class Observer:
         self._start(self._fn, name)
         self._base = sys._getframe(1)
         self._previous = sys.getprofile()
-        sys.setprofile(self._event)
+        sys.setprofile(self._hook())
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -123,6 +124,7 @@ class Observer:
         self._alive, self._ids = [], frozenset()
         self._functions.clear()
         self._users.clear()
+        self._codes.clear()
         self._done.clear()
         guards = [place.guard for place in reads.places.values() if place.exported]
         return Observation(
@@ -141,9 +143,24 @@ class Observer:
 
     # ---- events ---------------------------------------------------------------------------------
 
+    def _hook(self) -> Profiler:
+        """What `sys.setprofile` calls; events inside libraries leave it as early as can be."""
+        users, previous, event_of_user = self._users, self._previous, self._event
+
+        def hook(frame: types.FrameType, event: str, arg: Any) -> None:
+            if previous is not None:
+                previous(frame, event, arg)
+            if users.get(id(frame.f_code)) is False:
+                if event != "call":
+                    return
+                caller = frame.f_back
+                if caller is None or users.get(id(caller.f_code)) is False:
+                    return
+            event_of_user(frame, event, arg)
+
+        return hook
+
     def _event(self, frame: types.FrameType, event: str, arg: Any) -> None:
-        if self._previous is not None:
-            self._previous(frame, event, arg)
         try:
             user = self._is_user(frame)
             if event == "call":
@@ -169,8 +186,9 @@ class Observer:
         code = frame.f_code
         known = self._users.get(id(code))
         if known is None:
-            known = self._users[id(code)] = (is_user_frame(frame), code)
-        return known[0]
+            self._codes.append(code)
+            known = self._users[id(code)] = is_user_frame(frame)
+        return known
 
     def _call(self, frame: types.FrameType) -> None:
         code = frame.f_code

@@ -276,7 +276,8 @@ ROUNDABOUT = {
     "reduce": (_C + "import functools\ndef f(x):\n    return functools.reduce(lambda y, o: y * o.k, L, x)",
                "d.k = 6"),
     "dict values": (_C + "def f(x):\n    return x * list(D.values())[1].k", "d.k = 6"),
-    "dict items": (_C + "def f(x):\n    for k, v in D.items():\n        x = x * v.o.k\n    return x", "d.o.k = 8"),
+    "dict items": (_C + "def f(x):\n    for k, v in D.items():\n        x = x * v.o.k\n"
+                   "    return x", "d.o.k = 8"),
     "dict copy": (_C + "def f(x):\n    return x * dict(D)['b'].k", "d.k = 6"),
     "dict get": (_C + "def f(x):\n    return x * D.get('b', c).k", "d.k = 6"),
     "dict spread": (_C + "def f(x):\n    return x * {**D}['b'].k", "d.k = 6"),
@@ -313,14 +314,16 @@ ROUNDABOUT = {
                        "c.k = 9"),
     "inner function": (_C + "def f(x):\n    def g():\n        def h(): return c.k\n        return h()\n"
                        "    return x * g()", "c.k = 9"),
-    "default of an inner function": (_C + "def f(x):\n    def g(o=c): return o.k\n    return x * g()", "c.k = 9"),
+    "default of an inner function": (_C + "def f(x):\n    def g(o=c): return o.k\n"
+                                     "    return x * g()", "c.k = 9"),
     "assigned by an inner function": (_C + "def f(x):\n    o = None\n    def g():\n        nonlocal o\n"
                                       "        o = c\n    g()\n    return x * o.k", "c.k = 9"),
     "copy": (_C + "import copy\ndef f(x):\n    return x * copy.copy(c).k", "c.k = 9"),
     "deep copy": (_C + "import copy\ndef f(x):\n    return x * copy.deepcopy(c).o.k", "c.o.k = 9"),
     "asdict": ("from dataclasses import dataclass, asdict\n@dataclass\nclass A:\n    k: int = 2\n"
                "c = A()\ndef f(x):\n    return x * asdict(c)['k']", "c.k = 9"),
-    "replace": ("from dataclasses import dataclass, replace\n@dataclass\nclass A:\n    k: int = 2\n    j: int = 1\n"
+    "replace": ("from dataclasses import dataclass, replace\n@dataclass\nclass A:\n    k: int = 2\n"
+                "    j: int = 1\n"
                 "c = A()\ndef f(x):\n    return x * replace(c, j=2).k", "c.k = 9"),
     "__getattr__": ("class A:\n    def __init__(self):\n        self.data = {'k': 2}\n"
                     "    def __getattr__(self, n):\n        return self.data[n]\nc = A()\ndef f(x):\n"
@@ -333,9 +336,11 @@ ROUNDABOUT = {
     "dict subclass": ("class A(dict):\n    pass\nc = A(k=2)\ndef f(x):\n    return x * c['k']", "c['k'] = 9"),
     "dict with attributes": ("class A(dict):\n    def __getattr__(self, n):\n        return self[n]\n"
                              "c = A(k=2)\ndef f(x):\n    return x * c.k", "c['k'] = 9"),
-    "descriptor": ("class P:\n    def __init__(self, v): self.v = v\n    def __get__(self, o, t): return self.v\n"
+    "descriptor": ("class P:\n    def __init__(self, v): self.v = v\n"
+                   "    def __get__(self, o, t): return self.v\n"
                    "class A:\n    k = P(2)\nc = A()\ndef f(x):\n    return x * c.k", "A.__dict__['k'].v = 9"),
-    "inherited slots": ("class A:\n    __slots__ = ('k',)\nclass B(A):\n    __slots__ = ('j',)\nc = B()\nc.k = 2\n"
+    "inherited slots": ("class A:\n    __slots__ = ('k',)\nclass B(A):\n    __slots__ = ('j',)\n"
+                        "c = B()\nc.k = 2\n"
                         "def f(x):\n    return x * c.k", "c.k = 9"),
     "type(self)": ("class A:\n    k = 2\n    def g(self): return type(self).k\nc = A()\ndef f(x):\n"
                    "    return x * c.g()", "A.k = 9"),
@@ -355,14 +360,16 @@ ROUNDABOUT = {
     "argv": ("import sys\ndef f(x):\n    return x * len(sys.argv)", "sys.argv.append('a')"),
     "context variable": ("import contextvars\nv = contextvars.ContextVar('v', default=1)\ndef f(x):\n"
                          "    return x * v.get()", "v.set(2)"),
-    "thread local": ("import threading\nt = threading.local()\nt.k = 2\ndef f(x):\n    return x * t.k", "t.k = 3"),
+    "thread local": ("import threading\nt = threading.local()\nt.k = 2\ndef f(x):\n"
+                     "    return x * t.k", "t.k = 3"),
     "weak reference": ("import weakref\nclass A:\n    k = 2\nc = A()\nr = weakref.ref(c)\ndef f(x):\n"
                        "    return x * r().k", "A.k = 3"),
     "lru_cache": ("import functools\nk = 2\n@functools.lru_cache\ndef g():\n    return k\ndef f(x):\n"
                   "    return x * g()", "g.cache_clear(); k = 3"),
     "singledispatch": ("import functools\nk = 2\n@functools.singledispatch\ndef g(o):\n    return o * k\n"
                        "def f(x):\n    return g(x)", "k = 3"),
-    "default dict": ("from collections import defaultdict\nD = defaultdict(int)\ndef f(x):\n    return x * D['a']",
+    "default dict": ("from collections import defaultdict\nD = defaultdict(int)\ndef f(x):\n"
+                     "    return x * D['a']",
                      "D['a'] = 2"),
     "ordered dict": ("from collections import OrderedDict\nD = OrderedDict(a=1)\ndef f(x):\n"
                      "    return x * next(iter(D.values()))", "D['b'] = D.pop('a') + 1"),
@@ -371,21 +378,26 @@ ROUNDABOUT = {
     "bytearray": ("a = bytearray(b'a')\ndef f(x):\n    return x * a[0]", "a[0] = 3"),
     "numpy array": ("import numpy as np\na = np.ones(3, 'float32')\ndef f(x):\n    return x * tg.tensor(a)\n"
                     "import tracegrad as tg", "a[0] = 3"),
-    "numpy array in a default": ("import numpy as np\nimport tracegrad as tg\ndef f(x, a=np.ones(3, 'float32')):\n"
+    "numpy array in a default": ("import numpy as np\nimport tracegrad as tg\n"
+                                 "def f(x, a=np.ones(3, 'float32')):\n"
                                  "    return x * tg.tensor(a)", "f.__defaults__[0][0] = 3"),
     "generator object": ("g = (i for i in range(9))\ndef f(x):\n    return x * next(g)", "next(g)"),
     "counter": ("import itertools\ni = itertools.count()\ndef f(x):\n    return x * next(i)", "next(i)"),
     "function attribute": ("def g(x):\n    return x * g.k\ng.k = 2\ndef f(x):\n    return g(x)", "g.k = 3"),
     "class body": ("k = 2\ndef f(x):\n    class A:\n        j = k\n    return x * A.j", "k = 3"),
-    "metaclass": ("class M(type):\n    @property\n    def k(cls): return cls.j\nclass A(metaclass=M):\n    j = 2\n"
+    "metaclass": ("class M(type):\n    @property\n    def k(cls): return cls.j\nclass A(metaclass=M):\n"
+                  "    j = 2\n"
                   "def f(x):\n    return x * A.k", "A.j = 3"),
-    "mapping proxy": ("import types\nD = {'a': 1}\np = types.MappingProxyType(D)\ndef f(x):\n    return x * p['a']",
+    "mapping proxy": ("import types\nD = {'a': 1}\np = types.MappingProxyType(D)\ndef f(x):\n"
+                      "    return x * p['a']",
                       "D['a'] = 2"),
-    "user dict": ("from collections import UserDict\nD = UserDict(a=1)\ndef f(x):\n    return x * D['a']", "D['a'] = 2"),
+    "user dict": ("from collections import UserDict\nD = UserDict(a=1)\ndef f(x):\n"
+                  "    return x * D['a']", "D['a'] = 2"),
     "chain map": ("from collections import ChainMap\nE = {'a': 1}\nD = ChainMap({}, E)\ndef f(x):\n"
                   "    return x * D['a']", "E['a'] = 2"),
     "held by a module, iterated": (MODEL + "from types import SimpleNamespace as Space\n"
-                                   "m = Model(L=[Space(k=2)])\ndef f(x):\n    for o in m.L:\n        x = x * o.k\n"
+                                   "m = Model(L=[Space(k=2)])\ndef f(x):\n    for o in m.L:\n"
+                                   "        x = x * o.k\n"
                                    "    return x", "m.L[0].k = 3"),
     "module of nn": ("import tracegrad as tg\nfrom types import SimpleNamespace as Space\n"
                      "class N(tg.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
@@ -397,7 +409,8 @@ ROUNDABOUT = {
     "training mode": ("import tracegrad as tg\nm = tg.nn.Dropout()\ndef f(x):\n    return m(x)", "m.eval()"),
     "hook": ("import tracegrad as tg\nm = tg.nn.ReLU()\ndef f(x):\n    return m(x)",
              "m.register_forward_hook(lambda m, i, o: o * 2)"),
-    "global fallback of a cell": ("def make():\n    L = [1]\n    def f(x):\n        return x * L[0]\n    return f, L\n"
+    "global fallback of a cell": ("def make():\n    L = [1]\n    def f(x):\n        return x * L[0]\n"
+                                  "    return f, L\n"
                                   "f, L = make()", "L[0] = 3"),
     "star import": ("from math import *\ndef f(x):\n    return x * pi", "pi = 3"),
 }  # fmt: skip
