@@ -52,7 +52,7 @@ def is_user_frame(frame: types.FrameType) -> bool:
     filename = frame.f_code.co_filename
     if not is_user_file(filename):
         return False
-    return filename[:1] != "<" or not _is_library_name(str(frame.f_globals.get("__name__", "")))
+    return filename != "<string>" or not _is_library_name(str(frame.f_globals.get("__name__", "")))
 
 
 def is_user_module(module: types.ModuleType) -> bool:
