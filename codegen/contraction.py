@@ -72,14 +72,18 @@ def _as_loops(node: Node, x: Any, y: Any) -> Any:
     m, n = [x.shape[a] for a in free_x], [y.shape[a] for a in free_y]
     out = node.out.dtype
     wide = dtypes.float32 if out.c_compute != out.c_type else out
-    left = ops.permute(ops.cast(x, dtype=wide), axes=(*bx, *free_x, *cx))
-    right = ops.permute(ops.cast(y, dtype=wide), axes=(*by, *free_y, *cy))
+    left = ops.permute(_as(wide, x), axes=(*bx, *free_x, *cx))
+    right = ops.permute(_as(wide, y), axes=(*by, *free_y, *cy))
     left = ops.reshape(left, shape=(*batch, *m, *(1,) * len(n), *contract))
     right = ops.reshape(right, shape=(*batch, *(1,) * len(m), *n, *contract))
     first = len(batch) + len(m) + len(n)
     product = left * right
     total = ops.reduce_sum(product, axes=tuple(range(first, first + len(contract))), keepdims=False)
-    return ops.cast(total, dtype=out)
+    return _as(out, total)
+
+
+def _as(dtype: dtypes.DType, x: Any) -> Any:
+    return x if x.dtype is dtype else ops.cast(x, dtype=dtype)
 
 
 # ---- operands as strided views ------------------------------------------------------------------

@@ -84,7 +84,10 @@ def _left_binding(tokens: list[Any], k: int) -> int:
 
 
 def _right_binding(right: Any) -> int:
-    return _BINARY[right[1]] if right[0] == "op" else 0
+    if right[0] != "op":
+        return 0
+    # `a ? b : c ? d : e` groups to the right: a conditional before `?` needs parentheses
+    return TERNARY + 1 if right[1] == "?" else _BINARY[right[1]]
 
 
 def fill(template: str, slots: Mapping[str, Expr]) -> Expr:

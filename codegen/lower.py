@@ -104,6 +104,7 @@ class Lowering:
         self.prefix, self.splits = prefix, splits
         self.memo: dict[Any, Term] = {}
         self.symbols: dict[str, Term] = {}
+        self.divided: list[tuple[str, str, int, Affine]] = []  # quotient, remainder, of what
         self.uses_status = False
 
     def term(self, value: Value, index: Index, guards: tuple[Guard, ...] = ()) -> Term:
@@ -150,7 +151,7 @@ class Lowering:
         self, value: Value, index: Index, guards: tuple[Guard, ...], strides: Shape | None = None
     ) -> Term:
         buffer = self.buffers[value]
-        at = offset(index, buffer.strides if strides is None else strides)
+        at = self._undivided(offset(index, buffer.strides if strides is None else strides))
         key = ("load", buffer.name, at, guards)
         if key not in self.memo:
             self.memo[key] = Term(
@@ -291,7 +292,8 @@ class Lowering:
             return exact
         if self.splits and len(expression.terms) == 1 and expression.const == 0:
             ((name, c),) = expression.terms
-            if c == 1 and name in self.extents and self.extents[name] % divisor == 0:
+            loop = name in self.extents and name not in self.symbols
+            if c == 1 and loop and self.extents[name] % divisor == 0:
                 raise SplitRequest(name, divisor)
         bounds = expression.bounds(self.extents)
         counter = Term("index", INT64, affine=expression)
@@ -303,7 +305,19 @@ class Lowering:
             counter.uses += 1
             term = Term("apply", INT64, f"{{x}} {op} {divisor}", {"x": counter}, cost=4)
             parts.append(self._symbol((op, expression, divisor), term, high))
+        names = (parts[0].symbols[0], parts[1].symbols[0])
+        if (*names, divisor, expression) not in self.divided:
+            self.divided.append((*names, divisor, expression))
         return parts[0], parts[1]
+
+    def _undivided(self, at: Affine) -> Affine:
+        """`divisor * (e / divisor) + e % divisor` is `e`."""
+        for quotient, remainder, divisor, expression in reversed(self.divided):
+            c = at.coefficient(remainder)
+            if c and at.coefficient(quotient) == c * divisor:
+                parts = Affine.symbol(quotient) * divisor + Affine.symbol(remainder)
+                at = at + parts * -c + expression * c
+        return at
 
     def _symbol(self, key: Any, term: Term, extent: int | None) -> Affine:
         """Make an integer term a symbol that index expressions may use."""

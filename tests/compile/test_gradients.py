@@ -160,9 +160,9 @@ def test_hooks_on_inputs_and_results() -> None:
     for _ in range(3):
         seen: list[Any] = []
         x = leaf(3)
-        x.register_hook(lambda g: seen.append("x") or g * 10)
+        x.register_hook(lambda g, seen=seen: seen.append("x") or g * 10)
         y = f(x)
-        y.register_hook(lambda g: seen.append("y"))
+        y.register_hook(lambda g, seen=seen: seen.append("y"))
         y.sum().backward()
         assert seen == ["y", "x"]
         np.testing.assert_allclose(x.grad.numpy(), 20 * np.cos(x.detach().numpy()), rtol=1e-13)
