@@ -6,17 +6,22 @@ Graphs come from the strategy of the pass tests; here their inputs also get odd 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
-from compiled import assert_compiled_equals_evaluated, reference
+from compiled import assert_compiled_equals_evaluated, reference, run
+from drawing import graph as drawn_graph
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from random_graphs import assert_same_bits, graphs
 
+from tracegrad.ir import ops
 from tracegrad.ir.errors import DivisionByZeroError, NotDifferentiableError
 from tracegrad.ir.graph import Graph
 from tracegrad.ir.passes import autodiff, optimize
 from tracegrad.ir.passes.partition import partition
+from tracegrad.runtime import threads
 
 Drawn = tuple[Graph, list[np.ndarray]]
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck),
@@ -101,3 +106,32 @@ def test_many_compiled_graphs_equal_the_interpreter(drawn: Drawn, seed: int) -> 
 @given(graphs(nodes=12), SEEDS)
 def test_many_compiled_backwards_equal_the_interpreter(drawn: Drawn, seed: int) -> None:
     check_backward(drawn, seed)
+
+
+# ---- threads ------------------------------------------------------------------------------------
+
+
+def parallel_work(x: Any, w: Any) -> Any:
+    """Every form of nest, on sizes that are worth several threads."""
+    wave = ops.sin(x) * w
+    rows = ops.reduce_sum(wave, axes=(1,), keepdims=True)
+    columns = ops.reduce_sum(ops.exp(x * 0.1), axes=(0,), keepdims=False)
+    everything = ops.reduce_sum(wave * x, axes=(0, 1), keepdims=False)
+    greatest = ops.reduce_max(x, axes=(0, 1), keepdims=False)
+    product = ops.dot_general(x, wave, contract=((1,), (1,)), batch=((), ()))
+    return wave, rows, columns, everything, greatest, product, x / rows
+
+
+@pytest.mark.parametrize("count", [2, 7])
+def test_any_number_of_threads_gives_the_same_bits(count: int) -> None:
+    graph = drawn_graph(parallel_work, (1200, 700), (700,))
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=v.shape).astype(np.float32) for v in graph.inputs]
+    before = threads.get_num_threads()
+    try:
+        threads.set_num_threads(1)
+        one = run(graph, arrays)
+        threads.set_num_threads(count)
+        assert_same_bits(run(graph, arrays), one)
+    finally:
+        threads.set_num_threads(before)
