@@ -22,6 +22,7 @@ from tracegrad.ir.types import Shape, contiguous_strides
 SMALL = 8 * 8 * 8  # multiplications per product below which a BLAS call costs more than it saves
 PANEL_FLOPS = 4_000_000  # above this the rows are cut into panels for threads
 PANELS = 8
+PANEL_ROWS = 128  # fewer rows and a panel's time goes into packing the other operand again
 
 Views = Mapping[Value, tuple[Buffer, Affine, dict[str, int]]]
 
@@ -227,7 +228,7 @@ def plan_contraction(
         at = at + (Affine.symbol(f"b{i}") * strides[i] if size > 1 else 0)
     rows, panels = m, 1
     if 2 * m * n * k > PANEL_FLOPS and prod(batch) == 1 and m >= 2 * PANELS:
-        rows = -(-m // PANELS)
+        rows = max(-(-m // PANELS), min(PANEL_ROWS, -(-m // 2)))
         panels = -(-m // rows)
     height = str(m)
     body: list[Line | Loop] = []
