@@ -241,7 +241,7 @@ def get(name: str) -> Primitive:
 
 
 def is_scalar(x: Any) -> bool:
-    """True for Python and NumPy numbers, which are weak in type promotion."""
+    """True for Python and NumPy numbers, which are weak in type promotion beside tensors."""
     return isinstance(x, (bool, int, float, np.generic))
 
 
@@ -255,7 +255,12 @@ def type_of(x: Any) -> TensorType:
     return TensorType(x.shape, x.dtype, str(getattr(x, "device", "cpu")))
 
 
-def _operand_dtype(op: Primitive, x: Any) -> tuple[DType, int | None]:
+def _operand_dtype(op: Primitive, x: Any, operands: Sequence[Any]) -> tuple[DType, int | None]:
+    if isinstance(x, np.generic) and not any(
+        hasattr(type(y), "__tracegrad_bind__") for y in operands
+    ):
+        # among arrays it is the result of arithmetic on 0-d ones, and keeps its dtype
+        return dtypes.from_numpy(x.dtype), 0
     if is_scalar(x):
         return dtypes.scalar_dtype(x.item() if isinstance(x, np.generic) else x), None
     if isinstance(x, np.ndarray):
@@ -274,7 +279,7 @@ def promoted(op: Primitive, operands: Sequence[Any]) -> tuple[Any, ...]:
         DTypeError: the common dtype is not among those that `op` accepts.
         OperandError: an operand is neither a tensor nor a number.
     """
-    seen = [_operand_dtype(op, x) for x in operands]
+    seen = [_operand_dtype(op, x, operands) for x in operands]
     names = op.args if not op.variadic else op.args * len(operands)
     chosen = [i for i, n in enumerate(names) if op.promote is None or n in op.promote]
     target = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import inspect
 import os
 import threading
@@ -90,6 +91,18 @@ def eager() -> Iterator[None]:
         yield
     finally:
         _eager.depth -= 1
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep the garbage collector from running finalisers of others in the midst of a capture."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class CompiledFunction:
@@ -218,7 +231,7 @@ class CompiledFunction:
                 recorder.argument(leaf, position, names[position])
         observer = Observer(self._fn, leaves)
         before = (state.grad_enabled, state.inference, dtypes.get_default_dtype())
-        with observer, recording(recorder):
+        with _no_collection(), observer, recording(recorder):
             result = self._fn(*args, **kwargs)
         if before != (state.grad_enabled, state.inference, dtypes.get_default_dtype()):
             recorder.reasons.append(Reason("it changes the grad mode or default dtype", None))

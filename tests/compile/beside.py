@@ -12,6 +12,7 @@ import numpy as np
 
 import tracegrad as tg
 from tracegrad.ir import dtypes
+from tracegrad.runtime import cache, folder, history, kernels, toolchain
 from tracegrad.tracer import verification
 from tracegrad.tracer.pytree import flatten
 
@@ -112,3 +113,13 @@ def assert_same(
         assert info.traces == traces, compiled.explain()
         assert info.eager_calls == 0, compiled.explain()
     return compiled
+
+
+def fresh() -> None:
+    """Forget everything that a new process would not know."""
+    kernels.unload_all()
+    toolchain.forget()
+    folder.forget_stores()
+    folder.forget_warnings()
+    history.clear_history()
+    cache.forget()

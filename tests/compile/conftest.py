@@ -6,19 +6,9 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from beside import fresh
 
 import tracegrad as tg
-from tracegrad.runtime import cache, folder, history, kernels, toolchain
-
-
-def fresh() -> None:
-    """Forget everything that a new process would not know."""
-    kernels.unload_all()
-    toolchain.forget()
-    folder.forget_stores()
-    folder.forget_warnings()
-    history.clear_history()
-    cache.forget()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from beside import assert_equal, assert_same
-from conftest import fresh
+from beside import assert_equal, assert_same, fresh
 
 import tracegrad as tg
 from tracegrad.codegen import unit

@@ -275,3 +275,31 @@ def test_a_tensor_from_nowhere_is_refused() -> None:
     box.made = iter([tg.ones(2)] * 5)
     with pytest.raises(tg.errors.CaptureError):
         tg.compile(box)(tg.ones(2))
+
+
+def test_the_garbage_collector_is_not_part_of_the_run() -> None:
+    """Callbacks of the collector (pytest and hypothesis have some) are nobody's side effects."""
+    import gc
+
+    seen: list[str] = []
+
+    def callback(phase: str, info: Any) -> None:
+        seen.append(phase)
+
+    def fn(x: Any) -> Any:
+        for _ in range(60):
+            x = x + len([[k] for k in range(50)])
+        return x
+
+    threshold = gc.get_threshold()
+    gc.callbacks.append(callback)
+    gc.set_threshold(10)
+    try:
+        f = tg.compile(fn)
+        f(tg.ones(2))
+        f(tg.ones(2))
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(callback)
+    assert seen
+    assert f.cache_info().hits == 1, f.explain()

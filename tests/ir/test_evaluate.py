@@ -91,3 +91,13 @@ def test_a_graph_of_constants_needs_no_inputs() -> None:
         two = ops.add(builder.constant(1, F), 1.0)
     (found,) = evaluate(builder.finish([two]), [])
     assert found.shape == () and found == 2
+
+
+def test_numpy_scalars_among_arrays_keep_their_dtype() -> None:
+    """NumPy gives scalars for arithmetic on 0-d arrays; they are values, not weak numbers."""
+    x = np.asarray(1 / 3)
+    made = ops.exp(x - np.asarray(0.0))
+    assert made.dtype == np.float64
+    assert made == np.exp(1 / 3)
+    assert ops.mul(np.float64(1 / 3), np.float32(2)).dtype == np.float64
+    assert ops.mul(np.ones(3, np.float32), 2.5).dtype == np.float32
