@@ -33,7 +33,8 @@ from tracegrad.runtime import executable
 from tracegrad.runtime.kernels import pointer
 
 if TYPE_CHECKING:
-    from tracegrad.tracer.trace import Backward, Trace
+    from tracegrad.tracer.compiled_backward import Backward
+    from tracegrad.tracer.trace import Trace
 
 ULPS = 4096
 NUDGE = 8  # units in the last place by which the inputs are moved, see Note [Conditioning]

@@ -1,0 +1,215 @@
+"""The backward of a trace: its executable, and the tape node that runs it.
+
+`Backward` is generated at its first use, one per pattern of cotangents that are present.
+`CompiledBackward` is what the tape holds: residuals, and the inputs for derivatives of higher
+order. Start reading at `CompiledBackward.apply`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tracegrad.codegen.unit import Unit, contiguous_inputs
+from tracegrad.ir.errors import CompileError, CompilerNotFound, GradientError
+from tracegrad.ir.evaluate import evaluate
+from tracegrad.ir.graph import Graph, Value
+from tracegrad.ir.passes import optimize
+from tracegrad.ir.primitive import type_of
+from tracegrad.ir.types import Shape
+from tracegrad.runtime import executable
+from tracegrad.runtime.executable import Executable
+from tracegrad.runtime.kernels import pointer
+from tracegrad.tracer import tape, verification
+from tracegrad.tracer.storage import Storage
+from tracegrad.tracer.tensor import Tensor, wrap
+
+if TYPE_CHECKING:
+    from tracegrad.tracer.trace import Trace
+
+
+class Backward:
+    """The backward executable of a trace for one pattern of cotangents.
+
+    With all cotangents present it starts from the residuals that the forward kept; with some
+    missing, so that no `0 * inf` is added for them, from the primal inputs.
+    """
+
+    def __init__(self, trace: Trace, present: tuple[bool, ...]) -> None:
+        assert trace.cut is not None
+        self.trace = trace
+        self.from_residuals = all(present)
+        self.graph, self.wrt = trace.vjp_graph(present)
+        if self.from_residuals:
+            self.graph, self.wrt = optimize(trace.cut.backward), trace.wrt
+        self.distinct, self.places = passed_through(self.graph)
+        self.strides = self._strides()
+        self.copied = self._copied()
+        self.interpreted = False  # set where verification failed
+        self._unit: Unit | None = None
+        self._executable: Executable | None = None
+
+    def _strides(self) -> dict[Value, Shape]:
+        plain = contiguous_inputs(self.graph)
+        return {
+            v: self.trace.strides[u]
+            for v, u in zip(self.graph.inputs, self._primal_inputs(), strict=False)
+            if u in self.trace.strides and v not in plain
+        }
+
+    def _copied(self) -> tuple[int, ...]:
+        """Positions of primals that may come with strides the kernels do not take."""
+        inputs = {v: k for k, v in enumerate(self.trace.graph.inputs)}
+        odd = self.trace.copied
+        return tuple(
+            k for k, u in enumerate(self._primal_inputs())
+            if (u in self.trace.strides and self.graph.inputs[k] not in self.strides)
+            or (inputs.get(u) in odd and not self.from_residuals)
+        )  # fmt: skip
+
+    def _primal_inputs(self) -> tuple[Value, ...]:
+        assert self.trace.cut is not None
+        return self.trace.cut.residuals if self.from_residuals else self.trace.graph.inputs
+
+    def kernel_graph(self) -> Graph:
+        """What is compiled: each gradient once, none that is an input."""
+        return self.graph.replace(outputs=self.distinct)
+
+    def unit(self) -> Unit:
+        """The generated C."""
+        if self._executable is not None:
+            return self._executable.unit
+        if self._unit is None:
+            self._unit = executable.generate(self.kernel_graph(), self.strides)
+        return self._unit
+
+    def run(
+        self, primals: Sequence[np.ndarray], cotangents: Sequence[np.ndarray]
+    ) -> list[np.ndarray]:
+        """Gradients of the inputs `wrt`, from residuals (or inputs) and cotangents."""
+        arrays = [*primals, *cotangents]
+        for k in self.copied:
+            arrays[k] = plain_memory(arrays[k])
+        for k in range(len(primals), len(arrays)):
+            flags = arrays[k].flags
+            if not (flags.c_contiguous and flags.aligned):
+                arrays[k] = plain_memory(arrays[k])
+        made: tuple[np.ndarray, ...] = ()
+        if self.distinct and not self.interpreted:
+            first = self._executable is None
+            if first:
+                self._build()
+            if self._executable is not None:
+                made = self._executable.call(*(pointer(a) for a in arrays))
+                if first or self.trace.verify == "always":
+                    verification.check_backward(self, arrays, made)
+        if self.interpreted:
+            return [np.array(a) for a in evaluate(self.graph, arrays)]
+        given: set[int] = set()  # each gradient has memory of its own: it may be added to
+        parts = []
+        for kind, at in self.places:
+            fresh = kind == "array" and at not in given
+            array = made[at] if kind == "array" else arrays[at]
+            parts.append(array if fresh else array.copy())
+            given.update((at,) if fresh else ())
+        return parts
+
+    def _build(self) -> None:
+        """Compile; without a compiler that can, the gradients are interpreted."""
+        try:
+            self._executable = executable.build(self.kernel_graph(), "backward", self.strides)
+        except (CompilerNotFound, CompileError) as error:
+            self.interpreted = True
+            if isinstance(error, CompileError):
+                text = f"the backward of {self.trace.name} runs eagerly: {error}"
+                warnings.warn(text, verification.EagerWarning, stacklevel=4)
+
+
+class CompiledBackward(tape.BackwardNode):
+    """The tape node of a compiled function."""
+
+    __slots__ = ("trace", "residuals", "inputs")
+
+    def __init__(
+        self, trace: Trace, edges: Sequence[tape.Edge],
+        residuals: tuple[tuple[np.ndarray, Storage | None, int], ...],
+        inputs: tuple[tuple[np.ndarray, Storage, int], ...],
+    ) -> None:  # fmt: skip
+        super().__init__(edges, [trace.graph.outputs[k].type for k in trace.cotangent_outputs()])
+        self.trace = trace
+        self.residuals: Any = residuals
+        self.inputs: Any = inputs
+
+    def name(self) -> str:
+        """How it prints."""
+        return "CompiledBackward0"
+
+    def release(self) -> None:
+        """Drop residuals and inputs."""
+        self.residuals = None
+        self.inputs = None
+
+    def owns(self, part: Tensor, cotangents: Sequence[Tensor | None]) -> bool:
+        """Gradients are new arrays, one each."""
+        return part._array.base is None
+
+    def apply(self, cotangents: list[Tensor | None], create_graph: bool) -> list[Tensor | None]:
+        """Run the compiled backward, or eager operations where it must be differentiable."""
+        if self.residuals is None:
+            raise GradientError(tape.FREED)
+        present = tuple(c is not None for c in cotangents)
+        given = [c for c in cotangents if c is not None]
+        if create_graph:
+            parts, wrt = self._differentiable(present, given)
+        else:
+            backward = self.trace.backward(present)
+            wrt = backward.wrt
+            arrays = self._arrays(backward)
+            parts = [wrap(a) for a in backward.run(arrays, [c._array for c in given])]
+        by_input = dict(zip(wrt, parts, strict=True))
+        return [by_input.get(i) for i in self.trace.wrt]
+
+    def _arrays(self, backward: Backward) -> list[np.ndarray]:
+        """What the backward starts from, checked to be as the forward left it."""
+        return self._unchanged(self.residuals if backward.from_residuals else self.inputs)
+
+    def _unchanged(self, kept: Sequence[tuple[np.ndarray, Storage | None, int]]) -> Any:
+        for array, storage, version in kept:
+            if storage is not None and storage.version != version:
+                text = tape._overwritten(storage, version, tape.NO_EDGE, type_of(array))
+                raise GradientError(text)
+        return [array for array, _, _ in kept]
+
+    def _differentiable(self, present: tuple[bool, ...], given: Sequence[Tensor]) -> Any:
+        """Gradients computed by eager operations on the inputs, so that they have a history."""
+        graph, wrt = self.trace.vjp_graph(present)
+        inputs = []
+        for array, (_, storage, _) in zip(self._unchanged(self.inputs), self.inputs, strict=True):
+            inputs.append(wrap(array, storage))
+        for i, (node, number) in zip(self.trace.wrt, self.edges, strict=True):
+            inputs[i]._requires_grad = True
+            inputs[i]._grad_fn, inputs[i]._output_nr = node, number
+        return evaluate(graph, [*inputs, *given]), wrt
+
+
+def passed_through(graph: Graph) -> tuple[tuple[Value, ...], list[tuple[str, int]]]:
+    """The distinct computed outputs, and for each output ("array", k) or ("input", k)."""
+    inputs = {v: k for k, v in enumerate(graph.inputs)}
+    distinct: list[Value] = []
+    places: list[tuple[str, int]] = []
+    for v in graph.outputs:
+        if v in inputs:
+            places.append(("input", inputs[v]))
+            continue
+        if v not in distinct:
+            distinct.append(v)
+        places.append(("array", distinct.index(v)))
+    return tuple(distinct), places
+
+
+def plain_memory(array: np.ndarray) -> np.ndarray:
+    """The array itself where it is row-major without gaps and aligned, else a copy that is."""
+    return np.require(array, requirements=("C", "A"))

@@ -1,0 +1,183 @@
+"""The launcher of a trace: generated Python from guards to results.
+
+`LauncherBuilder` decides the lines; `codegen.launchers` lays them out; `build` compiles the text
+and binds its names. Start reading at `LauncherBuilder.build`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tracegrad.codegen.launchers import GuardLine, Launcher, launcher_text
+from tracegrad.ir.graph import Value
+from tracegrad.runtime.kernels import pointer
+from tracegrad.tracer import tape, verification
+from tracegrad.tracer.capture import Source
+from tracegrad.tracer.compiled_backward import CompiledBackward, plain_memory
+from tracegrad.tracer.tensor import wrap
+
+if TYPE_CHECKING:
+    from tracegrad.tracer.trace import Trace
+
+MISS = object()
+"""What a launcher returns when one of its guards fails."""
+
+
+class LauncherBuilder:
+    """Writes the launcher of one compiled trace."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+        self.capture = trace.capture
+        self.names = _input_names(trace.capture.sources)
+
+    def build(self) -> tuple[str, Callable[[Sequence[Any]], Any]]:
+        """The text of the launcher, and the function."""
+        trace, names = self.trace, self.names
+        namespace: dict[str, Any] = {
+            "MISS": MISS, "trace": trace, "wrap": wrap, "pointer": pointer, "missed": trace.missed,
+            "contiguous": plain_memory, "CompiledBackward": CompiledBackward,
+            "edge": tape.gradient_edge,
+        }  # fmt: skip
+        guards = self._guard_views(namespace)
+        inputs: list[str] = []
+        addresses: list[str] = []
+        for k, (source, name) in enumerate(zip(self.capture.sources, names, strict=True)):
+            if source.kind == "argument":
+                inputs.append(f"{name} = leaves[{source.position}]")
+            elif source.kind == "random":
+                namespace[f"generator_{k}"] = source.generator
+                inputs.append(f"{name} = generator_{k}.next_state()")
+            else:
+                namespace[name] = source.tensor
+            if k in self.trace.copied:
+                inputs.append(f"copy_{k} = contiguous({name}._array)")
+                addresses.append(f"pointer(copy_{k})")
+            else:
+                addresses.append(f"{name}._ptr()")
+        if trace.executable is not None:
+            namespace["forward"] = trace.executable.call
+            made = ", ".join(f"array_{k}" for k in range(len(trace.distinct)))
+            call = f"{made}, = forward({', '.join(addresses)})"
+            if trace.verify == "always":
+                namespace["verified"] = lambda *parts: verification.verified(trace, *parts)
+                arrays = _tuple([f"{name}._array" for name in names])
+                call += f"\n    {made}, = verified({arrays}, ({made},))"
+        else:
+            call = "pass  # nothing is computed"
+        launcher = Launcher(
+            f"Replay of {trace.name}, captured because {trace.why}.", tuple(guards), tuple(inputs),
+            call, tuple(self._result_lines()), self._returned(),
+        )  # fmt: skip
+        text = launcher_text(launcher)
+        exec(compile(text, f"<tracegrad launcher of {trace.name}>", "exec"), namespace)
+        return text, namespace["launch"]
+
+    def _guard_views(self, namespace: dict[str, Any]) -> list[GuardLine]:
+        views = []
+        for i, guard in enumerate(self.trace.guards):
+            namespace.update(guard.bindings)
+            where = f", read at {guard.location}" if guard.location else ""
+            views.append(GuardLine(guard.text, f"{guard.name}{where}", i))
+        for k, s in enumerate(self.capture.sources):
+            if s.kind != "captured":
+                continue
+            assert s.tensor is not None
+            namespace[f"captured_{k}"] = s.tensor
+            name = s.value.name or f"captured_{k}"
+            array = s.tensor._array
+            namespace[f"dtype_{k}"] = array.dtype
+            text = (
+                f"captured_{k}._array.shape == {array.shape} and "
+                f"captured_{k}._array.strides == {array.strides} and "
+                f"captured_{k}._array.dtype == dtype_{k} and "
+                f"captured_{k}.requires_grad is {s.tensor.requires_grad}"
+            )
+            views.append(GuardLine(text, f"{name}: {s.value.type}", len(self.trace.guards) + k))
+        for position, tensor in self.trace.same:
+            namespace[f"same_{position}"] = tensor
+            text = f"leaves[{position}] is same_{position}"
+            views.append(GuardLine(text, "the argument was also read from outside", -1))
+        return views
+
+    def _result_lines(self) -> list[str]:
+        """Wrap the arrays that the caller sees, and put the backward on the tape."""
+        names = self.names
+        lines = []
+        owners = self._owners()
+        for k, (kind, at) in enumerate(self.trace.places[: len(self.capture.graph.outputs)]):
+            if kind == "array" and owners[at] == k:
+                lines.append(f"out_{k} = wrap(array_{at})")
+            else:  # the same value once more: memory of its own
+                source = f"array_{at}" if kind == "array" else f"{names[at]}._array"
+                lines.append(f"out_{k} = wrap({source}.copy())")
+        outputs = self.trace.cotangent_outputs()
+        if self.trace.wrt and outputs:
+            residuals = _tuple([self._residual(v) for v in self._residual_values()])
+            edges = _tuple([f"edge({names[i]})" for i in self.trace.wrt])
+            inputs = _tuple([f"({n}._array, {n}._storage, {n}._storage.version)" for n in names])
+            lines.append(f"node = CompiledBackward(trace, {edges}, {residuals}, {inputs})")
+            for number, k in enumerate(outputs):
+                lines.append(f"out_{k}._requires_grad = True")
+                lines.append(f"out_{k}._grad_fn = node")
+                if number:
+                    lines.append(f"out_{k}._output_nr = {number}")
+        lines.append("trace.hits += 1")
+        return lines
+
+    def _owners(self) -> dict[int, int]:
+        """For each array of the forward that the caller sees, the first output that wraps it."""
+        owners: dict[int, int] = {}
+        for k, (kind, at) in enumerate(self.trace.places[: len(self.capture.graph.outputs)]):
+            if kind == "array":
+                owners.setdefault(at, k)
+        return owners
+
+    def _residual_values(self) -> tuple[Value, ...]:
+        return self.trace.cut.residuals if self.trace.cut is not None else ()
+
+    def _residual(self, value: Value) -> str:
+        """Python text of one residual: (array, storage or None, version).
+
+        The storage is that of the tensor whose memory it is, so that a write to it is noticed.
+        """
+        cut, names = self.trace.cut, self.names
+        assert cut is not None
+        if value in cut.forward.inputs:
+            k = cut.forward.inputs.index(value)
+            array = f"copy_{k}" if k in self.trace.copied else f"{names[k]}._array"
+            return f"({array}, {names[k]}._storage, {names[k]}._storage.version)"
+        kind, at = self.trace.places[cut.forward.outputs.index(value)]
+        if kind == "input":  # simplification found it to be one
+            array = f"{names[at]}._array"
+            if not self.capture.sources[at].contiguous:
+                array = f"contiguous({array})"
+            return f"({array}, {names[at]}._storage, {names[at]}._storage.version)"
+        owner = self._owners().get(at)
+        return f"(array_{at}, {'None' if owner is None else f'out_{owner}._storage'}, 0)"
+
+    def _returned(self) -> str:
+        parts = []
+        for kind, k in self.capture.returns:
+            if kind == "output":
+                parts.append(f"out_{k}")
+            elif self.capture.sources[k].kind in ("argument", "captured"):
+                parts.append(self.names[k])
+            else:
+                parts.append(f"wrap({self.names[k]}._array.copy())")  # each call makes a new one
+        return _tuple(parts)
+
+
+def _input_names(sources: Sequence[Source]) -> list[str]:
+    """A distinct Python name for each input; no other name of a launcher begins with `in_`."""
+    names: list[str] = []
+    for k, s in enumerate(sources):
+        name = f"in_{s.value.name}"
+        names.append(name if s.value.name.isidentifier() and name not in names else f"in_{k}")
+    return names
+
+
+def _tuple(parts: Sequence[str]) -> str:
+    """The text of a tuple."""
+    return f"({', '.join(parts)}{',' if len(parts) == 1 else ''})"
