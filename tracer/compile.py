@@ -14,6 +14,7 @@ import gc
 import inspect
 import os
 import threading
+import traceback
 import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -36,19 +37,18 @@ from tracegrad.tracer.capture import Capture, GraphRecorder, Reason
 from tracegrad.tracer.capture_hook import recording
 from tracegrad.tracer.device import device
 from tracegrad.tracer.epoch import Epoch
-from tracegrad.tracer.pytree import flatten, is_sequence
-from tracegrad.tracer.random import Generator
+from tracegrad.tracer.keys import BY_IDENTITY, PLAIN, difference, make_key
+from tracegrad.tracer.launcher import MISS
+from tracegrad.tracer.profiling import profilers
+from tracegrad.tracer.pytree import flatten
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tensor import Tensor
-from tracegrad.tracer.trace import MISS, Trace
+from tracegrad.tracer.trace import Trace
 from tracegrad.tracer.verification import EagerWarning
 
 BACKENDS = ("c", "eager")
 VERIFY = ("first", "always", "off")
 MANY_TRACES = 8
-_PLAIN = (int, float, bool, str, bytes, complex, type(None), type(Ellipsis))
-_BY_VALUE = (DType, device)
-_BY_IDENTITY = (types.FunctionType, types.BuiltinFunctionType, type, Generator)
 _RETURNED = (Tensor, Epoch, DType, device, np.generic)
 
 
@@ -132,9 +132,12 @@ class CompiledFunction:
         ):  # fmt: skip
             return self._fn(*args, **kwargs)
         leaves: list[Any] = []
-        key = self._key(args, kwargs, leaves)
+        key = make_key(self._label, args, kwargs, leaves)
         for trace in self._traces.get(key, ()):
-            result = trace.launch(leaves)
+            if profilers and state.profiler is not None:
+                result = state.profiler.launch(self._label, trace.launch, leaves)
+            else:
+                result = trace.launch(leaves)
             if result is not MISS:
                 return trace.rebuild(result)
         if key in self._eager_keys:
@@ -153,64 +156,6 @@ class CompiledFunction:
 
     def __repr__(self) -> str:
         return f"<compiled {self._label}: {len(self._order)} trace(s)>"
-
-    # ---- keys -----------------------------------------------------------------------------------
-
-    def _key(self, args: Sequence[Any], kwargs: dict[str, Any], leaves: list[Any]) -> Any:
-        """What the choice of a trace depends on; fills `leaves` with the arguments' leaves."""
-        parts: list[Any] = [(state.grad_enabled, state.inference), dtypes.get_default_dtype()]
-        for i, x in enumerate(args):
-            self._describe(x, parts, leaves, i)
-        for name, x in kwargs.items():
-            parts.append(name)
-            self._describe(x, parts, leaves, name)
-        tensors = [id(x) for x in leaves if isinstance(x, Tensor)]
-        if len(set(tensors)) < len(tensors):
-            parts.append(tuple(tensors.index(t) for t in tensors))
-        return tuple(parts)
-
-    def _describe(self, x: Any, parts: list[Any], leaves: list[Any], where: Any) -> None:
-        if isinstance(x, Tensor):
-            a = x._array
-            grad = x._requires_grad if x._view is None else x.requires_grad
-            parts.append((a.shape, a.dtype, a.strides, grad, a.flags.aligned))
-            leaves.append(x)
-        elif type(x) in _PLAIN:
-            parts.append((type(x), repr(x) if isinstance(x, float | complex) else x))
-            leaves.append(x)
-        elif isinstance(x, Epoch):
-            parts.append(id(x))
-            leaves.append(x)
-        elif isinstance(x, _BY_VALUE):
-            parts.append((type(x), repr(x)))
-            leaves.append(x)
-        elif isinstance(x, np.generic):
-            parts.append((type(x), repr(x)))
-            leaves.append(x)
-        elif isinstance(x, _BY_IDENTITY):
-            parts.append((type(x), id(x)))
-            leaves.append(x)
-        elif is_sequence(type(x)):
-            parts.append((type(x), len(x)))
-            for i, y in enumerate(x):
-                self._describe(y, parts, leaves, f"{where}[{i}]")
-        elif type(x) is dict:
-            parts.append((dict, tuple(x)))
-            for k, y in x.items():
-                self._describe(y, parts, leaves, f"{where}[{k!r}]")
-        else:
-            raise OperandError(self._refusal(x, where))
-
-    def _refusal(self, x: Any, where: Any) -> str:
-        kind = type(x).__name__
-        remedy = (
-            "make it a tensor with tracegrad.from_numpy(...)" if isinstance(x, np.ndarray)
-            else "pass its tensors and numbers as arguments of their own"
-        )  # fmt: skip
-        return (
-            f"compile: argument {where} of {self._label} is a {kind}, whose changes a compiled "
-            f"function could not see; {remedy}, or run with backend='eager'"
-        )
 
     # ---- capture --------------------------------------------------------------------------------
 
@@ -244,10 +189,10 @@ class CompiledFunction:
         structure = flatten(result, results)
         tensors = [t for t in results if isinstance(t, Tensor)]
         for x in results:
-            if not isinstance(x, _RETURNED) and type(x) not in _PLAIN:
+            if not isinstance(x, _RETURNED) and type(x) not in PLAIN:
                 recorder.reasons.append(Reason(f"it returns a {type(x).__name__}", None))
         capture = recorder.finish(tensors)
-        self._held.extend(x for x in leaves if isinstance(x, (Epoch, *_BY_IDENTITY)))
+        self._held.extend(x for x in leaves if isinstance(x, (Epoch, *BY_IDENTITY)))
         if capture.reasons:
             self._stay_eager(key, capture.reasons)
             return result
@@ -256,10 +201,24 @@ class CompiledFunction:
             (p, x) for p, x in enumerate(leaves)
             if isinstance(x, Tensor) and any(x is t for t in observation.tensors)
         ]  # fmt: skip
-        trace = Trace(self._label, capture, observation.guards, why, self._verify, same)
-        trace.remember_results(structure, results)
-        self._build(key, trace, recorder, tensors)
+        with self._own_faults(key):
+            trace = Trace(self._label, capture, observation.guards, why, self._verify, same)
+            trace.remember_results(structure, results)
+            self._build(key, trace, recorder, tensors)
         return result
+
+    @contextlib.contextmanager
+    def _own_faults(self, key: Any) -> Iterator[None]:
+        """A fault of the compiler itself costs speed, not the result: said loudly, then eager."""
+        try:
+            yield
+        except Exception as error:
+            fault = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{os.path.basename(fault.filename)}:{fault.lineno}"
+            what = f"{type(error).__name__} in {where}: {error}"
+            self._stay_eager(
+                key, (Reason(f"tracegrad failed on it ({what}); please report", None),)
+            )
 
     def _build(
         self, key: Any, trace: Trace, recorder: GraphRecorder, tensors: list[Tensor]
@@ -332,7 +291,7 @@ class CompiledFunction:
             return failed[-1].explain_miss()
         if not self._traces:
             return "it was called for the first time"
-        return "it was called with " + _difference(next(reversed(self._traces)), key)
+        return "it was called with " + difference(next(reversed(self._traces)), key)
 
     def _leaf_names(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[str]:
         """How the user would write each leaf of the arguments."""
@@ -409,24 +368,6 @@ class CompiledFunction:
             lines.append("  Runs eagerly for one kind of arguments, because:")
             lines.extend(f"    {reason}" for reason in reasons)
         return "\n".join(lines)
-
-
-def _difference(old: Any, new: Any) -> str:
-    """How two keys differ, in words."""
-    if len(old) != len(new):
-        return "other arguments"
-    for i, (a, b) in enumerate(zip(old, new, strict=True)):
-        if a == b:
-            continue
-        if i == 0:
-            return f"grad mode {'on' if b[0] else 'off'}"
-        if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b) == 5:
-            words = ("shape", "dtype", "strides", "requires_grad", "alignment")
-            changed = [f"{w} {x} -> {y}" for w, x, y in zip(words, a, b, strict=True) if x != y]
-            return f"another tensor as argument {i - 2}: {', '.join(changed)}"
-        if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b) == 2:
-            return f"another value of argument {i - 2}: {a[1]} -> {b[1]}"
-    return "other arguments"
 
 
 def compile(

@@ -197,3 +197,18 @@ def test_verify_off_does_not_compare(miscompiled: None) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert abs(f(x).item() - work(x).item()) > 1e-3
+
+
+def test_a_fault_of_the_compiler_itself_is_reported_and_costs_no_result(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*args: object, **kwargs: object) -> None:
+        raise AssertionError("no such plan")
+
+    monkeypatch.setattr("tracegrad.runtime.executable.plan_unit", broken)
+    monkeypatch.setattr("tracegrad.runtime.cache.get_text", lambda *args: None)
+    f = tg.compile(lambda x: x * 3.25)
+    with pytest.warns(tg.EagerWarning, match=r"tracegrad failed on it \(AssertionError.*no such plan"):
+        assert f(tg.tensor([2.0])).tolist() == [6.5]
+    assert f(tg.tensor([4.0])).tolist() == [13.0]
+    assert f.cache_info().eager_calls == 1

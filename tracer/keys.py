@@ -1,0 +1,114 @@
+"""The key of a call: what decides which traces may answer it.
+
+Tensors count by shape, dtype, strides, requires_grad and alignment; numbers and strings by value;
+modules, functions and generators by identity; containers by their contents. Ambient state (grad
+mode, default dtype) comes first. Start reading at `make_key`.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tracegrad.ir import dtypes
+from tracegrad.ir.dtypes import DType
+from tracegrad.ir.errors import OperandError
+from tracegrad.tracer.device import device
+from tracegrad.tracer.epoch import Epoch
+from tracegrad.tracer.pytree import is_sequence
+from tracegrad.tracer.random import Generator
+from tracegrad.tracer.state import state
+from tracegrad.tracer.tensor import Tensor
+
+PLAIN = (int, float, bool, str, bytes, complex, type(None), type(Ellipsis))
+BY_VALUE = (DType, device)
+BY_IDENTITY = (types.FunctionType, types.BuiltinFunctionType, type, Generator)
+
+
+def make_key(
+    label: str, args: Sequence[Any], kwargs: Mapping[str, Any], leaves: list[Any]
+) -> tuple[Any, ...]:
+    """What the choice of a trace depends on; fills `leaves` with the arguments' leaves.
+
+    Args:
+        label: the function's name, for messages.
+    Raises:
+        OperandError: an argument is of a type whose changes could not be seen.
+    """
+    parts: list[Any] = [(state.grad_enabled, state.inference), dtypes.get_default_dtype()]
+    for i, x in enumerate(args):
+        _describe(label, x, parts, leaves, i)
+    for name, x in kwargs.items():
+        parts.append(name)
+        _describe(label, x, parts, leaves, name)
+    tensors = [id(x) for x in leaves if isinstance(x, Tensor)]
+    if len(set(tensors)) < len(tensors):
+        parts.append(tuple(tensors.index(t) for t in tensors))
+    return tuple(parts)
+
+
+def _describe(label: str, x: Any, parts: list[Any], leaves: list[Any], where: Any) -> None:
+    """Append what identifies an argument; tensors by type, numbers by value."""
+    if isinstance(x, Tensor):
+        a = x._array
+        grad = x._requires_grad if x._view is None else x.requires_grad
+        parts.append((a.shape, a.dtype, a.strides, grad, a.flags.aligned))
+        leaves.append(x)
+    elif type(x) in PLAIN:
+        parts.append((type(x), repr(x) if isinstance(x, float | complex) else x))
+        leaves.append(x)
+    elif isinstance(x, Epoch):
+        parts.append(id(x))
+        leaves.append(x)
+    elif isinstance(x, BY_VALUE):
+        parts.append((type(x), repr(x)))
+        leaves.append(x)
+    elif isinstance(x, np.generic):
+        parts.append((type(x), repr(x)))
+        leaves.append(x)
+    elif isinstance(x, BY_IDENTITY):
+        parts.append((type(x), id(x)))
+        leaves.append(x)
+    elif is_sequence(type(x)):
+        parts.append((type(x), len(x)))
+        for i, y in enumerate(x):
+            _describe(label, y, parts, leaves, f"{where}[{i}]")
+    elif type(x) is dict:
+        parts.append((dict, tuple(x)))
+        for k, y in x.items():
+            _describe(label, y, parts, leaves, f"{where}[{k!r}]")
+    else:
+        raise OperandError(_refusal(label, x, where))
+
+
+def _refusal(label: str, x: Any, where: Any) -> str:
+    kind = type(x).__name__
+    remedy = (
+        "make it a tensor with tracegrad.from_numpy(...)" if isinstance(x, np.ndarray)
+        else "pass its tensors and numbers as arguments of their own"
+    )  # fmt: skip
+    return (
+        f"compile: argument {where} of {label} is a {kind}, whose changes a compiled "
+        f"function could not see; {remedy}, or run with backend='eager'"
+    )
+
+
+def difference(old: Any, new: Any) -> str:
+    """How two keys differ, in words."""
+    if len(old) != len(new):
+        return "other arguments"
+    for i, (a, b) in enumerate(zip(old, new, strict=True)):
+        if a == b:
+            continue
+        if i == 0:
+            return f"grad mode {'on' if b[0] else 'off'}"
+        if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b) == 5:
+            words = ("shape", "dtype", "strides", "requires_grad", "alignment")
+            changed = [f"{w} {x} -> {y}" for w, x, y in zip(words, a, b, strict=True) if x != y]
+            return f"another tensor as argument {i - 2}: {', '.join(changed)}"
+        if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b) == 2:
+            return f"another value of argument {i - 2}: {a[1]} -> {b[1]}"
+    return "other arguments"
