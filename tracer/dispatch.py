@@ -15,6 +15,7 @@ from tracegrad.ir.errors import OperandError
 from tracegrad.ir.primitive import Primitive
 from tracegrad.ir.types import TensorType
 from tracegrad.tracer import tape
+from tracegrad.tracer.profiling import profilers
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tape import NO_EDGE, Plan, accumulator
 from tracegrad.tracer.tensor import Tensor, View, dtype_of, wrap
@@ -26,6 +27,8 @@ _PLANS_KEPT = 16384
 
 def dispatch(op: Primitive, operands: Sequence[Any], params: Mapping[str, Any]) -> Tensor:
     """Apply `op` to promoted operands (Tensors, NumPy scalars or arrays) and wrap the result."""
+    if profilers and state.profiler is not None:
+        return state.profiler.operation(dispatch, op, operands, params)
     arrays = []
     key: list[Any] = [op]
     tracked = 0

@@ -14,6 +14,7 @@ import numpy as np
 
 from tracegrad.ir.errors import GradientError, OperandError, ShapeError
 from tracegrad.tracer.device import Size
+from tracegrad.tracer.profiling import apply_node, profilers
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tape import AccumulateGrad, BackwardNode, Edge, gradient_edge
 from tracegrad.tracer.tensor import Tensor, wrap
@@ -188,7 +189,8 @@ def _one_step(output: Tensor, gradient: Any, keep: bool) -> bool:
     state.grad_enabled = False
     try:
         cotangents: list[Tensor | None] = [seed]
-        parts = node.apply(cotangents, False)
+        apply = apply_node if profilers else type(node).apply
+        parts = apply(node, cotangents, False)
         for (target, _), part in zip(node.edges, parts, strict=True):
             if part is not None and target is not None:
                 fresh = part is not seed and node.owns(part, cotangents)
@@ -254,7 +256,8 @@ def _step(
 ) -> None:  # fmt: skip
     """Run one node and hand its results on."""
     cts = [None if s is None else s[0] for s in slots]
-    parts = node.apply(cts, create_graph)
+    apply = apply_node if profilers else type(node).apply
+    parts = apply(node, cts, create_graph)
     for edge, part in zip(node.edges, parts, strict=True):
         target = edge[0]
         if part is None or target is None or (useful is not None and target not in useful):

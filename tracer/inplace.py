@@ -16,6 +16,7 @@ from tracegrad.ir import ops
 from tracegrad.ir.dtypes import DType
 from tracegrad.ir.errors import DTypeError, GradientError, ShapeError
 from tracegrad.tracer.pointwise import named
+from tracegrad.tracer.profiling import profilers
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tape import scalar_type_name
 from tracegrad.tracer.tensor import Tensor, wrap
@@ -72,6 +73,8 @@ def apply(
         DTypeError: the result's dtype is of a higher category than the target's.
         ShapeError: the result's shape is not the target's.
     """
+    if profilers and state.profiler is not None:
+        return state.profiler.inplace(apply, name, target, compute, operands, params)
     check_writable(target)
     source = target
     if state.grad_enabled and any(

@@ -1,4 +1,4 @@
-"""What the tracer keeps per thread: the grad mode and the active recorder.
+"""What the tracer keeps per thread: the grad mode, the active recorder and profiler.
 
 One object, `state`, so that the hot path reads one thread-local. Nothing else lives here.
 """
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tracegrad.tracer.capture_hook import Recorder
+    from tracegrad.tracer.profiling import Profiler
 
 
 class _State(threading.local):
@@ -18,6 +19,7 @@ class _State(threading.local):
     grad_enabled: bool = True
     inference: bool = False
     recorder: Recorder | None = None
+    profiler: Profiler | None = None
 
 
 state = _State()
