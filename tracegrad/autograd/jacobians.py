@@ -1,0 +1,203 @@
+"""Jacobians and Hessians as tensors, row by row in reverse mode or column by column in forward.
+
+Both modes are built on the tape: a row is one backward pass, seeded with a unit vector; a column is
+the derivative, along a unit vector, of a backward pass that is linear in its seeds. Start reading
+at `jacobian`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tracegrad.autograd import functional_checks as checks
+from tracegrad.autograd.functional_checks import Tensors
+from tracegrad.ir.errors import GradientError
+from tracegrad.tracer.factories import zeros, zeros_like
+from tracegrad.tracer.grad_mode import enable_grad
+from tracegrad.tracer.joining import stack
+from tracegrad.tracer.tensor import Tensor, wrap
+
+MODES = ("forward-mode", "reverse-mode")
+_STRATEGY = 'Expected strategy to be either "forward-mode" or "reverse-mode".'
+_STRATEGY_HINT = (
+    ' Hint: If your function has more outputs than inputs, "forward-mode" tends to be more '
+    'performant. Otherwise, prefer to use "reverse-mode".'
+)
+_HERE = "torch.autograd.functional.jacobian: "
+_NOT_TOGETHER = (
+    ' and `strategy="forward-mode"` are not supported together (yet). Please either set '
+)
+_ONLY_VECTORIZED = (
+    "Computing Jacobian using forward-AD or forward-over-reverse Hessian isonly implemented for "
+    "`vectorize=True`."
+)
+
+
+def jacobian(
+    func: Callable[..., Any], inputs: Any, create_graph: bool = False, strict: bool = False,
+    vectorize: bool = False, strategy: str = "reverse-mode",
+) -> Any:  # fmt: skip
+    """All partial derivatives of `func` at `inputs`.
+
+    Args:
+        func: takes the inputs, returns a tensor or a tuple of tensors.
+        inputs: a tensor, or a tuple of tensors, of floating dtype.
+        create_graph: make the Jacobian differentiable; reverse mode only.
+        strict: refuse an output that does not depend on an input, instead of giving zeros.
+        vectorize: accepted as PyTorch accepts it, and checked against the other arguments; rows
+            and columns are computed one after the other either way.
+        strategy: "reverse-mode", one pass per output element; or "forward-mode", one pass per
+            input element, which PyTorch allows with `vectorize=True` only.
+    Returns:
+        `J[i][j]` of the shape of output i followed by that of input j, and of input j's dtype
+        (output i's in forward mode). A level is left out where output or inputs are no tuple.
+    Raises:
+        AssertionError: an unknown strategy.
+        NotImplementedError, GradientError: arguments that exclude each other; strict mode found
+            an independence.
+        OperandError: inputs or outputs are not tensors.
+    Source: torch.autograd.functional.jacobian.
+    Example:
+        >>> import tracegrad as tg
+        >>> jacobian(lambda x: x * x, tg.tensor([1.0, 2.0]))
+        tensor([[2., 0.],
+                [0., 4.]])
+    """
+    if strategy not in MODES:
+        raise AssertionError(_STRATEGY + _STRATEGY_HINT)
+    forward = strategy == "forward-mode"
+    _check_options(create_graph, strict, vectorize, forward)
+    with enable_grad():
+        in_tuple, given = checks.as_tensors(inputs, "inputs", "jacobian")
+        at = checks.fresh(given, create_graph)
+        out_tuple, outputs = checks.as_tensors(func(*at), checks.OUTPUTS, "jacobian")
+        if strict:
+            checks.require_history(outputs, checks.NO_HISTORY)
+        if vectorize and strict:
+            raise GradientError(
+                f"{_HERE}`strict=True` and `vectorized=True` are not supported together. Please "
+                "either set `strict=False` or `vectorize=False`."
+            )
+        if forward:
+            rows = _columns(outputs, at)
+        else:
+            rows = [_rows(i, x, at, create_graph, strict) for i, x in enumerate(outputs)]
+        result = tuple(checks.finished(row, in_tuple, create_graph) for row in rows)
+    return result if out_tuple else result[0]
+
+
+def _check_options(create_graph: bool, strict: bool, vectorize: bool, forward: bool) -> None:
+    """Refuse what PyTorch does not offer in forward mode."""
+    if not forward:
+        return
+    if create_graph:
+        raise NotImplementedError(
+            f"{_HERE}`create_graph=True`{_NOT_TOGETHER}`create_graph=False` or "
+            '`strategy="reverse-mode"`.'
+        )
+    if strict:
+        raise GradientError(
+            f"{_HERE}`strict=True`{_NOT_TOGETHER}`strict=False` or "
+            '`strategy="reverse-mode"`.'
+        )  # fmt: skip
+    if not vectorize:
+        raise NotImplementedError(_ONLY_VECTORIZED)
+
+
+def _unit(like: Tensor, k: int) -> Tensor:
+    """Zeros of the shape and dtype of `like`, but for a one as element k in row-major order."""
+    array = np.zeros(like._array.size, like._array.dtype)
+    array[k] = 1
+    return wrap(array.reshape(like._array.shape))
+
+
+def _stacked(parts: list[Tensor], shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """`parts` one after the other, in the given shape; `like` tells the dtype of none at all."""
+    if not parts:
+        return zeros(*shape, dtype=like.dtype)
+    return stack(parts).reshape(shape)
+
+
+def _rows(number: int, output: Tensor, at: Tensors, create_graph: bool, strict: bool) -> Tensors:
+    """The Jacobian of one output with respect to every input."""
+    rows: list[list[Tensor]] = [[] for _ in at]
+    for k in range(output.numel()):
+        seed = (_unit(output, k),)
+        found = checks.gradients((output,), at, seed, create_graph, retain_graph=True)
+        for j, (x, ct) in enumerate(zip(at, found, strict=True)):
+            if strict and ct is None:
+                raise GradientError(
+                    f"Output {number} of the user-provided function is independent of input {j}."
+                    + checks.STRICT
+                )
+            if strict and create_graph and ct is not None and not ct.requires_grad:
+                raise GradientError(checks.BACK.constant.format(j))
+            rows[j].append(zeros_like(x) if ct is None else ct)
+    return tuple(
+        _stacked(row, (*output.shape, *x.shape), x) for row, x in zip(rows, at, strict=True)
+    )
+
+
+def _columns(outputs: Tensors, at: Tensors) -> list[Tensors]:
+    """The Jacobians of all outputs, each a tuple over the inputs, by directional derivatives."""
+    seeds = tuple(zeros_like(x, requires_grad=True) for x in outputs)
+    reverse = checks.gradients(outputs, at, seeds, create_graph=True)
+    blocks: list[list[Tensor]] = [[] for _ in outputs]
+    for j, x in enumerate(at):
+        columns: list[list[Tensor]] = [[] for _ in outputs]
+        for k in range(x.numel()):
+            along = (_unit(x, k),)
+            found = checks.gradients((reverse[j],), seeds, along, retain_graph=True)
+            for i, (output, dy) in enumerate(zip(outputs, found, strict=True)):
+                columns[i].append(zeros_like(output) if dy is None else dy.detach())
+        for i, output in enumerate(outputs):
+            block = _stacked(columns[i], (x.numel(), *output.shape), output)
+            order = (*range(1, block.ndim), 0)
+            blocks[i].append(block.permute(*order).reshape((*output.shape, *x.shape)))
+    return [tuple(block) for block in blocks]
+
+
+def hessian(
+    func: Callable[..., Any], inputs: Any, create_graph: bool = False, strict: bool = False,
+    vectorize: bool = False, outer_jacobian_strategy: str = "reverse-mode",
+) -> Any:  # fmt: skip
+    """All second partial derivatives of `func` at `inputs`: the Jacobian of its gradient.
+
+    Args:
+        func: takes the inputs, returns one tensor of one element.
+        inputs: a tensor, or a tuple of tensors, of floating dtype.
+        create_graph: make the Hessian differentiable.
+        strict: refuse independence of the inputs, instead of giving zeros.
+        vectorize, outer_jacobian_strategy: as `vectorize` and `strategy` of `jacobian`, for the
+            outer Jacobian; the inner one is always computed in reverse mode.
+    Returns:
+        `H[i][j]` of the shape of input i followed by that of input j; one tensor for one input.
+    Raises:
+        AssertionError: an unknown strategy.
+        GradientError: the output is not a single element; strict mode found an independence.
+        NotImplementedError, OperandError: as `jacobian`.
+    Source: torch.autograd.functional.hessian.
+    Example:
+        >>> import tracegrad as tg
+        >>> hessian(lambda x: (x**3).sum(), tg.tensor([1.0, 2.0]))
+        tensor([[ 6.,  0.],
+                [ 0., 12.]])
+    """
+    in_tuple, at = checks.as_tensors(inputs, "inputs", "hessian")
+    if outer_jacobian_strategy not in MODES:
+        raise AssertionError(_STRATEGY)
+
+    def scalar(*x: Tensor) -> Tensor:
+        return checks.single_output(func(*x), "hessian", strict).squeeze()
+
+    def gradient(*x: Tensor) -> Tensors:
+        found: Tensors = jacobian(scalar, x, create_graph=True)
+        if strict:
+            checks.require_history(found, checks.CONSTANT_JACOBIAN)
+        return found
+
+    result = jacobian(gradient, at, create_graph, strict, vectorize, outer_jacobian_strategy)
+    return result if in_tuple else result[0][0]
