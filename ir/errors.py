@@ -52,6 +52,10 @@ class GradientError(TracegradError, RuntimeError):
     """The backward pass cannot go on: wrong seed, freed graph, overwritten saved value."""
 
 
+class ProfilerError(TracegradError, RuntimeError):
+    """A profiler is opened inside another, or asked before it has ended. Cure: leave its block."""
+
+
 class ModuleStateError(TracegradError, RuntimeError):
     """Saved state does not fit a module. Cure: load it into the model that it was saved from."""
 

@@ -1,0 +1,187 @@
+"""The table of a profile: which columns there are, how wide, what each cell says.
+
+A column is a title, a width and a function from row to text; the table is those, laid out.
+Start reading at `render`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tracegrad.autograd.profiler_util import format_time
+from tracegrad.ir.errors import ParameterError
+
+if TYPE_CHECKING:
+    from tracegrad.autograd.profiler_util import EventList
+
+WIDTH = 12  # of a column of figures
+GAP = "  "
+UNITS = {"s": 1e6, "ms": 1e3, "us": 1.0}
+SORT_KEYS = (
+    "cpu_time", "cuda_time", "xpu_time", "cpu_time_total", "cuda_time_total", "xpu_time_total",
+    "device_time", "device_time_total", "cpu_memory_usage", "cuda_memory_usage",
+    "xpu_memory_usage", "device_memory_usage", "self_cpu_time_total", "self_cuda_time_total",
+    "self_xpu_time_total", "self_device_time_total", "self_cpu_memory_usage",
+    "self_cuda_memory_usage", "self_xpu_memory_usage", "self_device_memory_usage", "count",
+    "flops", "key",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The arguments of `table` that say how it looks."""
+
+    row_limit: int
+    source_width: int
+    name_width: int
+    shapes_width: int
+    header: str | None
+    top_level: bool
+    time_unit: str | None
+
+
+@dataclass(frozen=True)
+class Column:
+    """A title, a width, and the text of a row's cell."""
+
+    title: str
+    width: int
+    cell: Callable[[Any], str]
+
+
+def format_memory(size: int) -> str:
+    """Bytes as people write them: `4 B`, `3.91 KB`, `-1.50 MB`."""
+    for unit, scale in (("GB", 1024**3), ("MB", 1024**2), ("KB", 1024)):
+        if abs(size) >= scale:
+            return f"{size / scale:.2f} {unit}"
+    return f"{size} B"
+
+
+def render(events: EventList, sort_by: str | None, layout: Layout) -> str:
+    """The table as text; the arguments are those of `profile.table`.
+
+    Raises:
+        AttributeError: `sort_by` is no sort key.
+        ParameterError: `time_unit` is none of s, ms, us.
+    """
+    if layout.time_unit is not None and layout.time_unit not in UNITS:
+        raise ParameterError(
+            f"table: time_unit must be one of {list(UNITS)} or None, got {layout.time_unit!r}"
+        )
+    if sort_by is not None and sort_by not in SORT_KEYS:
+        raise AttributeError(
+            f"'FunctionEvent' object has no attribute {sort_by!r}; "
+            f"sort_by is one of {', '.join(SORT_KEYS)}"
+        )
+    if not events:
+        return ""
+    rows = list(events)
+    if sort_by is not None:
+        rows.sort(key=lambda row: getattr(row, sort_by), reverse=True)
+    shown = [row for row in rows if not layout.top_level or row.cpu_parent is None]
+    if layout.row_limit >= 0:
+        shown = shown[: layout.row_limit]
+    columns = _columns(events, layout)
+    lines = [*_heading(columns, layout)]
+    for row in shown:
+        lines.extend(_lines(columns, row))
+    rule = _rule(columns)
+    total = _clock(layout)(events.self_cpu_time_total)
+    lines += [rule, f"Self CPU time total: {total}", ""]
+    return "\n".join(lines)
+
+
+def _heading(columns: list[Column], layout: Layout) -> list[str]:
+    lines = []
+    double = "=" * (sum(c.width + len(GAP) for c in columns) - len(GAP))
+    if layout.header is not None:
+        lines += [double, layout.header]
+    if layout.top_level:
+        lines += [double, "This report only display top-level ops statistics"]
+    rule = _rule(columns)
+    return [*lines, rule, "".join(c.title.rjust(c.width) + GAP for c in columns), rule]
+
+
+def _rule(columns: list[Column]) -> str:
+    return "".join("-" * c.width + GAP for c in columns)
+
+
+def _lines(columns: list[Column], row: Any) -> list[str]:
+    """A row, and the further lines of its stack below the first."""
+    first = "".join(c.cell(row).rjust(c.width) + GAP for c in columns)
+    if columns[-1].title != "Source Location":
+        return [first]
+    *others, source = columns
+    indent = "".join(" " * c.width + GAP for c in others)
+    further = [_cut_source(line, source.width).rjust(source.width) + GAP for line in row.stack[1:]]
+    return [first, *(indent + line for line in further)]
+
+
+def _clock(layout: Layout) -> Callable[[float], str]:
+    if layout.time_unit is None:
+        return format_time
+    unit, scale = layout.time_unit, UNITS[layout.time_unit]
+    return lambda microseconds: f"{microseconds / scale:.3f}{unit}"
+
+
+def _cut(text: str, limit: int) -> str:
+    return text[: max(0, limit - 3)] + "..." if len(text) >= max(1, limit - 3) else text
+
+
+def _cut_source(text: str, limit: int) -> str:
+    """A file and line, shortened in front, where the least is lost."""
+    return "..." + text[3 - limit :] if len(text) > limit else text
+
+
+def _columns(events: EventList, layout: Layout) -> list[Column]:
+    """The columns that these events fill."""
+    whole = events.self_cpu_time_total
+    clock = _clock(layout)
+
+    def share(time: float) -> str:
+        return f"{100.0 * time / whole:.2f}%" if whole else "0.00%"
+
+    name_width = min(max(len(e.key) for e in events) + 4, layout.name_width)
+    columns = [
+        Column("Name", max(name_width, len("Name")), lambda e: _cut(e.key, layout.name_width)),
+        Column("Self CPU %", WIDTH, lambda e: share(e.self_cpu_time_total)),
+        Column("Self CPU", WIDTH, lambda e: clock(e.self_cpu_time_total)),
+        Column("CPU total %", WIDTH, lambda e: share(e.cpu_time_total)),
+        Column("CPU total", WIDTH, lambda e: clock(e.cpu_time_total)),
+        Column("CPU time avg", WIDTH, lambda e: clock(e.cpu_time)),
+    ]
+    if events.recorded["profile_memory"]:
+        columns += [
+            Column("CPU Mem", WIDTH, lambda e: format_memory(e.cpu_memory_usage)),
+            Column("Self CPU Mem", WIDTH, lambda e: format_memory(e.self_cpu_memory_usage)),
+        ]
+    columns.append(Column("# of Calls", WIDTH, lambda e: str(e.count)))
+    shapes = [str(e.input_shapes) for e in events]
+    if any(e.input_shapes != "" and e.input_shapes for e in events):
+        width = min(max(map(len, shapes)) + 4, layout.shapes_width)
+        limit = layout.shapes_width
+        columns.append(
+            Column("Input Shapes", max(WIDTH, width), lambda e: _cut(str(e.input_shapes), limit))
+        )
+    if events.recorded["with_flops"] and any(e.flops for e in events):
+        columns.append(_flops_column(max(e.flops for e in events)))
+    if any(e.stack for e in events):
+        width = min(max(len(line) for e in events for line in e.stack) + 4, layout.source_width)
+        columns.append(
+            Column("Source Location", max(width, len("Source Location")),
+                   lambda e: _cut_source(e.stack[0], width) if e.stack else "")
+        )  # fmt: skip
+    return columns
+
+
+def _flops_column(largest: int) -> Column:
+    """Operations counted in the thousand, million, ... that suits the largest."""
+    prefixes = ("K", "M", "G", "T", "P")
+    power = min(len(prefixes), max(1, (len(str(largest)) - 1) // 3))
+    scale = 1000.0**power
+    title = f"Total {prefixes[power - 1]}FLOPs"
+    return Column(
+        title, max(WIDTH, len(title)), lambda e: f"{e.flops / scale:.3f}" if e.flops else "--"
+    )
