@@ -33,6 +33,7 @@ from tracegrad.ir.errors import (
 )
 from tracegrad.ir.graph import Graph
 from tracegrad.tracer import verification
+from tracegrad.tracer.anomaly import anomaly
 from tracegrad.tracer.capture import Capture, GraphRecorder, Reason
 from tracegrad.tracer.capture_hook import recording
 from tracegrad.tracer.device import device
@@ -128,7 +129,7 @@ class CompiledFunction:
         """Replay a trace whose key and guards fit; else run eagerly and capture."""
         if (
             self._backend == "eager" or _eager_everywhere or _eager.depth
-            or state.recorder is not None
+            or state.recorder is not None or state.saved_hooks or anomaly.enabled
         ):  # fmt: skip
             return self._fn(*args, **kwargs)
         leaves: list[Any] = []

@@ -16,6 +16,7 @@ from tracegrad.ir.primitive import Primitive
 from tracegrad.ir.types import TensorType
 from tracegrad.tracer import tape
 from tracegrad.tracer.profiling import profilers
+from tracegrad.tracer.saved import pack
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tape import NO_EDGE, Plan, accumulator
 from tracegrad.tracer.tensor import Tensor, View, dtype_of, wrap
@@ -163,5 +164,11 @@ def _track(
                 saved.append((x._array, x._storage, x._storage.version))
             else:
                 saved.append((x, None, 0))
-    out._grad_fn = plan.node(plan, params, tuple(edges), wanted, tuple(saved))
+    out._grad_fn = node = plan.node(plan, params, tuple(edges), wanted, tuple(saved))
     out._requires_grad = True
+    if state.saved_hooks:
+        known = (*operands, out)
+        node.saved = tuple(
+            pack(known[i]) if isinstance(known[i], Tensor) else s
+            for i, s in zip(kept, saved, strict=True)
+        )

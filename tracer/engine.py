@@ -7,16 +7,18 @@ Start reading at `run`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from tracegrad.ir.errors import GradientError, OperandError, ShapeError
-from tracegrad.tracer.device import Size
+from tracegrad.ir.errors import GradientError, ShapeError
+from tracegrad.tracer.anomaly import anomaly, check, explain
 from tracegrad.tracer.profiling import apply_node, profilers
+from tracegrad.tracer.roots import Root, many, roots_of, seed, target_edge, type_at
 from tracegrad.tracer.state import state
-from tracegrad.tracer.tape import AccumulateGrad, BackwardNode, Edge, gradient_edge
+from tracegrad.tracer.tape import AccumulateGrad, BackwardNode, Edge
 from tracegrad.tracer.tensor import Tensor, wrap
 
 _UNUSED = (
@@ -50,18 +52,19 @@ def backward(
     if inputs is None and not create_graph and isinstance(tensors, Tensor):
         if _one_step(tensors, grad_tensors, keep):
             return
-    outputs, seeds = _roots(tensors, grad_tensors)
+    roots = roots_of(tensors, grad_tensors)
     if state.recorder is not None:
         state.recorder.note("backward")
     if inputs is None:
-        run(outputs, seeds, keep, create_graph, None)
+        run(roots, keep, create_graph, None)
         return
-    targets = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    targets = many(inputs)
     if not targets:
         raise GradientError("'inputs' argument to backward() cannot be empty.")
-    found = run(outputs, seeds, keep, create_graph, [_target_edge(t) for t in targets])
+    edges = [target_edge(t) for t in targets]
+    found = run(roots, keep, create_graph, edges, into_leaves=True)
     for target, ct in zip(targets, found, strict=True):
-        if ct is not None:
+        if ct is not None and isinstance(target, Tensor) and not target.is_leaf:
             accumulate(target, ct, create_graph, fresh=False)
 
 
@@ -78,88 +81,78 @@ def grad(
     """The gradients of `outputs` with respect to `inputs`, leaving `.grad` alone.
 
     Args:
-        outputs, inputs: tensors; the inputs must require grad.
+        outputs, inputs: tensors or gradient edges; the inputs must require grad.
         grad_outputs: a cotangent per output; None where an output has one element.
         retain_graph, create_graph: as for `backward`.
         allow_unused: return None for inputs that the outputs do not depend on.
+        is_grads_batched: each cotangent has a batch dimension in front, and so have the results;
+            the backward runs once for each of its elements.
         materialize_grads: return zeros for those instead.
     Returns:
         One tensor per input, of its shape and dtype.
     Raises:
         GradientError: an input was not used and `allow_unused` is not set; and as `backward`.
     """
-    if is_grads_batched:
-        raise NotImplementedError("grad: is_grads_batched is not supported; loop over the batch")
     if materialize_grads and allow_unused is False:
         raise ValueError(
             "Expected allow_unused to be True or not passed when materialize_grads=True, "
             "but got: allow_unused=False."
         )
-    roots, seeds = _roots(outputs, grad_outputs)
-    targets = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-    edges = [_target_edge(t) for t in targets]
+    roots = roots_of(outputs, grad_outputs, is_grads_batched)
+    targets = many(inputs)
+    edges = [target_edge(t) for t in targets]
     if state.recorder is not None:
         state.recorder.note("backward")
     keep = create_graph if retain_graph is None else retain_graph
-    found = run(roots, seeds, keep, create_graph, edges)
+    go = _run_batch if is_grads_batched else run
+    found = go(roots, keep, create_graph, edges)
     if materialize_grads:
-        found = [wrap(np.zeros_like(t._array)) if f is None else f for t, f in zip(targets, found)]
+        batch = roots[0][1]._array.shape[:1] if is_grads_batched else ()
+        found = [_zeros(t, batch) if f is None else f for t, f in zip(targets, found, strict=True)]
     elif not allow_unused and any(f is None for f in found):
         raise GradientError(_UNUSED)
     return tuple(found)
 
 
-def _target_edge(target: Any) -> Edge:
-    if not isinstance(target, Tensor):
-        raise OperandError(f"inputs must be Tensors, but got {type(target).__name__}")
-    if not target.requires_grad:
-        raise GradientError("One of the differentiated Tensors does not require grad")
-    return gradient_edge(target)
+def _zeros(target: Any, batch: tuple[int, ...]) -> Tensor:
+    type = type_at(target)
+    return wrap(np.zeros((*batch, *type.shape), type.dtype.numpy))
 
 
-# ---- roots --------------------------------------------------------------------------------------
+def _run_batch(
+    roots: Sequence[Root], keep: bool, create_graph: bool, targets: Sequence[Edge]
+) -> list[Tensor | None]:
+    """Run once for each element of the cotangents' first dimension, and stack the results."""
+    from tracegrad.tracer.joining import stack
 
-
-def _roots(tensors: Any, grads: Any) -> tuple[list[Tensor], list[Tensor]]:
-    outputs = [tensors] if isinstance(tensors, Tensor) else list(tensors)
-    given = [grads] if isinstance(grads, Tensor) or grads is None else None
-    if given is None:
-        try:
-            given = list(grads)
-        except TypeError:
-            given = [grads]
-    if grads is None:
-        given = [None] * len(outputs)
-    if len(given) != len(outputs):
-        raise GradientError(f"got {len(outputs)} tensors and {len(given)} gradients")
-    for i, out in enumerate(outputs):
-        if not isinstance(out, Tensor):
-            raise OperandError(f"element {i} of tensors must be a Tensor, got {type(out).__name__}")
-    return outputs, [_seed(i, out, g) for i, (out, g) in enumerate(zip(outputs, given))]
-
-
-def _seed(i: int, out: Tensor, given: Any) -> Tensor:
-    if given is None:
-        if out.requires_grad and out._array.size != 1:
-            raise GradientError("grad can be implicitly created only for scalar outputs")
-        seed = wrap(np.ones_like(out._array, subok=False))
-    elif not isinstance(given, Tensor):
-        raise OperandError(
-            f"gradients can be either Tensors or None, but got {type(given).__name__}"
-        )
-    elif given._array.shape != out._array.shape:
+    counts = {ct._array.shape[0] for _, ct in roots}
+    if len(counts) > 1:
         raise ShapeError(
-            f"Mismatch in shape: grad_output[{i}] has a shape of {Size(given.shape)!r} and "
-            f"output[{i}] has a shape of {Size(out.shape)!r}."
+            "grad: with is_grads_batched=True all grad_outputs must have the same first dimension, "
+            f"got {sorted(counts)}"
         )
-    else:
-        seed = given if given.dtype is out.dtype else given.to(out.dtype)
-    if not out.requires_grad:
-        raise GradientError(
-            f"element {i} of tensors does not require grad and does not have a grad_fn"
-        )
-    return seed
+    count = counts.pop()
+    if not count:
+        raise ShapeError("grad: is_grads_batched=True needs a batch of at least one, got 0")
+    rows = []
+    for i in range(count):
+        seeds = [(edge, ct[i]) for edge, ct in roots]
+        rows.append(run(seeds, keep or i + 1 < count, create_graph, targets))
+    with _grad_mode(create_graph):
+        return [None if c[0] is None else stack(c) for c in zip(*rows, strict=True)]
 
+
+@contextmanager
+def _grad_mode(enabled: bool) -> Iterator[None]:
+    before = state.grad_enabled
+    state.grad_enabled = enabled
+    try:
+        yield
+    finally:
+        state.grad_enabled = before
+
+
+# ---- the short way ------------------------------------------------------------------------------
 
 _ONES: dict[Any, Tensor] = {}  # the cotangent 1 of 0-d outputs, by dtype; never written to
 
@@ -171,29 +164,29 @@ def _one_step(output: Tensor, gradient: Any, keep: bool) -> bool:
     """
     node = output.grad_fn
     if (
-        node is None or node.hooks or node.retained or len(node.types) != 1
-        or state.recorder is not None
+        node is None or node.hooks is not None or node.retained or len(node.types) != 1
+        or node.runs_user_code or state.recorder is not None or anomaly.enabled
     ):  # fmt: skip
         return False
     for target, _ in node.edges:
-        if target is not None and (type(target) is not AccumulateGrad or target.hooks):
+        if target is not None and (type(target) is not AccumulateGrad or target.hooks is not None):
             return False
     array = output._array
     if gradient is None and array.shape == ():
-        seed = _ONES.get(array.dtype)
-        if seed is None:
-            seed = _ONES[array.dtype] = wrap(np.ones((), array.dtype))
+        ct = _ONES.get(array.dtype)
+        if ct is None:
+            ct = _ONES[array.dtype] = wrap(np.ones((), array.dtype))
     else:
-        seed = _seed(0, output, gradient)
+        ct = seed(0, output, gradient)
     before = state.grad_enabled
     state.grad_enabled = False
     try:
-        cotangents: list[Tensor | None] = [seed]
+        cotangents: list[Tensor | None] = [ct]
         apply = apply_node if profilers else type(node).apply
         parts = apply(node, cotangents, False)
         for (target, _), part in zip(node.edges, parts, strict=True):
             if part is not None and target is not None:
-                fresh = part is not seed and node.owns(part, cotangents)
+                fresh = part is not ct and node.owns(part, cotangents)
                 accumulate(target.variable, part, False, fresh=fresh)  # type: ignore[attr-defined]
     finally:
         state.grad_enabled = before
@@ -205,44 +198,79 @@ def _one_step(output: Tensor, gradient: Any, keep: bool) -> bool:
 # ---- the loop -----------------------------------------------------------------------------------
 
 
+class Run:
+    """One backward while it goes on.
+
+    Attributes:
+        planned: the nodes that it will run or whose cotangents it will return.
+        node: the one that is running.
+        shared: what hooks of several tensors keep between their calls.
+    """
+
+    def __init__(self, planned: Container[BackwardNode], above: Run | None) -> None:
+        self.planned = planned
+        self.node: BackwardNode | None = None if above is None else above.node
+        self.shared: dict[Any, Any] = {}
+
+
 def run(
-    outputs: Sequence[Tensor],
-    seeds: Sequence[Tensor],
+    roots: Sequence[Root],
     keep: bool,
     create_graph: bool,
     targets: Sequence[Edge] | None,
+    into_leaves: bool = False,
 ) -> list[Tensor | None]:
-    """Propagate `seeds` from `outputs`.
+    """Propagate the cotangents of `roots`.
 
-    With `targets` None, leaves accumulate; otherwise nothing accumulates, the cotangents arriving
-    at the target edges are returned, and nodes that lead to no target are not run.
+    With `targets` None, leaves accumulate; otherwise the cotangents arriving at the target edges
+    are returned, nodes that lead to no target are not run, and only leaves among the targets
+    accumulate, if `into_leaves`.
     """
     cotangents: dict[BackwardNode, list[_Slot | None]] = {}
-    before = state.grad_enabled
+    before = state.grad_enabled, state.run
     state.grad_enabled = create_graph
     try:
-        for out, seed in zip(outputs, seeds, strict=True):
-            _deliver(cotangents, gradient_edge(out), seed, False, create_graph)
-        order = _reachable([gradient_edge(out)[0] for out in outputs])
+        for edge, ct in roots:
+            _deliver(cotangents, edge, ct, False, create_graph)
+        order = _reachable([edge[0] for edge, _ in roots])
         useful = None if targets is None else _leading_to(order, targets)
+        state.run = this = Run(set(order) if useful is None else useful, before[1])
         wanted: dict[Edge, Tensor | None] = {} if targets is None else dict.fromkeys(targets)
         for node in order:
             slots = cotangents.pop(node, None)
             if slots is None or (useful is not None and node not in useful):
                 continue
-            _arrived(node, slots, create_graph)
+            if node.hooks is not None or node.retained:
+                _arrived(node, slots, create_graph)
             for edge in wanted:
                 if edge[0] is node:
                     wanted[edge] = _value(slots, edge[1])
             if isinstance(node, AccumulateGrad):
-                slot = slots[0]
-                if targets is None and slot is not None:
-                    accumulate(node.variable, slot[0], create_graph, fresh=slot[1])
+                if targets is None or into_leaves:
+                    _leaf(node, slots, create_graph)
             elif useful is None or any(e[0] in useful for e in node.edges):
+                this.node = node
                 _step(node, slots, cotangents, keep, create_graph, useful)
     finally:
-        state.grad_enabled = before
+        state.grad_enabled, state.run = before
     return [] if targets is None else [wanted[edge] for edge in targets]
+
+
+def _leaf(node: AccumulateGrad, slots: list[_Slot | None], create_graph: bool) -> None:
+    """Add to `.grad` of a leaf, between its hooks."""
+    slot = slots[0]
+    if slot is None:
+        return
+    hooks = node.hooks
+    if hooks is None:
+        accumulate(node.variable, slot[0], create_graph, fresh=slot[1])
+        return
+    cts = hooks.before([slot[0]])
+    if cts[0] is not None:
+        fresh = slot[1] and not hooks.pre and not hooks.post
+        accumulate(node.variable, cts[0], create_graph, fresh=fresh)
+    hooks.after((), cts)
+    hooks.on_leaf(node.variable)
 
 
 def _value(slots: list[_Slot | None], number: int) -> Tensor | None:
@@ -256,15 +284,35 @@ def _step(
 ) -> None:  # fmt: skip
     """Run one node and hand its results on."""
     cts = [None if s is None else s[0] for s in slots]
-    apply = apply_node if profilers else type(node).apply
+    hooks = node.hooks
+    if hooks is not None and hooks.pre:
+        cts = hooks.before(cts)
+    apply = _watched if anomaly.enabled else apply_node if profilers else type(node).apply
     parts = apply(node, cts, create_graph)
+    exposed = hooks is not None and bool(hooks.post)
+    if hooks is not None and exposed:
+        parts = hooks.after(parts, cts)
     for edge, part in zip(node.edges, parts, strict=True):
         target = edge[0]
         if part is None or target is None or (useful is not None and target not in useful):
             continue
-        _deliver(cotangents, edge, part, node.owns(part, cts), create_graph)
+        fresh = not exposed and node.owns(part, cts)
+        _deliver(cotangents, edge, part, fresh, create_graph)
     if not keep:
         node.release()
+
+
+def _watched(
+    node: BackwardNode, cts: list[Tensor | None], create_graph: bool
+) -> Sequence[Tensor | None]:
+    """Run a node in anomaly mode."""
+    try:
+        parts = apply_node(node, cts, create_graph)
+        check(node, parts)
+    except Exception:
+        explain(node)
+        raise
+    return parts
 
 
 def _deliver(
@@ -287,15 +335,11 @@ def _deliver(
 
 def _arrived(node: BackwardNode, slots: list[_Slot | None], create_graph: bool) -> None:
     """Run hooks and fill `.grad` of outputs that asked for it."""
-    for number, hooks in (node.hooks or {}).items():
+    for number in node.hooks.tensor if node.hooks is not None else ():
         ct = _value(slots, number)
-        if ct is None:
-            continue
-        for hook in list(hooks.values()):
-            changed = hook(ct)
-            ct = ct if changed is None else changed
+        if ct is not None and node.hooks is not None and node.hooks.tensor[number]:
             # what a hook saw it may have kept, so it is no longer ours to add to
-            slots[number] = (ct, False)
+            slots[number] = (node.hooks.on_cotangent(number, ct), False)
     for number, reference in (node.retained or {}).items():
         tensor, ct = reference(), _value(slots, number)
         if tensor is not None and ct is not None:

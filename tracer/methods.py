@@ -6,7 +6,6 @@ Importing this module completes the class. Start reading at `_attach`, at the en
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from tracegrad.ir import dtypes, ops
 from tracegrad.ir.dtypes import DType
-from tracegrad.ir.errors import GradientError, OperandError, ShapeError
+from tracegrad.ir.errors import OperandError, ShapeError
 from tracegrad.ir.primitive import is_scalar
 from tracegrad.tracer import (
     indexing,
@@ -28,6 +27,7 @@ from tracegrad.tracer import (
 )
 from tracegrad.tracer.device import Size, as_device, device
 from tracegrad.tracer.dispatch import dispatch
+from tracegrad.tracer.hooks import register_hook, register_post_accumulate_grad_hook
 from tracegrad.tracer.pointwise import apply1, apply2
 from tracegrad.tracer.tape import scalar_type_name
 from tracegrad.tracer.tensor import Tensor
@@ -192,46 +192,6 @@ def type_as(self: Tensor, other: Tensor) -> Tensor:
     return to(self, other.dtype)
 
 
-def register_hook(self: Tensor, hook: Callable[[Tensor], Any]) -> _HookHandle:
-    """Call `hook(grad)` when the gradient of this tensor is complete; it may return another.
-
-    Raises:
-        GradientError: the tensor does not require grad.
-    """
-    from tracegrad.tracer.state import state
-    from tracegrad.tracer.tape import AccumulateGrad, gradient_edge
-
-    if not self.requires_grad:
-        raise GradientError("cannot register a hook on a tensor that doesn't require gradient")
-    if state.recorder is not None:
-        state.recorder.note("register_hook()", self)
-    node, number = gradient_edge(self)
-    assert node is not None
-    if isinstance(node, AccumulateGrad):
-        self._accumulator = lambda: node  # held by the leaf from now on, or the hook would be lost
-    if node.hooks is None:
-        node.hooks = {}
-    hooks = node.hooks.setdefault(number, {})
-    return _HookHandle(hooks, hook, node)
-
-
-_hook_numbers = itertools.count()
-
-
-class _HookHandle:
-    """What `register_hook` returns; `remove()` takes the hook away."""
-
-    def __init__(self, hooks: dict[int, Any], hook: Any, node: Any) -> None:
-        self._hooks = hooks
-        self._node = node
-        self._number = next(_hook_numbers)  # handles come and go: their ids are used again
-        hooks[self._number] = hook
-
-    def remove(self) -> None:
-        """Take the hook away."""
-        self._hooks.pop(self._number, None)
-
-
 # ---- in place, beyond the generated ones --------------------------------------------------------
 
 
@@ -315,7 +275,7 @@ _NOT_METHODS = ("where", "cat", "concat", "concatenate", "stack", "einsum", "ten
 _METHODS = (
     *protocols.METHODS, size, dim, numel, element_size,
     stride, storage_offset, is_contiguous, data_ptr, is_floating_point, to, cpu, type_as,
-    register_hook,
+    register_hook, register_post_accumulate_grad_hook,
 )  # fmt: skip
 _CASTS = {
     "float": dtypes.float32, "double": dtypes.float64, "half": dtypes.float16,

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tracegrad.tracer.capture_hook import Recorder
+    from tracegrad.tracer.engine import Run
+    from tracegrad.tracer.hooks import Hook
     from tracegrad.tracer.profiling import Profiler
 
 
@@ -19,6 +21,9 @@ class _State(threading.local):
     grad_enabled: bool = True
     inference: bool = False
     recorder: Recorder | None = None
+    saved_hooks: tuple[tuple[Hook, Hook], ...] = ()  # (pack, unpack), the innermost last
+    saved_hooks_disabled: str | None = None  # the message, where they are
+    run: Run | None = None  # the backward that is running, the innermost
     profiler: Profiler | None = None
 
 

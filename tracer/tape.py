@@ -25,6 +25,10 @@ from tracegrad.ir.graph import GraphBuilder, Value
 from tracegrad.ir.operators import Operators
 from tracegrad.ir.primitive import LINEAR, Primitive
 from tracegrad.ir.types import TensorType
+from tracegrad.tracer.anomaly import anomaly, remember
+from tracegrad.tracer.hooks import NodeHooks, RemovableHandle, hooks_of
+from tracegrad.tracer.saved import Packed
+from tracegrad.tracer.state import state
 from tracegrad.tracer.storage import Storage
 
 if TYPE_CHECKING:
@@ -57,17 +61,21 @@ class BackwardNode:
         types: type of each output; the engine checks cotangents against it.
         sequence: creation order; a node's edges always lead to older nodes.
         retained: the tensors that asked for `retain_grad()`, by output number.
-        hooks: functions called with the cotangent of an output, by output number.
+        hooks: the user's functions to call while the node runs; None where there are none.
+        runs_user_code: its `apply` may write to the cotangents that it is given.
     """
 
-    __slots__ = ("edges", "types", "sequence", "retained", "hooks", "__weakref__")
+    __slots__ = ("edges", "types", "sequence", "retained", "hooks", "_metadata", "__weakref__")
+    runs_user_code = False
 
     def __init__(self, edges: Sequence[Edge], types: Sequence[TensorType]) -> None:
         self.edges = tuple(edges)
         self.types = tuple(types)
         self.sequence = next(_sequence)
         self.retained: dict[int, Any] | None = None
-        self.hooks: dict[int, dict[int, Callable[[Any], Any]]] | None = None
+        self.hooks: NodeHooks | None = None
+        if anomaly.enabled:
+            remember(self)
 
     def apply(self, cotangents: list[Tensor | None], create_graph: bool) -> Sequence[Tensor | None]:
         """Cotangents of the inputs, one per edge, from those of the outputs.
@@ -99,6 +107,30 @@ class BackwardNode:
     def next_functions(self) -> tuple[Edge, ...]:
         """`(node, output number)` per input; `(None, 0)` where no gradient flows."""
         return self.edges
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """A dictionary for whatever the user wants to keep with the node."""
+        try:
+            return self._metadata
+        except AttributeError:
+            self._metadata: dict[str, Any] = {}
+            return self._metadata
+
+    def register_hook(self, hook: Callable[..., Any]) -> RemovableHandle:
+        """Call `hook(grad_inputs, grad_outputs)` when the node has run; it may return another
+        tuple of grad_inputs.
+        """
+        return RemovableHandle(self._own_hooks("register_hook()").post, hook)
+
+    def register_prehook(self, hook: Callable[..., Any]) -> RemovableHandle:
+        """Call `hook(grad_outputs)` before the node runs; it may return another tuple."""
+        return RemovableHandle(self._own_hooks("register_prehook()").pre, hook)
+
+    def _own_hooks(self, what: str) -> NodeHooks:
+        if state.recorder is not None:
+            state.recorder.note(f"{what} of a node")
+        return hooks_of(self)
 
     def __repr__(self) -> str:
         return f"<{self.name()} object at {hex(id(self))}>"
@@ -163,7 +195,9 @@ class OperationNode(BackwardNode):
         self.plan = plan
         self.params = params
         self.wanted = wanted
-        self.saved: tuple[Saved, ...] | None = saved
+        self.saved: tuple[Saved | Packed, ...] | None = saved
+        if anomaly.enabled:
+            remember(self)
 
     def owns(self, part: Tensor, cotangents: Sequence[Tensor | None]) -> bool:
         """True for fresh memory: no view, no cotangent, nothing that was kept."""
@@ -171,7 +205,10 @@ class OperationNode(BackwardNode):
         if array.base is not None or not array.flags.writeable:
             return False
         others = [c._array for c in cotangents if c is not None]
-        others += [s[0] for s in self.saved or ()]
+        for s in self.saved or ():
+            if isinstance(s, Packed):
+                return False
+            others.append(s[0])
         return all(array is not x for x in others)
 
     def release(self) -> None:
@@ -205,9 +242,14 @@ class OperationNode(BackwardNode):
             args[i] = self._unpack(saved, edge, self.plan.all_types[i], create_graph)
         return args.pop(), args
 
-    def _unpack(self, saved: Saved, edge: Edge, type: TensorType, create_graph: bool) -> Tensor:
+    def _unpack(
+        self, saved: Saved | Packed, edge: Edge, type: TensorType, create_graph: bool
+    ) -> Tensor:
         from tracegrad.tracer.tensor import wrap
 
+        if isinstance(saved, Packed):
+            given = saved.unpack()
+            saved = (given._array, given._storage, given._storage.version)
         array, storage, version = saved
         if storage is None:
             return wrap(np.asarray(array))

@@ -1,0 +1,136 @@
+"""Where a backward starts and ends: outputs with their cotangents, and the inputs asked for.
+
+Both may be given as tensors or as `GradientEdge`s, which name a place in the tape without holding
+a tensor. Start reading at `roots_of`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tracegrad.ir.errors import GradientError, OperandError, ParameterError, ShapeError
+from tracegrad.ir.types import TensorType
+from tracegrad.tracer.device import Size
+from tracegrad.tracer.tape import AccumulateGrad, BackwardNode, Edge, gradient_edge
+from tracegrad.tracer.tensor import Tensor, wrap
+
+_BATCH = (
+    "If `is_grads_batched=True`, we interpret the first dimension of each grad_output as the batch "
+    "dimension. The sizes of the remaining dimensions are expected to match the shape of "
+    "corresponding output, but a mismatch was detected: grad_output[{i}] has a shape of {given} "
+    "and output[{i}] has a shape of {wanted}. If you only want some tensors in `grad_output` to be "
+    "considered batched, consider using vmap."
+)
+Root = tuple[Edge, Tensor]  # where a backward starts, and with which cotangent
+
+
+class GradientEdge(NamedTuple):
+    """A place in the tape: output `output_nr` of `node`. See `get_gradient_edge`."""
+
+    node: BackwardNode
+    output_nr: int
+    ownership_token: Any = None
+
+
+def type_at(place: Tensor | GradientEdge) -> TensorType:
+    """Shape and dtype of the value at a place."""
+    if isinstance(place, Tensor):
+        return place.type_info
+    if isinstance(place.node, AccumulateGrad):
+        return place.node.variable.type_info
+    return place.node.types[place.output_nr]
+
+
+def many(things: Any) -> tuple[Any, ...]:
+    """One tensor or edge, or a sequence of them, as a tuple."""
+    return (things,) if isinstance(things, Tensor | GradientEdge) else tuple(things)
+
+
+def target_edge(target: Any) -> Edge:
+    """Where the cotangent of an input arrives.
+
+    Raises:
+        OperandError: not a tensor or edge.
+        GradientError: it does not require grad.
+    """
+    if isinstance(target, GradientEdge):
+        return (target.node, target.output_nr)
+    if not isinstance(target, Tensor):
+        raise OperandError(f"inputs must be Tensors, but got {type(target).__name__}")
+    if not target.requires_grad:
+        raise GradientError("One of the differentiated Tensors does not require grad")
+    return gradient_edge(target)
+
+
+def roots_of(tensors: Any, grads: Any, batched: bool = False) -> list[Root]:
+    """The outputs' edges with their cotangents (with a batch dimension in front if `batched`)."""
+    outputs = many(tensors)
+    given = _as_list(grads, len(outputs))
+    if len(given) != len(outputs):
+        raise GradientError(f"got {len(outputs)} tensors and {len(given)} gradients")
+    for i, out in enumerate(outputs):
+        if not isinstance(out, Tensor | GradientEdge):
+            raise OperandError(f"element {i} of tensors must be a Tensor, got {type(out).__name__}")
+    return [_root(i, o, g, batched) for i, (o, g) in enumerate(zip(outputs, given, strict=True))]
+
+
+def _as_list(grads: Any, count: int) -> Sequence[Any]:
+    if grads is None:
+        return [None] * count
+    if isinstance(grads, Tensor):
+        return [grads]
+    try:
+        return list(grads)
+    except TypeError:
+        return [grads]
+
+
+def _root(i: int, out: Tensor | GradientEdge, given: Any, batched: bool) -> Root:
+    if isinstance(out, Tensor):
+        return gradient_edge(out), seed(i, out, given, batched)
+    return (out.node, out.output_nr), _given(i, type_at(out), given, batched)
+
+
+def seed(i: int, out: Tensor, given: Any, batched: bool = False) -> Tensor:
+    """The cotangent of output number `i`: the given one, checked, or 1 for a single element.
+
+    Raises:
+        GradientError: none given for several elements, or the output has no history.
+        ShapeError: it does not have the output's shape.
+        OperandError: it is no tensor.
+    """
+    if out.requires_grad:
+        return _given(i, out.type_info, given, batched)
+    if given is not None:
+        _given(i, out.type_info, given, batched)  # its own faults come first
+    raise GradientError(f"element {i} of tensors does not require grad and does not have a grad_fn")
+
+
+def _given(i: int, type: TensorType, given: Any, batched: bool) -> Tensor:
+    if given is None:
+        if batched:
+            raise ParameterError(
+                f"grad: is_grads_batched=True needs grad_outputs[{i}], with the batch as its first "
+                "dimension, but it is None"
+            )
+        if type.shape and any(n != 1 for n in type.shape):
+            raise GradientError("grad can be implicitly created only for scalar outputs")
+        return wrap(np.ones(type.shape, type.dtype.numpy))
+    if not isinstance(given, Tensor):
+        raise OperandError(
+            f"gradients can be either Tensors or None, but got {given.__class__.__name__}"
+        )
+    shape = given._array.shape
+    if batched and (not shape or shape[1:] != type.shape):
+        raise ShapeError(
+            _BATCH.format(i=i, given=repr(Size(shape[1:])), wanted=repr(Size(type.shape)))
+        )
+    if not batched and shape != type.shape:
+        raise ShapeError(
+            f"Mismatch in shape: grad_output[{i}] has a shape of {Size(shape)!r} and "
+            f"output[{i}] has a shape of {Size(type.shape)!r}."
+        )
+    return given if given.dtype is type.dtype else given.to(type.dtype)
