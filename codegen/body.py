@@ -42,6 +42,7 @@ class Body:
         self.afterwards: list[list[Item]] = [[] for _ in range(levels)]
         self.wrappers: dict[int, Callable[[tuple[Item, ...]], Loop]] = {}
         self.named: dict[int, str] = {}
+        self.shown: dict[str, str] = {}  # names of variables, as people should read them
         self.depth_memo: dict[int, int] = {}
 
     # ---- where a term can stand -----------------------------------------------------------------
@@ -80,6 +81,8 @@ class Body:
         level = own if shared else at
         name = term.symbol or f"t{len(self.named)}"
         self.named[id(term)] = name
+        if term.hint.isidentifier() and term.hint not in self.shown.values():
+            self.shown[name] = term.hint
         declaration = f"const {variable_type(term)} {name} = {expr.text};"
         self.statements[level].append(Line(declaration, _where(term.location)))
         return Expr(name)

@@ -203,7 +203,9 @@ class _Nest:
 
     def _body(self, loops: Sequence[_Axis]) -> Body:
         depths = {a.variable: d + 1 for d, a in enumerate(loops)}
-        return Body(self.lowering, self.affine, depths, {a.variable: a.extent for a in loops})
+        extents = {a.variable: a.extent for a in loops}
+        self.body = Body(self.lowering, self.affine, depths, extents)
+        return self.body
 
     def _map(self, loops: list[_Axis]) -> list[Line | Loop]:
         body = self._body(loops)
@@ -392,7 +394,7 @@ class _Nest:
         return KernelPlan(
             self.name, self._summary(), tuple(parameters), body, tuple(read + written),
             nbytes=sizes, ops=elements * sum(t.cost for t in terms if t.kind == "apply"),
-            uses_status=self.lowering.uses_status,
+            uses_status=self.lowering.uses_status, names=tuple(self.body.shown.items()),
         )  # fmt: skip
 
     def _summary(self) -> tuple[str, ...]:

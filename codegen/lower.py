@@ -155,7 +155,7 @@ class Lowering:
         key = ("load", buffer.name, at, guards)
         if key not in self.memo:
             self.memo[key] = Term(
-                "load", value.dtype, buffer.name, affine=at, guards=guards, cost=1
+                "load", value.dtype, buffer.name, affine=at, guards=guards, hint=value.name, cost=1
             )
         return self.memo[key]
 

@@ -86,6 +86,8 @@ class KernelPlan:
         body: lines and loops.
         arguments: names of the buffers passed, one per parameter.
         nbytes: bytes read and written, each once; ops: operations, about.
+        uses_status: whether it takes the status as its last parameter.
+        names: (name in the plan, name of the user's variable), for the text that people read.
     """
 
     name: str
@@ -96,6 +98,7 @@ class KernelPlan:
     nbytes: int = 0
     ops: int = 0
     uses_status: bool = False
+    names: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
         head = f"{self.name}({', '.join(p.name for p in self.parameters)}):"

@@ -8,8 +8,9 @@ is what is compiled and what the disk cache is keyed by. Start reading at `build
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -244,7 +245,7 @@ def render(template: str, **variables: Any) -> str:
 
 
 def render_unit(plan: UnitPlan, target: Target) -> Unit:
-    """Lay a plan out as C."""
+    """Lay a plan out as C: once to read, with the user's names and lines, once to compile."""
     rendered = [
         plan.texts[k] if k in plan.texts else render("kernel.c.j2", plan=kernel).strip()
         for k, kernel in enumerate(plan.kernels)
@@ -259,11 +260,38 @@ def render_unit(plan: UnitPlan, target: Target) -> Unit:
         tuple(rendered), tuple(_bindings(plan, uses_status)), tuple(calls),
         "(int)status[0]" if uses_status else "0",
     )  # fmt: skip
-    source = render("unit.c.j2", unit=view)
+    shown = tuple(with_names(t, k.names) for t, k in zip(rendered, plan.kernels, strict=True))
     return Unit(
-        source, strip_comments(source), len(plan.kernels), plan.arena_bytes, plan.temporaries,
-        uses_status, sum(k.nbytes for k in plan.kernels), sum(k.ops for k in plan.kernels),
+        render("unit.c.j2", unit=replace(view, kernels=shown)),
+        strip_comments(render("unit.c.j2", unit=view)),
+        len(plan.kernels), plan.arena_bytes, plan.temporaries, uses_status,
+        sum(k.nbytes for k in plan.kernels), sum(k.ops for k in plan.kernels),
     )  # fmt: skip
+
+
+_WORD = re.compile(r"\b[A-Za-z_]\w*\b")
+_KEYWORDS = frozenset(
+    "auto break case char const continue default do double else enum extern float for goto if "
+    "inline int long register restrict return short signed sizeof static struct switch typedef "
+    "union unsigned void volatile while".split()
+)
+
+
+def with_names(text: str, names: Sequence[tuple[str, str]]) -> str:
+    """C text with variables under the user's names, where nothing else is called so.
+
+    Example:
+        >>> with_names("const float t0 = in_0[i]; t1 = t0;", [("t0", "speed"), ("t1", "i")])
+        'const float speed = in_0[i]; t1 = speed;'
+    """
+    words = set(_WORD.findall(without_comments(text))) | _KEYWORDS
+    chosen = {old: new for old, new in names if new not in words}
+    lines = []
+    for line in text.split("\n"):
+        code, mark, comment = line.partition("  //")
+        code = _WORD.sub(lambda m: chosen.get(m.group(), m.group()), code)
+        lines.append(code + mark + comment)
+    return "\n".join(lines)
 
 
 def _bindings(plan: UnitPlan, uses_status: bool) -> list[str]:

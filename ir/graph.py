@@ -192,6 +192,20 @@ class GraphBuilder:
         return Graph(tuple(self.inputs), tuple(self.nodes), tuple(outputs), self.name)
 
 
+def with_names(graph: Graph, names: Mapping[Value, str]) -> Graph:
+    """The same graph with other names for the results of some nodes."""
+    builder = GraphBuilder(graph.name)
+    builder.inputs.extend(graph.inputs)
+    new: dict[Value, Value] = {}
+    for node in graph.nodes:
+        inputs = [new.get(v, v) for v in node.inputs]
+        name = names.get(node.out, node.out.name)
+        new[node.out] = builder.append(
+            node.primitive, inputs, node.params, location=node.location, name=name
+        )
+    return builder.finish([new.get(v, v) for v in graph.outputs])
+
+
 def params_key(params: Mapping[str, Any]) -> tuple[Any, ...]:
     """A hashable identity of parameters in which 0.0 and -0.0, 1 and True differ."""
     return tuple((k, _exact(params[k])) for k in sorted(params))

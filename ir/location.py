@@ -9,6 +9,7 @@ import linecache
 import os
 import sys
 from dataclasses import dataclass
+from types import FrameType
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +46,21 @@ _internal_cache: dict[str, bool] = {}
 
 def here() -> Location | None:
     """The innermost line outside tracegrad, or None where there is none."""
-    frame = sys._getframe(1)
+    frame = user_frame()
+    if frame is None:
+        return None
+    return Location(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
+
+
+def user_frame() -> FrameType | None:
+    """The innermost frame outside tracegrad, or None where there is none."""
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         filename = frame.f_code.co_filename
         internal = _internal_cache.get(filename)
         if internal is None:
             internal = _internal_cache[filename] = is_internal(filename)
         if not internal:
-            return Location(filename, frame.f_lineno, frame.f_code.co_name)
-        frame = frame.f_back  # type: ignore[assignment]
+            return frame
+        frame = frame.f_back
     return None

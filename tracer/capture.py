@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tracegrad.ir import primitive
-from tracegrad.ir.graph import Graph, GraphBuilder, Value
-from tracegrad.ir.location import Location, here
+from tracegrad.ir.graph import Graph, GraphBuilder, Value, with_names
+from tracegrad.ir.location import Location, here, user_frame
 from tracegrad.ir.primitive import Primitive
 from tracegrad.ir.types import Shape, contiguous_strides
 from tracegrad.tracer.capture_hook import Recorder
@@ -108,6 +108,7 @@ class GraphRecorder(Recorder):
         self._alive: list[Tensor] = []  # keeps ids from being reused
         self._memory: dict[int, list[Tensor]] = {}  # tensors by the memory they look at
         self._inputs: set[int] = set()
+        self._names: dict[Value, str] = {}  # by the user's variables
 
     # ---- inputs ---------------------------------------------------------------------------------
 
@@ -149,6 +150,7 @@ class GraphRecorder(Recorder):
         self, op: Primitive, operands: Sequence[Any], params: Mapping[str, Any], out: Tensor
     ) -> None:
         """Append a node."""
+        self._read_names()
         location = here()
         inputs = [self.value_of(x) if isinstance(x, Tensor) else self._array(x) for x in operands]
         value = self.builder.append(op, inputs, params, location=location)
@@ -156,6 +158,15 @@ class GraphRecorder(Recorder):
             detach = primitive.TABLE["detach"]
             value = self.builder.append(detach, [value], {}, location=location)
         self._know(out, value)
+
+    def _read_names(self) -> None:
+        """Name values by the local variables of the user's function that hold them by now."""
+        frame = user_frame()
+        if frame is None or frame.f_code.co_name == "<module>":
+            return
+        for name, x in frame.f_locals.items():
+            if isinstance(x, Tensor) and (value := self._values.get(id(x))) is not None:
+                self._names.setdefault(value, name)
 
     def _array(self, x: Any) -> Any:
         if isinstance(x, np.ndarray) and x.ndim:
@@ -231,7 +242,7 @@ class GraphRecorder(Recorder):
             if kind == "output":
                 differentiable[k] = tensor.requires_grad
         return Capture(
-            self.builder.finish(outputs), tuple(self.sources), tuple(returns),
+            with_names(self.builder.finish(outputs), self._names), tuple(self.sources), tuple(returns),
             tuple(differentiable), tuple(self.reasons),
         )  # fmt: skip
 

@@ -124,3 +124,17 @@ def test_attributes_of_the_function_are_reached() -> None:
     assert [n for n, _ in f.named_parameters()] == ["weight"]
     with pytest.raises(AttributeError):
         f.nothing  # noqa: B018
+
+
+def test_graph_and_source_show_the_users_variables() -> None:
+    def price(spot: Any, strike: Any) -> Any:
+        ratio = tg.log(spot / strike)
+        square = ratio * ratio
+        return (square + ratio).sum()
+
+    f = tg.compile(price)
+    spot = tg.tensor([1.5, 2.5, 3.5], requires_grad=True)
+    f(spot, tg.tensor([1.0, 2.0, 3.0]))
+    assert "ratio = log(" in str(f.graph())
+    assert "const float ratio = logf(" in f.source()
+    assert "* ratio" in f.source("backward") or "ratio *" in f.source("backward")

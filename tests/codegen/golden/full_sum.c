@@ -26,8 +26,8 @@ static void kernel_0(
         double acc0 = 0;
         #pragma omp simd reduction(+: acc0)
         for (int64_t i = block * 4096; i < stop; i++) {
-            const float t0 = in_0[i];
-            acc0 += t0 * t0;
+            const float x0 = in_0[i];
+            acc0 += x0 * x0;
         }
         partial0[block] = acc0;
     }

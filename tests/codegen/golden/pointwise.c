@@ -30,8 +30,8 @@ static void kernel_0(
         const int64_t stop = block * 4096 + 4096 < 12000 ? block * 4096 + 4096 : 12000;
         #pragma omp simd
         for (int64_t i = block * 4096; i < stop; i++) {
-            const float t0 = in_0[i];
-            out_0[i] = sinf(t0) * expf(-t0 * t0) + tanhf(in_1[i]);
+            const float x0 = in_0[i];
+            out_0[i] = sinf(x0) * expf(-x0 * x0) + tanhf(in_1[i]);
         }
     }
 }
