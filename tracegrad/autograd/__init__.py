@@ -12,7 +12,7 @@ from tracegrad.tracer.tape import BackwardNode, gradient_edge
 __all__ = ["BackwardNode", "backward", "enable_grad", "grad", "gradient_edge", "inference_mode",
            "no_grad", "set_grad_enabled"]  # fmt: skip
 
-_LAZY = ("functional",)
+_LAZY = ("functional", "profiler")
 
 
 def __getattr__(name: str) -> ModuleType:
