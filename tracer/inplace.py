@@ -32,6 +32,13 @@ _NO_GRAD_VIEW = (
     "code by moving both the view and the inplace either both inside the no_grad block (if you "
     "don't want the inplace to be tracked) or both outside (if you want the inplace to be tracked)."
 )
+_VIEW_OF_FUNCTION = (
+    "Output {number} of {name} is a view and is being modified inplace. This view was created "
+    "inside a custom Function (or because an input was returned as-is) and the autograd logic to "
+    "handle view+inplace would override the custom backward associated with the custom Function, "
+    "leading to incorrect gradients. This behavior is forbidden. You can fix this by cloning the "
+    "output of the custom Function."
+)
 _OVERLAP = (
     "unsupported operation: more than one element of the written-to tensor refers to a single "
     "memory location. Please clone() the tensor before performing the operation."
@@ -47,6 +54,10 @@ def check_writable(target: Tensor) -> None:
     """
     if state.grad_enabled:
         view = target._view
+        node = target._grad_fn
+        if view is not None and node is not None and node.runs_user_code:
+            text = _VIEW_OF_FUNCTION.format(number=target._output_nr, name=node.name())
+            raise GradientError(text)
         if target.requires_grad and target.is_leaf:
             raise GradientError(_LEAF)
         if view is not None:

@@ -5,14 +5,22 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
+from tracegrad.autograd.anomaly_mode import (
+    detect_anomaly,
+    is_anomaly_check_nan_enabled,
+    is_anomaly_enabled,
+    set_detect_anomaly,
+)
 from tracegrad.tracer.engine import backward, grad
+from tracegrad.tracer.function import Function
 from tracegrad.tracer.grad_mode import enable_grad, inference_mode, no_grad, set_grad_enabled
 from tracegrad.tracer.tape import BackwardNode, gradient_edge
 
-__all__ = ["BackwardNode", "backward", "enable_grad", "grad", "gradient_edge", "inference_mode",
-           "no_grad", "set_grad_enabled"]  # fmt: skip
+__all__ = ["BackwardNode", "Function", "backward", "detect_anomaly", "enable_grad", "grad",
+           "gradient_edge", "inference_mode", "is_anomaly_check_nan_enabled", "is_anomaly_enabled",
+           "no_grad", "set_detect_anomaly", "set_grad_enabled"]  # fmt: skip
 
-_LAZY = ("functional", "profiler")
+_LAZY = ("anomaly_mode", "function", "functional", "graph", "profiler")
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -1,0 +1,84 @@
+"""Anomaly mode: have a failing backward name the line of the forward that it belongs to.
+
+Start reading at `detect_anomaly`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from tracegrad.tracer.anomaly import anomaly, set_mode
+
+_ENABLED = (
+    "Anomaly Detection has been enabled. This mode will increase the runtime and should only be "
+    "enabled for debugging."
+)
+
+
+class set_detect_anomaly:
+    """Switch anomaly mode on or off, at once; as a context, restore it on leaving.
+
+    Args:
+        mode: on or off.
+        check_nan: also raise where a step of the backward yields NaN.
+    Example:
+        >>> import tracegrad as tg
+        >>> with tg.autograd.set_detect_anomaly(True):
+        ...     tg.autograd.is_anomaly_enabled()
+        True
+    """
+
+    def __init__(self, mode: bool, check_nan: bool = True) -> None:
+        self._before = (anomaly.enabled, anomaly.check_nan)
+        set_mode(mode, check_nan)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        set_mode(*self._before)
+
+
+class detect_anomaly:
+    """Anomaly mode inside a `with` block (or a decorated function); warns that it is slow.
+
+    While it is on, operations remember where they were called; a step of the backward that raises,
+    or yields NaN with `check_nan`, is reported with that traceback. Compiled functions run eagerly.
+
+    Raises:
+        GradientError: (in the backward) `Function '...' returned nan values in its 0th output.`
+    """
+
+    def __init__(self, check_nan: bool = True) -> None:
+        self._check_nan = check_nan
+        self._before: list[tuple[bool, bool]] = []
+        warnings.warn(_ENABLED, UserWarning, stacklevel=2)
+
+    def __enter__(self) -> None:
+        self._before.append((anomaly.enabled, anomaly.check_nan))
+        set_mode(True, self._check_nan)
+
+    def __exit__(self, *error: object) -> None:
+        set_mode(*self._before.pop())
+
+    def __call__(self, function: Any) -> Any:
+        """Run `function` in the mode."""
+        import functools
+
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return function(*args, **kwargs)
+
+        return wrapper
+
+
+def is_anomaly_enabled() -> bool:
+    """Whether anomaly mode is on."""
+    return anomaly.enabled
+
+
+def is_anomaly_check_nan_enabled() -> bool:
+    """Whether anomaly mode looks for NaN."""
+    return anomaly.check_nan
