@@ -1,0 +1,162 @@
+"""What `gradcheck` compares: Jacobians by central differences and by backwards.
+
+A Jacobian is an array (elements of the input, elements of the output), as PyTorch prints it.
+Start reading at `Checked`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from tracegrad.tracer import grad_mode
+from tracegrad.tracer.engine import grad
+from tracegrad.tracer.tensor import Tensor, wrap
+
+
+class GradcheckError(RuntimeError):
+    """A gradient is not what differences say; raised by `gradcheck` and `gradgradcheck`."""
+
+
+def _floating(result: Any) -> list[Tensor]:
+    outputs = [result] if isinstance(result, Tensor) else list(result)
+    for i, x in enumerate(outputs):
+        if x is not None and not isinstance(x, Tensor):
+            raise TypeError(
+                f"gradcheck: func must return tensors, but its output {i} is a {type(x).__name__}"
+            )
+    return [x for x in outputs if x is not None and x.dtype.is_floating_point]
+
+
+def outputs_of(func: Callable[..., Any], inputs: Sequence[Any]) -> list[Tensor]:
+    """The outputs that require grad."""
+    with grad_mode.enable_grad():
+        return [x for x in _floating(func(*inputs)) if x.requires_grad]
+
+
+class Checked:
+    """A function at a point.
+
+    Attributes:
+        outputs: those that require grad, from one run.
+        wanted: positions of the inputs that require grad; `tensors` are these.
+    """
+
+    def __init__(
+        self, func: Callable[..., Any], inputs: Sequence[Any], outputs: list[Tensor], eps: float
+    ) -> None:
+        self.func, self.inputs, self.outputs, self.eps = func, tuple(inputs), outputs, eps
+        self.wanted = [i for i, x in enumerate(inputs) if isinstance(x, Tensor) and x.requires_grad]
+        self.tensors: list[Tensor] = [inputs[i] for i in self.wanted]
+
+    def evaluate(self, position: int, value: np.ndarray, everything: bool) -> list[np.ndarray]:
+        """The outputs, flat, with another value for one input."""
+        changed = list(self.inputs)
+        changed[position] = wrap(value).requires_grad_()
+        with grad_mode.enable_grad():
+            results = _floating(self.func(*changed))
+        chosen = results if everything else [r for r in results if r.requires_grad]
+        if not everything and [r.shape for r in chosen] != [o.shape for o in self.outputs]:
+            raise AssertionError(
+                "Expected `func` to return outputs with the same shape when inputs are perturbed "
+                f"by {self.eps}, but got: shapes {[o.shape for o in self.outputs]} and "
+                f"{[r.shape for r in chosen]}."
+            )
+        return [np.array(r._array, np.float64).reshape(-1) for r in chosen]
+
+    def difference(
+        self, position: int, step: np.ndarray, everything: bool = False
+    ) -> list[np.ndarray]:
+        """The derivative of each output along `step`, by a central difference."""
+        here = self.inputs[position]._array
+        moved = np.asarray(self.eps * step, here.dtype)
+        above = self.evaluate(position, here + moved, everything)
+        below = self.evaluate(position, here - moved, everything)
+        return [(a - b) / (2 * self.eps) for a, b in zip(above, below, strict=True)]
+
+    def gradients(
+        self, outputs: Sequence[Tensor], cotangents: Sequence[Tensor], **options: Any
+    ) -> tuple[Tensor | None, ...]:
+        """Gradients with respect to the checked inputs; None where there is none."""
+        return grad(
+            outputs, self.tensors, cotangents, retain_graph=True, allow_unused=True, **options
+        )
+
+
+def numerical(checked: Checked, everything: bool = False) -> list[list[np.ndarray]]:
+    """For each checked input, the Jacobian of each output by central differences."""
+    found = []
+    for position, x in zip(checked.wanted, checked.tensors, strict=True):
+        shape = x._array.shape
+        rows = []
+        for k in range(x._array.size):
+            step = np.zeros(x._array.size)
+            step[k] = 1.0
+            rows.append(checked.difference(position, step.reshape(shape), everything))
+        count = len(rows[0]) if rows else 0
+        found.append([np.stack([row[o] for row in rows]) for o in range(count)])
+    return found
+
+
+def analytical(checked: Checked, number: int) -> list[np.ndarray]:
+    """For each checked input, the Jacobian of one output by backwards."""
+    output = checked.outputs[number]
+    shape, size = output._array.shape, output._array.size
+    found = [np.zeros((x._array.size, size)) for x in checked.tensors]
+    for k in range(size):
+        seed = np.zeros(size, output._array.dtype)
+        seed[k] = 1
+        gradients = checked.gradients([output], [wrap(seed.reshape(shape))])
+        for jacobian, g in zip(found, gradients, strict=True):
+            if g is not None:
+                jacobian[:, k] = g._array.reshape(-1)
+    return found
+
+
+def check_batched(checked: Checked) -> None:
+    """Compare one backward of a batch of cotangents with one backward each."""
+    rng = np.random.default_rng(0)
+    for o, output in enumerate(checked.outputs):
+        batch = np.asarray(rng.standard_normal((2, *output._array.shape)), output._array.dtype)
+        together = checked.gradients([output], [wrap(batch)], is_grads_batched=True)
+        apart = [checked.gradients([output], [wrap(row.copy())]) for row in batch]
+        for i, got in enumerate(together):
+            rows = [a[i] for a in apart]
+            want = None if rows[0] is None else np.stack([r._array for r in rows if r is not None])
+            same = (
+                got is None if want is None else got is not None and np.allclose(got._array, want)
+            )
+            if not same:
+                raise GradcheckError(
+                    f"For output {o} and input {checked.wanted[i]}:\n\ngradcheck or gradgradcheck "
+                    f"failed while testing batched gradient computation.\n\nGot:\n{got}\n\n"
+                    f"Expected:\n{want}"
+                )
+
+
+def check_undefined(checked: Checked) -> None:
+    """A cotangent that does not come counts as zero."""
+    if len(checked.outputs) < 2:
+        return
+    for k in range(len(checked.outputs)):
+        others = [o for i, o in enumerate(checked.outputs) if i != k]
+        ones = [wrap(np.ones_like(o._array)) for o in others]
+        zero = wrap(np.zeros_like(checked.outputs[k]._array))
+        try:
+            without = checked.gradients(others, ones)
+        except Exception as error:
+            raise GradcheckError(
+                "Expected backward function to handle undefined output grads: with no gradient "
+                f"for output {k} it raised {type(error).__name__}: {error}"
+            ) from error
+        whole = checked.gradients([*others, checked.outputs[k]], [*ones, zero])
+        for a, b in zip(without, whole, strict=True):
+            left = 0.0 if a is None else a._array
+            right = 0.0 if b is None else b._array
+            if not np.allclose(left, right, equal_nan=True):
+                raise GradcheckError(
+                    "Expected backward function to handle undefined output grads: with no gradient "
+                    f"for output {k} it gives other values than with zeros"
+                )
