@@ -228,6 +228,8 @@ def test_table_options() -> None:
     assert len(events.table(row_limit=1).splitlines()) == 6
     assert len(events.table(row_limit=-1).splitlines()) == 9
     assert "aten..." in events.table(max_name_column_width=7)
+    cut = events.table(max_shapes_column_width=6).splitlines()[4]
+    assert cut.endswith("      [[2, 3  ")
     assert EventList().table() == ""
 
 
@@ -236,6 +238,7 @@ def test_stack_is_a_column_of_several_lines() -> None:
     lines = EventList([stacked]).table().splitlines()
     assert lines[3].rstrip().endswith("model.py(3): step")
     assert lines[4].strip() == "train.py(9): loop" and lines[4].index("train") > 80
+    assert lines[5].strip() == "" and lines[1].endswith("Source Location        ")
 
 
 def test_units() -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 WIDTH = 12  # of a column of figures
 GAP = "  "
+SOURCE = "Source Location"  # the last column
 UNITS = {"s": 1e6, "ms": 1e3, "us": 1.0}
 SORT_KEYS = (
     "cpu_time", "cuda_time", "xpu_time", "cpu_time_total", "cuda_time_total", "xpu_time_total",
@@ -101,7 +102,10 @@ def _heading(columns: list[Column], layout: Layout) -> list[str]:
     if layout.top_level:
         lines += [double, "This report only display top-level ops statistics"]
     rule = _rule(columns)
-    return [*lines, rule, "".join(c.title.rjust(c.width) + GAP for c in columns), rule]
+    titles = [c.title.rjust(c.width) + GAP for c in columns]
+    if columns[-1].title == SOURCE:
+        titles[-1] = SOURCE.ljust(columns[-1].width) + GAP
+    return [*lines, rule, "".join(titles), rule]
 
 
 def _rule(columns: list[Column]) -> str:
@@ -109,14 +113,15 @@ def _rule(columns: list[Column]) -> str:
 
 
 def _lines(columns: list[Column], row: Any) -> list[str]:
-    """A row, and the further lines of its stack below the first."""
-    first = "".join(c.cell(row).rjust(c.width) + GAP for c in columns)
-    if columns[-1].title != "Source Location":
-        return [first]
+    """A row; with stacks also their further lines below the first, and a blank line."""
+    if columns[-1].title != SOURCE:
+        return ["".join(c.cell(row).rjust(c.width) + GAP for c in columns)]
     *others, source = columns
-    indent = "".join(" " * c.width + GAP for c in others)
-    further = [_cut_source(line, source.width).rjust(source.width) + GAP for line in row.stack[1:]]
-    return [first, *(indent + line for line in further)]
+    figures = "".join(c.cell(row).rjust(c.width) + GAP for c in others)
+    stack = [_cut_source(line, source.width).ljust(source.width) + GAP for line in row.stack]
+    first, *further = stack or [" " * (source.width + len(GAP))]
+    indent = " " * len(figures)
+    return [figures + first, *(indent + line for line in further), indent + " " * len(first)]
 
 
 def _clock(layout: Layout) -> Callable[[float], str]:
@@ -163,16 +168,13 @@ def _columns(events: EventList, layout: Layout) -> list[Column]:
         width = min(max(map(len, shapes)) + 4, layout.shapes_width)
         limit = layout.shapes_width
         columns.append(
-            Column("Input Shapes", max(WIDTH, width), lambda e: _cut(str(e.input_shapes), limit))
+            Column("Input Shapes", max(WIDTH, width), lambda e: str(e.input_shapes)[:limit])
         )
     if events.recorded["with_flops"] and any(e.flops for e in events):
         columns.append(_flops_column(max(e.flops for e in events)))
     if any(e.stack for e in events):
         width = min(max(len(line) for e in events for line in e.stack) + 4, layout.source_width)
-        columns.append(
-            Column("Source Location", max(width, len("Source Location")),
-                   lambda e: _cut_source(e.stack[0], width) if e.stack else "")
-        )  # fmt: skip
+        columns.append(Column(SOURCE, max(width, len(SOURCE)), lambda e: ""))  # by _lines
     return columns
 
 
