@@ -97,7 +97,9 @@ class FunctionNode(FunctionCtx, tape.BackwardNode):
                     f"{type(tensor).__name__}"
                 )
             elif state.saved_hooks and self._recorded:
-                saved.append((pack(tensor), numbers.get(id(tensor))))
+                edge = tape.gradient_edge(tensor)
+                place = numbers[id(tensor)] if edge[0] is self else edge
+                saved.append((pack(tensor), place))
             elif id(tensor) in numbers and tensor._grad_fn is self:
                 storage = tensor._storage
                 saved.append((tensor._array, storage, storage.version, numbers[id(tensor)]))
@@ -120,7 +122,9 @@ class FunctionNode(FunctionCtx, tape.BackwardNode):
     def _restored(self, saved: Any) -> Tensor:
         if isinstance(saved[0], Packed):
             found = saved[0].unpack()
-            return found if saved[1] is None else self._own(found, saved[1])
+            if isinstance(saved[1], int):
+                return self._own(found, saved[1])
+            return _with_history(found, saved[1])
         if isinstance(saved[0], Tensor):
             tensor, version = saved
             if tensor._storage.version != version:
@@ -136,10 +140,7 @@ class FunctionNode(FunctionCtx, tape.BackwardNode):
 
     def _own(self, given: Tensor, number: int) -> Tensor:
         """An output once more, with its history."""
-        tensor = wrap(given._array, given._storage)
-        tensor._requires_grad = True
-        tensor._grad_fn, tensor._output_nr = self, number
-        return tensor
+        return _with_history(given, (self, number))
 
     def release(self) -> None:
         """Drop what was saved, if anything was."""
@@ -197,3 +198,12 @@ class FunctionNode(FunctionCtx, tape.BackwardNode):
                 )
             part = ops.unbroadcast(part, want.shape)
         return part if part.dtype is want.dtype else part.to(want.dtype)
+
+
+def _with_history(given: Tensor, edge: tape.Edge) -> Tensor:
+    """Another tensor over the same memory, at a place in the tape."""
+    tensor = wrap(given._array, given._storage)
+    if edge[0] is not None:
+        tensor._requires_grad = True
+        tensor._grad_fn, tensor._output_nr = edge
+    return tensor

@@ -1,0 +1,201 @@
+"""`utils.checkpoint.checkpoint(use_reentrant=False)`: gradients, memory, faults, as in PyTorch."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tracegrad as tg
+from tracegrad.autograd import Function
+from tracegrad.autograd.graph import save_on_cpu
+from tracegrad.utils.checkpoint import CheckpointError, checkpoint
+
+
+def leaf(*values: float) -> Any:
+    return tg.tensor(values or (1.0, 2.0), dtype=tg.float64, requires_grad=True)
+
+
+def kept(function: Any, *args: Any, **options: Any) -> Any:
+    return checkpoint(function, *args, use_reentrant=False, **options)
+
+
+class Cube(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Any) -> Any:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        return grad * 3 * ctx.saved_tensors[0] ** 2
+
+
+FUNCTIONS = [
+    lambda x: tg.sin(tg.exp(x) * x),
+    lambda x: Cube.apply(Cube.apply(x) + x),
+    lambda x: tg.exp(kept(lambda y: tg.sin(y) * y, x) * x),
+    tg.compile(lambda x: tg.tanh(x * x) * x),
+]
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=["plain", "Function", "nested", "compiled"])
+def test_derivatives_are_those_without_checkpoint(function: Any) -> None:
+    """First and second ones, and backward twice with `retain_graph`."""
+    found = []
+    for call in (kept, lambda f, x: f(x)):
+        x = leaf()
+        y = call(function, x * 1).sum()
+        (g,) = tg.autograd.grad(y, x, create_graph=True)
+        (h,) = tg.autograd.grad((g * g).sum(), x, retain_graph=True)
+        y.backward(retain_graph=True)
+        y.backward()
+        with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+            y.backward()
+        found.append((g.tolist(), h.tolist(), x.grad.tolist()))
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-12)
+
+
+def test_second_derivatives_of_functions_under_saved_tensor_hooks() -> None:
+    """What `save_for_backward` kept through hooks has its history again."""
+    x = leaf()
+    with save_on_cpu():
+        y = Cube.apply(x * 1).sum()
+    (g,) = tg.autograd.grad(y, x, create_graph=True)
+    (h,) = tg.autograd.grad(g.sum(), x)
+    assert h.tolist() == [6, 12]
+
+
+def test_intermediate_values_are_not_kept_and_freed_during_the_backward() -> None:
+    made: list[Any] = []
+
+    def function(x: Any) -> Any:
+        y = tg.exp(x)
+        made.append(weakref.ref(y._array))
+        return tg.sin(y)
+
+    x = leaf()
+    y = kept(function, x)
+    assert [r() for r in made] == [None]
+    y.sum().backward()
+    assert [r() for r in made] == [None, None]
+
+
+def test_the_function_runs_once_more_per_backward_and_stops_early() -> None:
+    calls: list[str] = []
+
+    def function(x: Any) -> Any:
+        calls.append("start")
+        y = tg.exp(tg.sin(x)) * 2
+        calls.append("end")
+        return y
+
+    kept(function, leaf()).sum().backward()
+    assert calls == ["start", "end", "start"]
+    calls.clear()
+    kept(function, leaf(), early_stop=False).sum().backward()
+    assert calls == ["start", "end"] * 2
+
+
+def test_random_numbers_are_the_same_ones() -> None:
+    def function(x: Any) -> Any:
+        return tg.exp(x) * tg.rand(2, dtype=tg.float64)
+
+    results = []
+    for call in (kept, lambda f, x: f(x)):
+        tg.manual_seed(3)
+        x = leaf()
+        y = call(function, x)
+        tg.rand(5)
+        y.sum().backward()
+        results.append((x.grad.tolist(), tg.rand(1).item()))
+    assert results[0] == results[1]
+
+
+def test_arguments_overwritten_in_between_are_noticed() -> None:
+    x = leaf() * 1
+    y = kept(lambda x: tg.sin(tg.exp(x)), x)
+    x.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def twice(first: Any, second: Any) -> Any:
+    calls: list[int] = []
+
+    def function(x: Any) -> Any:
+        calls.append(1)
+        return first(x) if len(calls) == 1 else second(x)
+
+    return function
+
+
+def test_another_computation_the_second_time_is_noticed() -> None:
+    f = twice(lambda x: tg.sin(tg.exp(x)), lambda x: x + 1)
+    with pytest.raises(
+        CheckpointError,
+        match="A different number of tensors was saved during the original forward and "
+        "recomputation.\nNumber of tensors saved during forward: 2\n"
+        "Number of tensors saved during recomputation: 0",
+    ):
+        kept(f, leaf()).sum().backward()
+    f = twice(lambda x: tg.sin(tg.exp(x)), lambda x: tg.sin(tg.exp(x.sum())))
+    with pytest.raises(
+        CheckpointError,
+        match="Recomputed values for the following tensors have different metadata than during "
+        "the forward pass.\ntensor at position 0:\nsaved metadata: ",
+    ):
+        kept(f, leaf()).sum().backward()
+
+
+def test_contexts_and_keywords() -> None:
+    seen: list[str] = []
+
+    class Note:
+        def __init__(self, text: str) -> None:
+            self.text = text
+
+        def __enter__(self) -> None:
+            seen.append(self.text)
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+    x = leaf()
+    y = kept(
+        lambda x, scale: tg.exp(x * scale), x, scale=2.0,
+        context_fn=lambda: (Note("first"), Note("second")),
+    )  # fmt: skip
+    y.sum().backward()
+    assert seen == ["first", "second"]
+    np.testing.assert_allclose(x.grad.numpy(), 2 * np.exp([2.0, 4.0]))
+
+
+def test_inside_a_compiled_function_the_run_stays_eager() -> None:
+    f = tg.compile(lambda x: kept(lambda y: tg.exp(y) * y, x) * 2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for n in (1.0, 2.0, 3.0):
+            x = leaf(n)
+            f(x).sum().backward()
+            np.testing.assert_allclose(x.grad.numpy(), 2 * np.exp(n) * (n + 1))
+    assert any("checkpoint is used inside" in str(w.message) for w in caught)
+
+
+def test_without_grad_mode_it_is_a_plain_call() -> None:
+    with tg.no_grad():
+        assert kept(tg.exp, leaf()).grad_fn is None
+
+
+def test_options_are_checked() -> None:
+    with pytest.raises(
+        ValueError, match=r"^determinism_check should be one of \['default', 'none'"
+    ):
+        kept(tg.exp, leaf(), determinism_check="foo")
+    with pytest.raises(NotImplementedError, match="use_reentrant=True is not supported"):
+        checkpoint(tg.exp, leaf(), use_reentrant=True)
+    with pytest.warns(UserWarning, match="use_reentrant parameter should be passed explicitly"):
+        checkpoint(tg.exp, leaf())

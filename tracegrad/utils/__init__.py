@@ -1,0 +1,1 @@
+"""Helpers around training; `tracegrad.utils.checkpoint` trades time for memory."""
