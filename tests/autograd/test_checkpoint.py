@@ -199,3 +199,9 @@ def test_options_are_checked() -> None:
         checkpoint(tg.exp, leaf(), use_reentrant=True)
     with pytest.warns(UserWarning, match="use_reentrant parameter should be passed explicitly"):
         checkpoint(tg.exp, leaf())
+
+
+def test_the_module_is_found_without_importing_it() -> None:
+    assert tg.utils.checkpoint.checkpoint is checkpoint
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        tg.utils.nothing  # noqa: B018

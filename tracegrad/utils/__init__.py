@@ -1,1 +1,15 @@
 """Helpers around training; `tracegrad.utils.checkpoint` trades time for memory."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+_LAZY = ("checkpoint",)
+
+
+def __getattr__(name: str) -> ModuleType:
+    """The submodules, loaded when first used."""
+    if name not in _LAZY:
+        raise AttributeError(f"module 'tracegrad.utils' has no attribute {name!r}")
+    return importlib.import_module(f"tracegrad.utils.{name}")
