@@ -73,7 +73,7 @@ for _table in (
     globals().update(_table)
 
 
-_LAZY = ("autograd", "nn", "optim", "cuda", "utils")
+_LAZY = ("autograd", "func", "nn", "optim", "cuda", "utils")
 _LAZY_NAMES = {
     "compile": "tracegrad.tracer.compile",
     "eager": "tracegrad.tracer.compile",

@@ -14,6 +14,7 @@ import numpy as np
 
 from tracegrad.autograd import functional_checks as checks
 from tracegrad.autograd.functional_checks import Tensors
+from tracegrad.autograd.pushforward import Pushforward
 from tracegrad.ir.errors import GradientError
 from tracegrad.tracer.factories import zeros, zeros_like
 from tracegrad.tracer.grad_mode import enable_grad
@@ -82,10 +83,10 @@ def jacobian(
                 "either set `strict=False` or `vectorize=False`."
             )
         if forward:
-            rows = _columns(outputs, at)
+            blocks = columns(Pushforward(outputs, at), at)
         else:
-            rows = [_rows(i, x, at, create_graph, strict) for i, x in enumerate(outputs)]
-        result = tuple(checks.finished(row, in_tuple, create_graph) for row in rows)
+            blocks = [rows(i, x, at, create_graph, strict) for i, x in enumerate(outputs)]
+        result = tuple(checks.finished(row, in_tuple, create_graph) for row in blocks)
     return result if out_tuple else result[0]
 
 
@@ -121,9 +122,11 @@ def _stacked(parts: list[Tensor], shape: tuple[int, ...], like: Tensor) -> Tenso
     return stack(parts).reshape(shape)
 
 
-def _rows(number: int, output: Tensor, at: Tensors, create_graph: bool, strict: bool) -> Tensors:
+def rows(
+    number: int, output: Tensor, at: Tensors, create_graph: bool, strict: bool = False
+) -> Tensors:
     """The Jacobian of one output with respect to every input."""
-    rows: list[list[Tensor]] = [[] for _ in at]
+    found_rows: list[list[Tensor]] = [[] for _ in at]
     for k in range(output.numel()):
         seed = (_unit(output, k),)
         found = checks.gradients((output,), at, seed, create_graph, retain_graph=True)
@@ -135,26 +138,24 @@ def _rows(number: int, output: Tensor, at: Tensors, create_graph: bool, strict: 
                 )
             if strict and create_graph and ct is not None and not ct.requires_grad:
                 raise GradientError(checks.BACK.constant.format(j))
-            rows[j].append(zeros_like(x) if ct is None else ct)
+            found_rows[j].append(zeros_like(x) if ct is None else ct)
     return tuple(
-        _stacked(row, (*output.shape, *x.shape), x) for row, x in zip(rows, at, strict=True)
+        _stacked(row, (*output.shape, *x.shape), x) for row, x in zip(found_rows, at, strict=True)
     )
 
 
-def _columns(outputs: Tensors, at: Tensors) -> list[Tensors]:
+def columns(push: Pushforward, at: Tensors, create_graph: bool = False) -> list[Tensors]:
     """The Jacobians of all outputs, each a tuple over the inputs, by directional derivatives."""
-    seeds = tuple(zeros_like(x, requires_grad=True) for x in outputs)
-    reverse = checks.gradients(outputs, at, seeds, create_graph=True)
+    outputs = push.outputs
     blocks: list[list[Tensor]] = [[] for _ in outputs]
     for j, x in enumerate(at):
-        columns: list[list[Tensor]] = [[] for _ in outputs]
+        parts: list[list[Tensor]] = [[] for _ in outputs]
         for k in range(x.numel()):
-            along = (_unit(x, k),)
-            found = checks.gradients((reverse[j],), seeds, along, retain_graph=True)
-            for i, (output, dy) in enumerate(zip(outputs, found, strict=True)):
-                columns[i].append(zeros_like(output) if dy is None else dy.detach())
+            along = [_unit(x, k) if i == j else None for i in range(len(at))]
+            for i, (output, dy) in enumerate(zip(outputs, push(along, create_graph), strict=True)):
+                parts[i].append(zeros_like(output) if dy is None else dy)
         for i, output in enumerate(outputs):
-            block = _stacked(columns[i], (x.numel(), *output.shape), output)
+            block = _stacked(parts[i], (x.numel(), *output.shape), output)
             order = (*range(1, block.ndim), 0)
             blocks[i].append(block.permute(*order).reshape((*output.shape, *x.shape)))
     return [tuple(block) for block in blocks]
