@@ -1,10 +1,12 @@
 """Where an operation was written: the user's file, line and function.
 
-`here()` walks out of tracegrad's own frames to the first frame of the user.
+`here()` walks out of tracegrad's own frames to the first frame of the user; `user_stacklevel()` is
+the way there for a warning.
 """
 
 from __future__ import annotations
 
+import contextlib
 import linecache
 import os
 import sys
@@ -34,7 +36,9 @@ _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def is_internal(filename: str) -> bool:
-    """True for files of tracegrad itself (whether installed or in a checkout)."""
+    """True for files of tracegrad itself (installed or in a checkout) and texts it generated."""
+    if filename.startswith("<tracegrad "):
+        return True
     if not filename.startswith(_ROOT):
         return False
     first = filename[len(_ROOT) + 1 :].split(os.sep, 1)[0]
@@ -42,6 +46,7 @@ def is_internal(filename: str) -> bool:
 
 
 _internal_cache: dict[str, bool] = {}
+_BETWEEN = contextlib.__file__  # its frames lie between the two halves of our `with` blocks
 
 
 def here() -> Location | None:
@@ -57,10 +62,32 @@ def user_frame() -> FrameType | None:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         filename = frame.f_code.co_filename
-        internal = _internal_cache.get(filename)
+        internal = _internal_cache.get(filename)  # not _is_ours: every write in place comes here
         if internal is None:
             internal = _internal_cache[filename] = is_internal(filename)
         if not internal:
             return frame
         frame = frame.f_back
     return None
+
+
+def user_stacklevel() -> int:
+    """The `stacklevel` with which a warning shows the innermost line outside tracegrad.
+
+    Call it in the arguments of `warnings.warn`; where every frame is of tracegrad, it is the
+    outermost one's.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    level = 1
+    while frame is not None and (_is_ours(frame) or frame.f_code.co_filename == _BETWEEN):
+        frame = frame.f_back
+        level += frame is not None
+    return level
+
+
+def _is_ours(frame: FrameType) -> bool:
+    filename = frame.f_code.co_filename
+    internal = _internal_cache.get(filename)
+    if internal is None:
+        internal = _internal_cache[filename] = is_internal(filename)
+    return internal

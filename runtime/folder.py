@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from tracegrad.ir.location import user_stacklevel
+
 LAYOUT = "v1"
 T = TypeVar("T")
 
@@ -43,7 +45,7 @@ def warn_once(identity: str, subject: str, message: str, category: type[Warning]
         if mark in _warned:
             return
         _warned.add(mark)
-    warnings.warn(f"{message} [{identity}]", category, stacklevel=3)
+    warnings.warn(f"{message} [{identity}]", category, stacklevel=user_stacklevel())
 
 
 def forget_warnings() -> None:

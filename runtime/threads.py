@@ -27,6 +27,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tracegrad.ir.errors import OperandError, ParameterError
+from tracegrad.ir.location import user_stacklevel
 from tracegrad.runtime._abi import ffi
 
 _cell: Any = ffi.new("int *")
@@ -77,7 +78,7 @@ def set_num_threads(count: int) -> None:
             f"set_num_threads({count}) has no effect in a forked process: its OpenMP threads "
             "stayed in the parent. Start it with multiprocessing's 'spawn'. [fork-threads]",
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=user_stacklevel(),
         )
         return
     _cell[0] = count

@@ -64,9 +64,13 @@ int tg_run(void **args) {
     return 0;
 }
 """
-_REMEDY = (
+_INSTALL = (
     "Install one (`apt install gcc`, `dnf install gcc`, `xcode-select --install`, "
     "`conda install c-compiler`) or name it in the environment variable CC."
+)
+_REPAIR = (
+    "Run that command by hand to see all it says, repair the installation, or name another "
+    "compiler in the environment variable CC."
 )
 
 
@@ -90,6 +94,7 @@ class Toolchain:
         cpu: name and feature digest of the processor.
         libc: the C library of this process.
         problem: why only kernels from the cache can be had; empty while the compiler is there.
+        remedy: what to do about the problem.
     """
 
     command: tuple[str, ...]
@@ -99,6 +104,7 @@ class Toolchain:
     cpu: str
     libc: str
     problem: str = ""
+    remedy: str = ""
 
     @property
     def present(self) -> bool:
@@ -121,10 +127,18 @@ class Toolchain:
         }
 
 
+@dataclass(frozen=True)
+class _Missing:
+    """Why there is no compiler, and what to do about it."""
+
+    problem: str
+    remedy: str
+
+
 # --- finding the compiler -------------------------------------------------------------------------
 
 _lock = threading.Lock()
-_found: dict[tuple[str, str, str], Toolchain | str] = {}
+_found: dict[tuple[str, str, str], Toolchain | _Missing] = {}
 
 
 def find() -> Toolchain:
@@ -142,15 +156,18 @@ def find() -> Toolchain:
         result = _found[state]
     if isinstance(result, Toolchain):
         if not result.present:
-            _warn(f"{result.problem}; kernels made earlier by {result.version} are still used")
+            _warn(
+                f"{result.problem}; kernels made earlier by {result.version} are still used",
+                result.remedy,
+            )
         return result
-    _warn(result)
-    raise CompilerNotFound(f"{result}. {_REMEDY}")
+    _warn(result.problem, result.remedy)
+    raise CompilerNotFound(f"{result.problem}. {result.remedy}")
 
 
 def not_found(tool: Toolchain) -> CompilerNotFound:
     """The error for a kernel that is not in the cache when `tool` is no longer there."""
-    return CompilerNotFound(f"{tool.problem}, and this kernel is not in the cache. {_REMEDY}")
+    return CompilerNotFound(f"{tool.problem}, and this kernel is not in the cache. {tool.remedy}")
 
 
 def forget() -> None:
@@ -159,31 +176,34 @@ def forget() -> None:
         _found.clear()
 
 
-def _warn(reason: str) -> None:
+def _warn(reason: str, remedy: str) -> None:
     folder.warn_once(
         "no-compiler",
         "",
-        f"{reason}: functions that are not in the cache run eagerly. {_REMEDY}",
+        f"{reason}: functions that are not in the cache run eagerly. {remedy}",
         NoCompilerWarning,
     )
 
 
-def _search() -> Toolchain | str:
+def _search() -> Toolchain | _Missing:
     """The first compiler that works, else the last one known, else why there is none."""
-    reasons, named = [], bool(os.environ.get("CC", "").strip())
+    absent, broken, named = [], [], bool(os.environ.get("CC", "").strip())
     for command in _candidates():
         path = shutil.which(command[0])
         if path is None:
             where = f"CC names {command[0]}, which is" if named else f"{command[0]} is"
-            reasons.append(f"{where} not on PATH")
+            absent.append(f"{where} not on PATH")
             continue
         result = _examine((path, *command[1:]))
         if isinstance(result, Toolchain):
             return result
-        reasons.append(result)
-    problem = "no C compiler was found (" + "; ".join(reasons) + ")"
+        broken.append(result)
+    if broken:
+        missing = _Missing("; ".join(broken), _REPAIR)
+    else:
+        missing = _Missing("no C compiler was found (" + "; ".join(absent) + ")", _INSTALL)
     last = cache.get_text("toolchain", "last")
-    return problem if last is None else _from_record(last, problem)
+    return missing if last is None else _from_record(last, missing)
 
 
 def _candidates() -> list[tuple[str, ...]]:
@@ -204,16 +224,17 @@ def _examine(command: tuple[str, ...]) -> Toolchain | str:
         text = json.dumps(result)
         cache.put_text("toolchain", memo, text)
         cache.put_text("toolchain", "last", text)
-    return _from_record(text, "")
+    return _from_record(text, _Missing("", ""))
 
 
-def _from_record(text: str, problem: str) -> Toolchain:
-    """The toolchain that `_run_probe` described."""
+def _from_record(text: str, missing: _Missing) -> Toolchain:
+    """The toolchain that `_run_probe` described, and why it is there no more."""
     told = json.loads(text)
     command, flags = tuple(told["command"]), tuple(told["flags"])
     return Toolchain(
-        command, told["version"], told["target"], flags, cpu_identity(), _libc(), problem
-    )
+        command, told["version"], told["target"], flags, cpu_identity(), _libc(),
+        missing.problem, missing.remedy,
+    )  # fmt: skip
 
 
 def _stamp(command: tuple[str, ...]) -> list[object]:
@@ -239,7 +260,12 @@ def _run_probe(command: tuple[str, ...]) -> dict[str, object] | str:
         def accepts(flags: Sequence[str]) -> str:
             words = (*command, *flags, "probe.c", "-o", "probe.so", *LIBRARIES)
             code, text, _ = run_command(words, Path(scratch))
-            return "" if code == 0 else f"{shlex.join(words)} failed: {first_error(text)}"
+            if code == 0:
+                return ""
+            return (
+                f"the C compiler {shlex.join(command)} was found but failed the test compile: "
+                f"{first_error(text, 1)} (command: {shlex.join(words)})"
+            )
 
         flags = list(REQUIRED_FLAGS)
         everything = [*flags, *(choices[0] for choices in OPTIONAL_FLAGS)]

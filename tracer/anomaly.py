@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tracegrad.ir.errors import GradientError
-from tracegrad.ir.location import Location, here, is_internal
+from tracegrad.ir.location import Location, here, is_internal, user_stacklevel
 from tracegrad.tracer.state import state
 
 if TYPE_CHECKING:
@@ -75,12 +75,12 @@ def explain(node: BackwardNode) -> None:
         warnings.warn(
             f"Error detected in {node.name()}. No forward pass information available. Enable "
             "detect anomaly during forward pass for more information.",
-            UserWarning, stacklevel=2,
+            UserWarning, stacklevel=user_stacklevel(),
         )  # fmt: skip
         return
     warnings.warn(
         f"Error detected in {node.name()}. Traceback of forward call that caused the error:\n"
-        + "".join(lines), UserWarning, stacklevel=2,
+        + "".join(lines), UserWarning, stacklevel=user_stacklevel(),
     )  # fmt: skip
     parent = node.metadata.get("parent_")
     while parent is not None:
@@ -95,5 +95,5 @@ def explain(node: BackwardNode) -> None:
                 f"\n\nPrevious calculation was induced by {parent.name()}. Traceback of forward "
                 "call that induced the previous calculation:\n" + "".join(lines)
             )
-        warnings.warn(text, UserWarning, stacklevel=2)
+        warnings.warn(text, UserWarning, stacklevel=user_stacklevel())
         parent = parent.metadata.get("parent_")

@@ -32,6 +32,7 @@ from tracegrad.ir.errors import (
     ParameterError,
 )
 from tracegrad.ir.graph import Graph
+from tracegrad.ir.location import user_stacklevel
 from tracegrad.tracer import verification
 from tracegrad.tracer.anomaly import anomaly
 from tracegrad.tracer.capture import Capture, GraphRecorder, Reason
@@ -213,6 +214,8 @@ class CompiledFunction:
         """A fault of the compiler itself costs speed, not the result: said loudly, then eager."""
         try:
             yield
+        except Warning:  # of ours, where the user has made warnings errors
+            raise
         except Exception as error:
             fault = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{os.path.basename(fault.filename)}:{fault.lineno}"
@@ -282,7 +285,7 @@ class CompiledFunction:
     def _warn(self, category: type[Warning], text: str) -> None:
         if text not in self._warned:
             self._warned.add(text)
-            warnings.warn(text, category, stacklevel=5)
+            warnings.warn(text, category, stacklevel=user_stacklevel())
 
     def _why(self, key: Any) -> str:
         """Why a capture is needed, in words."""
@@ -316,7 +319,13 @@ class CompiledFunction:
             reason = next(iter(self._eager_keys.values()), None)
             why = f"it runs eagerly: {reason[0]}" if reason else "call it first"
             raise CaptureError(f"{self._label} has no trace to show; {why}")
-        return self._order[index]
+        try:
+            return self._order[index]
+        except IndexError:
+            raise ParameterError(
+                f"{self._label} has {len(self._order)} trace(s); there is no trace {index!r}. They "
+                "are numbered from 0 in the order of .explain(), or from -1 backwards"
+            ) from None
 
     def graph(self, trace: int = -1) -> Graph:
         """The captured and simplified graph of a trace (the newest by default)."""

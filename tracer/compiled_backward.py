@@ -17,6 +17,7 @@ from tracegrad.codegen.unit import Unit, contiguous_inputs
 from tracegrad.ir.errors import CompileError, CompilerNotFound, GradientError
 from tracegrad.ir.evaluate import evaluate
 from tracegrad.ir.graph import Graph, Value
+from tracegrad.ir.location import user_stacklevel
 from tracegrad.ir.passes import optimize
 from tracegrad.ir.primitive import type_of
 from tracegrad.ir.types import Shape
@@ -125,7 +126,7 @@ class Backward:
             self.interpreted = True
             if isinstance(error, CompileError):
                 text = f"the backward of {self.trace.name} runs eagerly: {error}"
-                warnings.warn(text, verification.EagerWarning, stacklevel=4)
+                warnings.warn(text, verification.EagerWarning, stacklevel=user_stacklevel())
 
 
 class CompiledBackward(tape.BackwardNode):

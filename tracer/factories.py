@@ -15,6 +15,7 @@ import numpy as np
 from tracegrad.ir import dtypes
 from tracegrad.ir.dtypes import DType
 from tracegrad.ir.errors import OperandError, ParameterError, ShapeError
+from tracegrad.ir.location import user_stacklevel
 from tracegrad.tracer.device import as_device
 from tracegrad.tracer.shapes import sizes
 from tracegrad.tracer.state import state
@@ -79,7 +80,7 @@ def tensor(
             "sourceTensor.detach().clone().requires_grad_(True), rather than "
             "torch.tensor(sourceTensor).",
             UserWarning,
-            stacklevel=2,
+            stacklevel=user_stacklevel(),
         )
         copied = data.detach().clone()
         copied = copied if dtype is None else copied.to(chosen_dtype(dtype))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from tracegrad.ir.errors import GradientError, OperandError
+from tracegrad.ir.location import user_stacklevel
 from tracegrad.tracer import tape
 from tracegrad.tracer.function_node import FunctionNode
 from tracegrad.tracer.function_results import attach_results
@@ -113,7 +114,7 @@ class Function:
         warnings.warn(
             f"{type(self)} should not be instantiated. Methods on autograd functions are all "
             "static, so you should invoke them on the class itself.",
-            DeprecationWarning, stacklevel=2,
+            DeprecationWarning, stacklevel=user_stacklevel(),
         )  # fmt: skip
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102  (refused)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tracegrad.ir.dtypes import float32
 from tracegrad.ir.errors import GradientError
+from tracegrad.ir.location import user_stacklevel
 from tracegrad.ir.types import TensorType
 from tracegrad.tracer.tensor import Tensor, View, wrap
 
@@ -74,7 +75,7 @@ def _check_marks(node: FunctionNode, args: Sequence[Any], outputs: Sequence[Any]
         if id(x) not in returned:
             raise GradientError(_NOT_RETURNED)
         if id(x) not in passed:
-            warnings.warn(_NOT_AN_INPUT, UserWarning, stacklevel=4)
+            warnings.warn(_NOT_AN_INPUT, UserWarning, stacklevel=user_stacklevel())
         if node._recorded and x.requires_grad and x.is_leaf and id(x) in passed:
             raise GradientError(_LEAF)
         if node._recorded and x._view is not None:

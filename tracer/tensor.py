@@ -16,6 +16,7 @@ import numpy as np
 from tracegrad.ir import dtypes
 from tracegrad.ir.dtypes import DType
 from tracegrad.ir.errors import GradientError, OperandError
+from tracegrad.ir.location import user_stacklevel
 from tracegrad.ir.operators import Operators
 from tracegrad.ir.types import TensorType
 from tracegrad.tracer.device import CPU, Size, device
@@ -203,7 +204,7 @@ class Tensor(Operators):
         if state.recorder is not None:
             state.recorder.note(".grad", self)
         if self._grad is None and self._grad_fn is not None and not self.retains_grad:
-            warnings.warn(_NON_LEAF_GRAD, UserWarning, stacklevel=2)
+            warnings.warn(_NON_LEAF_GRAD, UserWarning, stacklevel=user_stacklevel())
         return self._grad
 
     @grad.setter

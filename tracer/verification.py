@@ -28,6 +28,7 @@ import numpy as np
 from tracegrad.ir import dtypes
 from tracegrad.ir.evaluate import evaluate
 from tracegrad.ir.graph import Graph, Node, Value
+from tracegrad.ir.location import user_stacklevel
 from tracegrad.ir.types import Shape
 from tracegrad.runtime import executable
 from tracegrad.runtime.kernels import pointer
@@ -157,7 +158,7 @@ def report(
     warnings.warn(
         f"{name}: the compiled result differs from the eager one ({how}); {place}. "
         "The eager result is used from now on.",
-        VerificationWarning, stacklevel=4,
+        VerificationWarning, stacklevel=user_stacklevel(),
     )  # fmt: skip
 
 

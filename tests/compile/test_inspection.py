@@ -68,6 +68,17 @@ def test_before_the_first_call_there_is_nothing() -> None:
         tg.compile(model).graph()
 
 
+@pytest.mark.parametrize("index", [9, 1, -2])
+def test_a_trace_that_is_not_there_is_named(index: int) -> None:
+    f = called()
+    for show in (f.graph, f.backward_graph, f.launcher, f.guards, lambda k: f.source("forward", k)):
+        with pytest.raises(
+            tg.errors.ParameterError, match=rf"model has 1 trace\(s\); there is no trace {index}\."
+        ):
+            show(index)
+    assert f.source("forward", 0) == f.source("forward", -1)
+
+
 def test_the_launcher_is_python_that_compiles() -> None:
     text = called().launcher()
     compile(text, "launcher", "exec")

@@ -108,8 +108,19 @@ def test_compiler_that_cannot_compile_is_no_compiler(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CC", script(tmp_path / "cc", "echo 'error: license expired'; exit 3"))
-    with pytest.warns(NoCompilerWarning), pytest.raises(CompilerNotFound, match="license expired"):
+    with pytest.warns(NoCompilerWarning) as seen, pytest.raises(CompilerNotFound) as caught:
         toolchain.find()
+    for text in (str(seen[0].message), str(caught.value)):
+        told = f"the C compiler {tmp_path}/cc was found but failed the test compile: error: license"
+        assert told in text and "-O3" in text and "repair the installation" in text
+        assert "no C compiler" not in text and "Install one" not in text
+
+
+def test_warnings_show_the_line_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "/nonexistent")
+    with pytest.warns(NoCompilerWarning) as seen, pytest.raises(CompilerNotFound):
+        kernels.load(source(2), label="f")
+    assert seen[0].filename == __file__
 
 
 def test_refused_source_is_kept_and_named() -> None:

@@ -1,0 +1,79 @@
+"""The user's line: in locations and in warnings."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import pytest
+
+import tracegrad as tg
+from tracegrad.ir import location
+from tracegrad.tracer.verification import EagerWarning
+
+OURS = """
+import contextlib, warnings
+from tracegrad.ir.location import user_stacklevel
+
+def warn():
+    warnings.warn("careful", UserWarning, stacklevel=user_stacklevel())
+
+@contextlib.contextmanager
+def block():
+    yield
+    warn()
+
+def within():
+    with block():
+        pass
+"""
+
+
+def ours() -> dict[str, Callable[[], None]]:
+    """Functions that look like tracegrad's own."""
+    names: dict[str, Callable[[], None]] = {}
+    exec(compile(OURS, f"{location._ROOT}/tracer/looks_like_ours.py", "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize("name", ["warn", "within"])
+def test_a_warning_shows_the_first_line_outside(name: str) -> None:
+    function = ours()[name]
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        function()
+    assert [w.filename for w in seen] == [__file__]
+
+
+def test_generated_text_is_ours() -> None:
+    assert location.is_internal("<tracegrad launcher of f>")
+    assert not location.is_internal("<stdin>")
+
+
+def test_a_function_that_stays_eager_shows_the_call() -> None:
+    f = tg.compile(lambda x: x * x.sum().item())
+    with pytest.warns(EagerWarning) as seen:
+        f(tg.ones(3))
+    assert seen[0].filename == __file__
+
+
+def test_the_gradient_of_a_result_shows_the_read() -> None:
+    y = tg.ones(3, requires_grad=True) * 2
+    with pytest.warns(UserWarning, match="leaf") as seen:
+        y.grad  # noqa: B018
+    assert seen[0].filename == __file__
+
+
+def test_copying_a_tensor_shows_the_call() -> None:
+    with pytest.warns(UserWarning, match="copy construct") as seen:
+        tg.tensor(tg.ones(2))
+    assert seen[0].filename == __file__
+
+
+def test_anomalies_show_the_backward() -> None:
+    x = tg.zeros(1, requires_grad=True)
+    with tg.autograd.detect_anomaly(check_nan=True):
+        y = tg.sqrt(x) * 0.0
+        with pytest.warns(UserWarning, match="Error detected") as seen, pytest.raises(RuntimeError):
+            y.sum().backward()
+    assert {w.filename for w in seen} == {__file__}
