@@ -84,7 +84,7 @@ class Body:
         if term.hint.isidentifier() and term.hint not in self.shown.values():
             self.shown[name] = term.hint
         declaration = f"const {variable_type(term)} {name} = {expr.text};"
-        self.statements[level].append(Line(declaration, _where(term.location)))
+        self.statements[level].append(Line(declaration, _where(term.location, term.op)))
         return Expr(name)
 
     def _expression(self, term: Term, at: int) -> Expr:
@@ -150,7 +150,7 @@ class Body:
         text = value.text
         if buffer.dtype.c_compute != buffer.dtype.c_type:
             text = f"tg_store_{buffer.dtype.name}({text})"
-        where = _where(term.location) if not text.isidentifier() else ""
+        where = _where(term.location, term.op) if not text.isidentifier() else ""
         self.statements[depth].append(
             Line(f"{buffer.name}[{self.index(at, depth)}] = {text};", where)
         )
@@ -171,7 +171,7 @@ class Body:
 
     def comment(self, node: Node) -> str:
         """The Python line of a node."""
-        return _where(node.location)
+        return _where(node.location, node.primitive.name)
 
     def nest(self, headers: Sequence[Loop]) -> list[Item]:
         """All statements inside their loops; `headers[d]` is the loop around level d + 1."""
@@ -194,5 +194,8 @@ def variable_type(term: Term) -> str:
     return term.dtype.c_compute
 
 
-def _where(location: Location | None) -> str:
-    return str(location) if location is not None else ""
+def _where(location: Location | None, op: str) -> str:
+    """The Python line; with the operation where the line's text cannot be looked up."""
+    if location is None:
+        return ""
+    return str(location) if location.text or not op else f"{location} {op}"

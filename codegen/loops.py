@@ -186,7 +186,9 @@ class _Nest:
         self._merge_axes()
         kept = [a for a in self.axes if not a.reduced]
         inner = [a for a in self.axes if a.reduced]
-        if not self.reduced:
+        if 0 in self.group.domain:
+            items = self._empty(kept)
+        elif not self.reduced:
             items = self._map(kept)
         elif (
             kept
@@ -200,6 +202,15 @@ class _Nest:
         else:
             items = self._rows(kept, inner)
         return self._finish(tuple(items))
+
+    def _empty(self, kept: list[_Axis]) -> list[Line | Loop]:
+        """Nothing to read: reductions over nothing have their first value."""
+        body = self._body(kept)
+        for node, at, _, r in self.reduced:
+            if node.out.type.size:
+                target = f"{self.buffers[node.out].name}[{self.affine(at).text()}]"
+                body.at(len(kept), Line(f"{target} = {r.result(r.initial)};"))
+        return body.nest([Loop(a.variable, str(a.extent), ()) for a in kept])
 
     def _body(self, loops: Sequence[_Axis]) -> Body:
         depths = {a.variable: d + 1 for d, a in enumerate(loops)}
@@ -382,7 +393,8 @@ class _Nest:
     def _finish(self, body: tuple[Line | Loop, ...]) -> KernelPlan:
         terms = self._all_terms()
         by_name = {b.name: b for b in self.buffers.values()}
-        read = sorted({t.template for t in terms if t.kind == "load"}, key=_natural)
+        loads = {t.template for t in terms if t.kind == "load"}
+        read = [] if 0 in self.group.domain else sorted(loads, key=_natural)
         written = [self.buffers[v].name for v in self.group.values]
         parameters = [
             Parameter(n, by_name[n].dtype.c_type, False, _shape_comment(by_name[n])) for n in read
@@ -394,7 +406,8 @@ class _Nest:
         return KernelPlan(
             self.name, self._summary(), tuple(parameters), body, tuple(read + written),
             nbytes=sizes, ops=elements * sum(t.cost for t in terms if t.kind == "apply"),
-            uses_status=self.lowering.uses_status, names=tuple(self.body.shown.items()),
+            uses_status=self.lowering.uses_status and 0 not in self.group.domain,
+            names=tuple(self.body.shown.items()),
         )  # fmt: skip
 
     def _summary(self) -> tuple[str, ...]:

@@ -58,6 +58,7 @@ class Term:
     guards: tuple[Guard, ...] = ()
     literal: Expr | None = None
     location: Location | None = None
+    op: str = ""
     hint: str = ""
     symbol: str = ""  # a name other affines use for it: it must be a variable
     uses: int = 0
@@ -189,7 +190,7 @@ class Lowering:
         elif dtype.kind in "iu" and dtype.itemsize < 4 and node.primitive.cost > 0:
             template = f"({dtype.c_type})({template})"
         return Term("apply", dtype, template, operands, location=node.location,
-                    hint=node.out.name, cost=node.primitive.cost)  # fmt: skip
+                    op=node.primitive.name, hint=node.out.name, cost=node.primitive.cost)  # fmt: skip
 
     def _cast_term(self, x: Term, dtype: DType, node: Node) -> Term:
         if x.dtype is dtype:
@@ -336,6 +337,14 @@ class Lowering:
         assert node.primitive.name == "gather", f"{node.primitive.name} needs a kernel of its own"
         source, picks, axes = node.inputs[0], node.inputs[1:], node.params["axes"]
         at = self.picked(picks, axes, source.shape, index, guards)
+        if source.type.size == 0:  # the index into the empty axis is checked, and refused
+            empty = [a for a in axes if source.shape[a] == 0]
+            if not empty:  # another axis is empty, and with it the result
+                return Term("number", source.dtype, literal=Expr("0"))
+            check = self.symbols[at[empty[0]].symbols[0]]
+            check.uses += 1
+            zero = f"({source.dtype.c_compute})({{x}} * 0)"
+            return Term("apply", source.dtype, zero, {"x": check}, location=node.location)
         return self._shared(source, at, guards)
 
     def picked(

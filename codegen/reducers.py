@@ -23,7 +23,8 @@ class Reducer:
     Attributes:
         c_type: type of the accumulator.
         initial: its first value.
-        step: template of the update of `{acc}` by `{v}` (at `{p}`), a list of statements.
+        step: statements that update `{acc}` by `{v}` (at `{p}`).
+        element: the C type of `{v}` where the update reads it more than once: it becomes a variable.
         operator: the OpenMP reduction operator, or "" where the compiler may not reorder.
         position: flat position among the reduced elements (for argmax).
         extra: a second accumulator: (type, initial), reached as `{acc}_at`.
@@ -37,6 +38,7 @@ class Reducer:
     convert: str
     position: Affine = Affine()
     extra: tuple[str, str] | None = None
+    element: str = ""
 
     @property
     def by_columns(self) -> bool:
@@ -57,11 +59,14 @@ class Reducer:
 
     def update(self, acc: str, value: str, position: str, comment: str) -> list[Line]:
         """Statements that take one more element in."""
-        return [
-            Line(s.replace("{acc}", acc).replace("{v}", value).replace("{p}", position),
-                 comment if k == 0 else "")
-            for k, s in enumerate(self.step)
-        ]  # fmt: skip
+        lines = []
+        if self.element and not value.isidentifier():
+            name = f"{acc.split('[')[0]}_next"
+            lines.append(f"const {self.element} {name} = {value};")
+            value = name
+        for s in self.step:
+            lines.append(s.replace("{acc}", acc).replace("{v}", value).replace("{p}", position))
+        return [Line(text, comment if k == 0 else "") for k, text in enumerate(lines)]
 
     def result(self, acc: str) -> str:
         """The finished value."""
@@ -92,10 +97,10 @@ def reducer(node: Node, index: Index, domain: Shape) -> Reducer:
 def _extremum(greatest: bool, x: DType, out: DType) -> Reducer:
     """NaN wins, as in NumPy and PyTorch: `v != v` is true for NaN only."""
     sign = ">" if greatest else "<"
-    nan = " || v != v" if x.kind == "f" else ""
+    nan = " || {v} != {v}" if x.kind == "f" else ""
     kind = x.c_compute
-    step = f"{{ const {kind} v = {{v}}; {{acc}} = v {sign} {{acc}}{nan} ? v : {{acc}}; }}"
-    return Reducer(kind, _least(x, greatest), (step,), "", store_template(out, kind))
+    step = f"{{acc}} = {{v}} {sign} {{acc}}{nan} ? {{v}} : {{acc}};"
+    return Reducer(kind, _least(x, greatest), (step,), "", store_template(out, kind), element=kind)
 
 
 def _arg_extremum(node: Node, index: Index, domain: Shape) -> Reducer:
@@ -105,14 +110,16 @@ def _arg_extremum(node: Node, index: Index, domain: Shape) -> Reducer:
     whole = axis is None or not domain
     position = offset(index, contiguous_strides(domain)) if whole else index[axis]
     sign = ">" if greatest else "<"
-    beats = f"v {sign} {{acc}} || {{acc}}_at < 0"
+    beats = f"{{v}} {sign} {{acc}} || {{acc}}_at < 0"
     if x.kind == "f":
-        beats += " || (v != v && {acc} == {acc})"
-    step = (
-        f"{{ const {x.c_compute} v = {{v}}; if ({beats}) {{ {{acc}} = v; {{acc}}_at = {{p}}; }} }}"
+        beats += " || ({v} != {v} && {acc} == {acc})"
+    steps = (
+        f"const int {{acc}}_moves = {beats};",
+        "{acc}_at = {acc}_moves ? {p} : {acc}_at;",
+        "{acc} = {acc}_moves ? {v} : {acc};",
     )
-    return Reducer(x.c_compute, _least(x, greatest), (step,), "", "{acc}_at", position,
-                   ("int64_t", "-1"))  # fmt: skip
+    return Reducer(x.c_compute, _least(x, greatest), steps, "", "{acc}_at", position,
+                   ("int64_t", "-1"), x.c_compute)  # fmt: skip
 
 
 def _least(x: DType, greatest: bool) -> str:

@@ -25,17 +25,23 @@ def plan_scatter(
     out = buffers[node.out]
     copy, _ = _nest(x.shape, "i", producer, buffers)
     index = _index(x.shape, "i")
-    copy_body = _body(copy, x.shape, "i")
-    copy_body.store(x.ndim, out, offset(index, contiguous_strides(x.shape)), copy.term(x, index))
+    items: list[Line | Loop] = []
+    if x.type.size:
+        body = _body(copy, x.shape, "i")
+        body.store(x.ndim, out, offset(index, contiguous_strides(x.shape)), copy.term(x, index))
+        items += body.nest(_loops(x.shape, "i"))
 
     scatter, _ = _nest(updates.shape, "j", producer, buffers)
     at = _index(updates.shape, "j")
-    where = scatter.picked(picks, node.params["axes"], x.shape, at, ())
-    body = _body(scatter, updates.shape, "j")
-    value = body.emit(scatter.term(updates, at), updates.ndim)
-    element = f"{out.name}[{body.index(offset(where, contiguous_strides(x.shape)), updates.ndim)}]"
-    body.at(updates.ndim, *_update(node, out, element, value.text))
-    items = [*copy_body.nest(_loops(x.shape, "i")), *body.nest(_loops(updates.shape, "j"))]
+    if updates.type.size:
+        where = scatter.picked(picks, node.params["axes"], x.shape, at, ())
+        body = _body(scatter, updates.shape, "j")
+        position = body.index(offset(where, contiguous_strides(x.shape)), updates.ndim)
+        if x.type.size:  # else the indices are only checked, and refused
+            value = body.emit(scatter.term(updates, at), updates.ndim)
+            element = f"{out.name}[{position}]"
+            body.at(updates.ndim, *_update(node, out, element, value.text))
+        items += body.nest(_loops(updates.shape, "j"))
     read = sorted({t.template for low in (copy, scatter) for t in low.memo.values()
                    if isinstance(t, Term) and t.kind == "load"})  # fmt: skip
     by_name = {b.name: b for b in buffers.values()}
@@ -45,7 +51,8 @@ def plan_scatter(
     nbytes = (2 * prod(x.shape) + prod(updates.shape)) * x.dtype.itemsize
     return KernelPlan(
         name, (f"{node.primitive.name} of {prod(updates.shape)} updates", *place), tuple(parameters),
-        tuple(items), (*read, out.name), nbytes=nbytes, ops=prod(updates.shape), uses_status=True,
+        tuple(items), (*read, out.name), nbytes=nbytes, ops=prod(updates.shape),
+        uses_status=updates.type.size > 0,
     )  # fmt: skip
 
 

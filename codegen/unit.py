@@ -303,8 +303,10 @@ def _bindings(plan: UnitPlan, uses_status: bool) -> list[str]:
         if s.name not in used:
             continue
         const = "const " if s.kind == "input" else ""
-        if s.kind == "arena":
-            place = f"({s.c_type} *)((char *)args[{last}] + {s.position})"
+        if s.kind == "arena" and s.position:
+            place = f"(void *)((char *)args[{last}] + {s.position})"
+        elif s.kind == "arena":
+            place = f"args[{last}]"
         else:
             place = f"args[{s.position + (plan.inputs if s.kind == 'output' else 0)}]"
         comment = f"  // {s.comment}" if s.comment else ""

@@ -121,6 +121,10 @@ def divide(
     )  # fmt: skip
 
 
+ROLES = {"x": "images", "w": "weights", "ct": "cotangents", "index": "positions"}
+"""What the operands of these primitives are, for comments: the user's names are other ones."""
+
+
 @dataclass(frozen=True)
 class Arithmetic:
     """The C types of a kernel and how elements are converted.
@@ -154,7 +158,7 @@ def kernel_parameters(
 ) -> tuple[Parameter, ...]:
     """The parameters of a kernel: operands in_0, in_1, ..., result out_0, and scratch."""
     operands = tuple(
-        Parameter(f"in_{k}", t.dtype.c_type, False, f"{name} {t}")
+        Parameter(f"in_{k}", t.dtype.c_type, False, f"{ROLES.get(name, name)} {t}")
         for k, (name, t) in enumerate(zip(names, in_types, strict=True))
     )
     result = Parameter("out_0", out_type.dtype.c_type, True, str(out_type))

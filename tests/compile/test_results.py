@@ -198,3 +198,22 @@ def test_other_dtypes(dtype: Any) -> None:
 
     x = tg.from_numpy(np.arange(6).reshape(2, 3) % 3).to(dtype)
     assert_same(f, (x,), traces=1)
+
+
+def test_empty_dimensions_read_nothing() -> None:
+    """A loop that turns no time must not have its loads hoisted out of it."""
+
+    def reduced(x: Any) -> Any:
+        return (*x.max(-1), x.sum(1), x.prod(1), (x > 0).any(1))
+
+    assert_same(reduced, (tg.zeros(3, 0, 2),), (tg.zeros(3, 0, 2),))
+    loss = tg.nn.functional.cross_entropy
+    empty = (tg.zeros(0, 3), tg.zeros(0, dtype=tg.int64))
+    assert_same(loss, empty, empty)
+
+
+def test_an_index_into_an_empty_axis_is_refused() -> None:
+    f = tg.compile(lambda x, i: x[i])
+    assert f(tg.zeros(0, 3), tg.zeros(0, dtype=tg.int64)).shape == (0, 3)
+    with pytest.raises(IndexError, match="index 1 is out of bounds for dimension 0 with size 0"):
+        f(tg.zeros(0, 3), tg.tensor([1]))

@@ -18,8 +18,8 @@ static inline float tg_max_f32(float x, float y)
  * Direct loops.
  */
 static void kernel_0(
-    const float *restrict in_0,  // x float32[2, 3, 10, 10]
-    const float *restrict in_1,  // w float32[4, 3, 3, 3]
+    const float *restrict in_0,  // images float32[2, 3, 10, 10]
+    const float *restrict in_1,  // weights float32[4, 3, 3, 3]
     float *restrict out_0,  // float32[2, 4, 8, 8]
     char *restrict scratch)
 {
@@ -60,7 +60,7 @@ static void kernel_1(
  * Maximum of each window; a NaN wins.
  */
 static void kernel_2(
-    const float *restrict in_0,  // x float32[2, 4, 8, 8]
+    const float *restrict in_0,  // images float32[2, 4, 8, 8]
     float *restrict out_0,  // float32[2, 4, 4, 4]
     char *restrict scratch)
 {
@@ -88,8 +88,8 @@ int tg_run(void **args)
     const float *in_0 = args[0];  // x0 float32[2, 3, 10, 10]
     const float *in_1 = args[1];  // x1 float32[4, 3, 3, 3]
     float *out_0 = args[2];  // float32[2, 4, 4, 4]
-    float *tmp_0 = (float *)((char *)args[3] + 0);
-    float *tmp_1 = (float *)((char *)args[3] + 2048);
+    float *tmp_0 = args[3];
+    float *tmp_1 = (void *)((char *)args[3] + 2048);
 
     kernel_0(in_0, in_1, tmp_0, 0);
     kernel_1(tmp_0, tmp_1);

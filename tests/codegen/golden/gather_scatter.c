@@ -33,8 +33,7 @@ static void kernel_0(
         }
     }
     for (int64_t j0 = 0; j0 < 10; j0++) {
-        const int64_t t0 = in_1[j0];
-        const int64_t atj0 = tg_index(t0, 20, 0, status);
+        const int64_t atj0 = tg_index(in_1[j0], 20, 0, status);
         for (int64_t j1 = 0; j1 < 6; j1++) {
             out_0[6 * atj0 + j1] += in_0[6 * atj0 + j1] * 2.0f;
         }

@@ -90,7 +90,7 @@ int tg_run(void **args)
     const float *in_1 = args[1];  // x1 float32[48, 64]
     const float *in_2 = args[2];  // x2 float32[48]
     float *out_0 = args[3];  // float32[32, 48]
-    float *tmp_0 = (float *)((char *)args[4] + 0);
+    float *tmp_0 = args[4];
 
     kernel_0(in_0, in_1, tmp_0);
     kernel_1(in_2, tmp_0, out_0);

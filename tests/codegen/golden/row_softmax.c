@@ -20,7 +20,8 @@ static void kernel_0(
     for (int64_t i = 0; i < 64; i++) {
         float acc0 = -TG_INF;
         for (int64_t j = 0; j < 32; j++) {
-            { const float v = in_0[32 * i + j]; acc0 = v > acc0 || v != v ? v : acc0; }
+            const float acc0_next = in_0[32 * i + j];
+            acc0 = acc0_next > acc0 || acc0_next != acc0_next ? acc0_next : acc0;
         }
         tmp_0[i] = acc0;
     }
@@ -70,9 +71,9 @@ int tg_run(void **args)
 {
     const float *in_0 = args[0];  // x0 float32[64, 32]
     float *out_0 = args[1];  // float32[64, 32]
-    float *tmp_1 = (float *)((char *)args[2] + 0);
-    float *tmp_0 = (float *)((char *)args[2] + 8192);
-    float *tmp_2 = (float *)((char *)args[2] + 8448);
+    float *tmp_1 = args[2];
+    float *tmp_0 = (void *)((char *)args[2] + 8192);
+    float *tmp_2 = (void *)((char *)args[2] + 8448);
 
     kernel_0(in_0, tmp_0);
     kernel_1(in_0, tmp_0, tmp_1, tmp_2);
