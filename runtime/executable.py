@@ -24,7 +24,7 @@ from tracegrad.codegen.unit import ALIGN, Unit, plan_unit, render_unit
 from tracegrad.ir.errors import CompilerNotFound, DimensionError, DivisionByZeroError
 from tracegrad.ir.graph import Graph, Value
 from tracegrad.ir.types import Shape
-from tracegrad.runtime import cache, kernels, toolchain
+from tracegrad.runtime import cache, history, kernels, toolchain
 from tracegrad.runtime._abi import ffi
 
 Slot = tuple[Any, Any, np.ndarray, np.ndarray, np.ndarray]  # table, pointers, then their memory
@@ -120,12 +120,13 @@ def build(graph: Graph, name: str, strides: Mapping[Value, Shape] | None = None)
         "new_slot": lambda: _new_slot(unit, len(graph.inputs) + len(graph.outputs)),
         "empty": np.empty,
         "address": kernels.pointer,
-        "tg_run": kernel.run,
+        "tg_run": kernel.run,  # `history.timing` may put a clock around it
         "fail": _fail,
         "record": kernel.record,
         **{f"dtype_{t.dtype.name}": t.dtype.numpy for t in types},
     }
     exec(compile(text, f"<tracegrad {graph.name}>", "exec"), namespace)
+    history.watch(namespace[name], kernel.run, kernel.record)
     return Executable(namespace[name], text, unit, kernel)
 
 

@@ -13,6 +13,8 @@ import argparse
 import ast
 import datetime
 import importlib.util
+import inspect
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from tracegrad.ir.errors import CaptureError, OperandError, ParameterError, TracegradError
+
+CLOSED_PIPE = 141
+"""128 + SIGPIPE: what a shell reports for a program that a closed pipe has ended."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,17 +41,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tracegrad", description="Look inside.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    inspect = commands.add_parser("inspect", help="print graph, C and launcher of a function")
-    inspect.add_argument("target", metavar="FILE:FUNCTION")
-    inspect.add_argument(
+    show = commands.add_parser("inspect", help="print graph, C and launcher of a function")
+    show.add_argument("target", metavar="FILE:FUNCTION")
+    show.add_argument(
         "--arg",
         action="append",
         default=[],
         metavar="SPEC",
         help="one argument of a call: float32[3,4] for random data, or a Python number",
     )
-    inspect.add_argument("--no-grad", action="store_true", help="arguments need no gradient")
-    inspect.set_defaults(run=_inspect)
+    show.add_argument("--no-grad", action="store_true", help="arguments need no gradient")
+    show.set_defaults(run=_inspect)
 
     cache = commands.add_parser("cache", help="the disk cache of compiled kernels")
     actions = cache.add_subparsers(required=True, metavar="ACTION")
@@ -72,13 +77,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _inspect(options: argparse.Namespace) -> int:
     function = find_function(options.target)
-    if options.arg:
-        function(*(make_argument(text, not options.no_grad) for text in options.arg))
+    if options.arg or not function.cache_info().traces:  # the file itself may have called it
+        arguments = [make_argument(text, not options.no_grad) for text in options.arg]
+        check_arguments(function, options.target.rpartition(":")[2], arguments)
+        function(*arguments)
     if not function.cache_info().traces:
-        hint = (
-            "" if options.arg else "\nGive one argument for each parameter: --arg 'float32[3,4]'."
-        )
-        raise CaptureError(f"there is nothing to show yet.\n{function.explain()}{hint}")
+        raise CaptureError(f"there is nothing to show.\n{function.explain()}")
     parts: tuple[tuple[str, Callable[[], object]], ...] = (
         ("graph", function.graph),
         ("forward source", lambda: function.source("forward")),
@@ -90,6 +94,22 @@ def _inspect(options: argparse.Namespace) -> int:
     for title, make in parts:
         print(f"--- {title} {'-' * (90 - len(title))}\n{_text(make)}\n")
     return 0
+
+
+def check_arguments(function: Any, name: str, arguments: Sequence[Any]) -> None:
+    """See that a call would find its parameters.
+
+    Raises:
+        ParameterError: there are too few or too many arguments.
+    """
+    signature = inspect.signature(getattr(function, "forward", function))  # that of a module
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise ParameterError(
+            f"inspect: {name}{signature}: {error}; got {len(arguments)} --arg. Give one --arg for "
+            "each parameter, in order: --arg 'float32[3,4]' for a tensor, --arg 2.5 for a number"
+        ) from None
 
 
 def _text(make: Callable[[], object]) -> str:
@@ -105,7 +125,7 @@ def find_function(target: str) -> Any:
 
     Raises:
         ParameterError: the text has no colon, or the file or the name does not exist.
-        OperandError: the name is not a function.
+        OperandError: the name is not a function, or it is a class.
     """
     from tracegrad.tracer.compile import CompiledFunction, compile
 
@@ -121,6 +141,10 @@ def find_function(target: str) -> Any:
             names = [n for n, v in vars(found).items() if callable(v) and not n.startswith("_")]
             raise ParameterError(f"inspect: {path.name} has no {part!r}; it has {', '.join(names)}")
         found = getattr(found, part)
+    if isinstance(found, type):
+        raise OperandError(
+            f"inspect: {name} is a class; name an instance of it, such as `net = {name}(...)`"
+        )
     if not callable(found):
         raise OperandError(f"inspect: {name} is a {type(found).__name__}, not a function")
     return found if isinstance(found, CompiledFunction) else compile(found)
@@ -229,5 +253,16 @@ def _doctor(_: argparse.Namespace) -> int:
     return 0 if all(row.good for row in rows) else 1
 
 
+def command() -> int:
+    """`main` for the shell: a reader that has closed the pipe (`| head`) ends it without a word."""
+    try:
+        status = main()
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        return CLOSED_PIPE
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

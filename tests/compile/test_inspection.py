@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 
 import tracegrad as tg
+from tracegrad.runtime import history
 
 scale = 2.0
 
@@ -118,6 +120,28 @@ def test_counters_and_history() -> None:
     made = tg.kernel_history()[before:]
     assert {r.cache for r in made} <= {"built", "disk", "memory"}
     assert repr(f) == "<compiled model: 1 trace(s)>"
+
+
+def test_launches_are_timed_while_timing_is_on() -> None:
+    before = len(tg.kernel_history())
+    f = tg.compile(model)
+    x, w = tg.randn(3, 4), tg.randn(4, 2)
+    f(x, w)
+    (made,) = tg.kernel_history()[before:]
+    assert (made.timed, made.run_ms) == (0, 0.0) and "timed" not in str(made)
+    history.timing(True)
+    try:
+        start = time.perf_counter()
+        for _ in range(5):
+            f(x, w)
+        wall = (time.perf_counter() - start) * 1e3
+    finally:
+        history.timing(False)
+    assert made.timed == 5 and 0 < made.run_ms < wall
+    assert "5 timed launches" in str(made)
+    told, launches = made.run_ms, made.launches
+    f(x, w)
+    assert (made.timed, made.run_ms, made.launches) == (5, told, launches + 1)
 
 
 def test_attributes_of_the_function_are_reached() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,13 +79,14 @@ def test_unknown_key_is_an_error_of_use(capsys: pytest.CaptureFixture[str]) -> N
     [
         ("nocolon", ParameterError, "expected FILE:FUNCTION"),
         ("missing.py:f", ParameterError, "there is no file"),
-        ("{file}:g", ParameterError, "has no 'g'; it has f"),
+        ("{file}:g", ParameterError, "has no 'g'; it has C, f"),
+        ("{file}:C", OperandError, "C is a class; name an instance"),
         ("{file}:x", OperandError, "x is a int, not a function"),
     ],
 )
 def test_inspect_refuses(target: str, error: type[Exception], text: str, tmp_path: Path) -> None:
     file = tmp_path / "inspected_module.py"
-    file.write_text("x = 3\ndef f(a): return a\n")
+    file.write_text("x = 3\nclass C: pass\ndef f(a): return a\n")
     with pytest.raises(error, match=text):
         find_function(target.format(file=file))
 
@@ -128,3 +131,75 @@ def test_inspect_without_arguments_says_how_to_give_them(
     file.write_text(INSPECTED)
     assert main(["inspect", f"{file}:energy"]) == 2
     assert "--arg 'float32[3,4]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("count", "fault"), [(1, "missing a required argument"), (4, "too many")])
+def test_inspect_with_a_wrong_number_of_arguments_shows_the_signature(
+    count: int, fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "inspected_short.py"
+    file.write_text(INSPECTED)
+    assert main(["inspect", f"{file}:energy", *["--arg", "float32[3]"] * count]) == 2
+    text = capsys.readouterr().err
+    assert "ParameterError: inspect: energy(x, y, k): " in text and fault in text
+    assert f"got {count} --arg. Give one --arg for each parameter" in text
+
+
+KINDS = """
+import tracegrad as tg
+
+def plain(x):
+    return (x * x).sum()
+
+compiled = tg.compile(plain)
+
+class Net(tg.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = tg.nn.Linear(4, 2)
+
+    def forward(self, x):
+        return tg.tanh(self.inner(x)).sum()
+
+net = Net()
+
+@tg.compile
+def used(x):
+    return (x * x).sum()
+
+used(tg.ones(3, requires_grad=True))
+"""
+
+
+@pytest.mark.parametrize("name", ["plain", "compiled", "net", "used"])
+def test_inspect_shows_functions_compiled_ones_and_modules(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "inspected_kinds.py"
+    file.write_text(KINDS)
+    words = [sys.executable, "-m", "tracegrad", "inspect", f"{file}:{name}"]
+    words += [] if name == "used" else ["--arg", "float32[5,4]"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "(none:" not in done.stdout and done.stdout.count("tg_run(void **args)") == 2
+    assert ("tanh" in done.stdout) == (name == "net")
+
+
+def test_inspect_of_a_module_with_too_few_arguments_shows_forward(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "inspected_net.py"
+    file.write_text(KINDS)
+    assert main(["inspect", f"{file}:net"]) == 2
+    assert "net(x): missing a required argument: 'x'; got 0 --arg" in capsys.readouterr().err
+
+
+def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
+    file = tmp_path / "inspected_pipe.py"
+    file.write_text("import sys, tracegrad as tg\nprint('x' * 1_000_000)\n" + KINDS)
+    words = [sys.executable, "-m", "tracegrad", "inspect", f"{file}:used"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout.read(10) == "x" * 10
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 141
+    process.stderr.close()
