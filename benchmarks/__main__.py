@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
         document["workloads"].append(
             {"name": name, "title": WORKLOADS[name].title, "rows": [row.as_dict() for row in rows]}
         )
-    document["startup"] = startup.import_times(3 if options.quick else 10)
+    document["startup"] = startup.startup_times(3 if options.quick else 10)
     path = options.json or ROOT / time.strftime("benchmarks/results/run-%Y%m%d-%H%M%S.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=1) + "\n")

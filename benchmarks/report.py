@@ -67,7 +67,11 @@ def terminal(document: Document) -> None:
                 print(f"{row['peer']}: {row['problem'].splitlines()[-1]}")
     startup = document.get("startup") or {}
     lines = [
-        [f"import {name}", duration(times["median"]), duration(times["minimum"])]
+        [
+            name if " " in name else f"import {name}",
+            duration(times["median"]),
+            duration(times["minimum"]),
+        ]
         for name, times in startup.items()
         if name != "ratio"
     ]

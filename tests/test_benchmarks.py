@@ -84,6 +84,8 @@ def test_quick_run_measures_checks_and_writes(tmp_path: Path) -> None:
         assert row["peer"] == "numpy" and len(row["samples"]) == 3 and min(row["samples"]) > 0
         assert 0 < row["error"] < 1e-5 and row["first_cold"] > 0 and row["peak"] >= 0
     assert document["startup"]["numpy"]["median"] > 0
+    assert 0 < document["startup"]["first call, warm"]["median"] < 60
+    assert "first call, warm" in done.stdout and "import tracegrad" in done.stdout
     assert "numpy" in done.stdout and "1.00" in done.stdout
     assert command("--show", str(path)).stdout.splitlines()[0] == done.stdout.splitlines()[0]
 

@@ -60,6 +60,16 @@ def test_wheel_holds_every_module_template_and_marker(wheel_names: list[str]) ->
     assert "tracegrad/py.typed" in wheel_names
 
 
+def test_every_package_is_listed_once() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    block = re.search(r"^packages = \[(.*?)^\]", text, re.MULTILINE | re.DOTALL)
+    assert block is not None
+    listed = re.findall(r'"([\w.]+)"', block.group(1))
+    folders = {name.rpartition("/")[0].replace("/", ".") for name in shipped()}
+    assert {"tracegrad.func", "tracegrad.utils"} <= folders
+    assert sorted(listed) == sorted(folders)
+
+
 def test_wheel_puts_nothing_beside_tracegrad(wheel_names: list[str]) -> None:
     tops = {name.split("/")[0] for name in wheel_names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"tracegrad"}

@@ -48,6 +48,34 @@ def test_a_second_process_compiles_nothing(new_process: None) -> None:
     assert warm.startswith("['disk'] False"), warm
 
 
+WARM = """
+import sys
+import tracegrad as tg
+
+def f(x, w):
+    return tg.softmax(tg.tanh(x @ w), -1)[:, 0].sum()
+
+x, w = tg.randn(100, 8, requires_grad=True), tg.randn(8, 4)
+g = tg.compile(f)
+g(x, w)
+print({r.cache for r in tg.kernel_history()}, [m for m in HEAVY if m in sys.modules])
+g(x, w).backward()
+print({r.cache for r in tg.kernel_history()}, [m for m in HEAVY if m in sys.modules])
+"""
+
+
+def test_the_first_calls_of_a_second_process_load_no_heavy_module(new_process: None) -> None:
+    program = f"HEAVY = ('jinja2', 'pycparser', 'scipy')\n{WARM}"
+    said = []
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout.splitlines())
+    cold, warm = said
+    assert cold == ["{'built'} ['jinja2']"] * 2
+    assert warm == ["{'disk'} []"] * 2
+
+
 def test_the_environment_turns_compilation_off() -> None:
     out = run(TRACEGRAD_EAGER="1")
     assert out.startswith("[] False CacheInfo(hits=0, misses=0, traces=0, eager_calls=0)"), out
