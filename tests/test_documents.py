@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import os
 import re
 import shutil
@@ -36,6 +37,13 @@ def test_every_document_is_in_the_index() -> None:
     index = (ROOT / "docs" / "README.md").read_text()
     names = {p.name for p in (ROOT / "docs").glob("*.md")} - {"README.md"}
     assert {name for name in names if f"({name})" not in index} == set()
+
+
+def test_the_examples_of_autograd_print_what_they_show() -> None:
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    path = ROOT / "docs" / "autograd.md"
+    failed, tried = doctest.testfile(str(path), module_relative=False, optionflags=flags)
+    assert failed == 0 and tried > 50
 
 
 def test_readme_shows_the_real_output() -> None:
