@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 import tracegrad as tg
 from tracegrad.ir import location
+from tracegrad.runtime import executable
+from tracegrad.runtime.folder import CacheWarning
 from tracegrad.tracer.verification import EagerWarning
 
 OURS = """
@@ -62,6 +66,35 @@ def test_the_gradient_of_a_result_shows_the_read() -> None:
     with pytest.warns(UserWarning, match="leaf") as seen:
         y.grad  # noqa: B018
     assert seen[0].filename == __file__
+
+
+def test_a_backward_that_the_compiler_refuses_shows_the_backward(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    f = tg.compile(lambda x: (tg.sin(x) * x).sum())
+    x = tg.ones(3, requires_grad=True)
+    f(x)
+    y = f(x)
+
+    def refuse(*args: object) -> None:
+        raise tg.errors.CompileError("refused")
+
+    monkeypatch.setattr(executable, "build", refuse)
+    with pytest.warns(EagerWarning, match="the backward of <lambda> runs eagerly: refused") as seen:
+        y.backward()
+    assert seen[0].filename == __file__
+    assert x.grad.tolist() == pytest.approx([math.sin(1.0) + math.cos(1.0)] * 3, rel=1e-6)
+
+
+def test_a_cache_folder_that_cannot_be_used_shows_the_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TRACEGRAD_CACHE_DIR", str(tmp_path / "file"))
+    f = tg.compile(lambda x: x * 3 + 0.625)
+    with pytest.warns(CacheWarning) as seen:
+        f(tg.ones(3))
+    assert {w.filename for w in seen} == {__file__}
 
 
 def test_copying_a_tensor_shows_the_call() -> None:

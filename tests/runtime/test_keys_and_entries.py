@@ -114,7 +114,9 @@ def load_and_count_warnings(text: str) -> tuple[kernels.LoadedKernel, list[str]]
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         kernel = kernels.load(text, label="f")
-    return kernel, [str(w.message) for w in seen if w.category is CacheWarning]
+    ours = [w for w in seen if w.category is CacheWarning]
+    assert all(w.filename == __file__ for w in ours)  # the line of the user
+    return kernel, [str(w.message) for w in ours]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
