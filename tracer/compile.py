@@ -176,7 +176,7 @@ class CompiledFunction:
         for position, leaf in enumerate(leaves):
             if isinstance(leaf, Tensor) and not recorder.knows(leaf):
                 recorder.argument(leaf, position, names[position])
-        observer = Observer(self._fn, leaves)
+        observer = Observer(self._fn, (args, kwargs, *leaves))
         before = (state.grad_enabled, state.inference, dtypes.get_default_dtype())
         with _no_collection(), observer, recording(recorder):
             result = self._fn(*args, **kwargs)

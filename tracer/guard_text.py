@@ -189,6 +189,15 @@ def _same_dict(at: str, value: Any, name: Names) -> str:
     return " and ".join([ordered, *each])
 
 
+def same_layout(at: str, value: Tensor, name: Names) -> str:
+    """An expression that is true while a tensor has the meta-data it has now."""
+    array = value._array
+    return (
+        f"{at}._array.shape == {array.shape} and {at}._array.strides == {array.strides} and "
+        f"{at}._array.dtype == {name(array.dtype)} and {at}.requires_grad is {value.requires_grad}"
+    )
+
+
 def same_epoch(parts: list[Epoch], name: Names) -> str:
     """An expression that is true while none of `parts` has been changed."""
     return " and ".join(f"{name(part)}._epoch == {part._epoch}" for part in parts)

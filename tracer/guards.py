@@ -33,7 +33,7 @@ class Guard:
         bindings: the objects that `text` speaks of; the names are unique in one `Observation`.
         location: the line that reads it, or None.
         kind: `"value"` (an immutable, by type and value), `"identity"` (this very object),
-            `"tensor"` (this very tensor; its meta-data is the launcher's), `"epoch"` (an object
+            `"tensor"` (this very tensor), `"layout"` (its meta-data), `"epoch"` (an object
             that counts its mutations), `"snapshot"` (the elements of a container).
         expected: what was there at the capture, in words.
         current: an expression for what is there now.
@@ -71,7 +71,7 @@ class Guard:
             value = eval(self.current, dict(self.bindings))
         except Exception:
             return "gone"
-        return value if self.kind == "epoch" else describe(value)
+        return value if self.kind in ("epoch", "layout") else describe(value)
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,12 @@ class Observation:
 
 _PLAIN = (int, float, bool, str, bytes, complex, type(None), type(...))
 _BRACKETS: dict[type, str] = {list: "[]", tuple: "()", set: "{}", frozenset: "{}", dict: "{}"}
+
+
+def layout_of(tensor: Tensor) -> str:
+    """The meta-data of a tensor in words: `float32[2, 3], strides (12, 4), requires_grad`."""
+    grad = ", requires_grad" if tensor.requires_grad else ""
+    return f"{tensor.type_info}, strides {tensor._array.strides}{grad}"
 
 
 def describe(value: Any) -> str:

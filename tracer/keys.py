@@ -39,18 +39,23 @@ def make_key(
         OperandError: an argument is of a type whose changes could not be seen.
     """
     parts: list[Any] = [(state.grad_enabled, state.inference), dtypes.get_default_dtype()]
+    containers: list[int] = []
     for i, x in enumerate(args):
-        _describe(label, x, parts, leaves, i)
+        _describe(label, x, parts, leaves, i, containers)
     for name, x in kwargs.items():
         parts.append(name)
-        _describe(label, x, parts, leaves, name)
+        _describe(label, x, parts, leaves, name, containers)
     tensors = [id(x) for x in leaves if isinstance(x, Tensor)]
     if len(set(tensors)) < len(tensors):
         parts.append(tuple(tensors.index(t) for t in tensors))
+    if len(set(containers)) < len(containers):
+        parts.append(("containers", *(containers.index(c) for c in containers)))
     return tuple(parts)
 
 
-def _describe(label: str, x: Any, parts: list[Any], leaves: list[Any], where: Any) -> None:
+def _describe(
+    label: str, x: Any, parts: list[Any], leaves: list[Any], where: Any, containers: list[int]
+) -> None:
     """Append what identifies an argument; tensors by type, numbers by value."""
     if isinstance(x, Tensor):
         a = x._array
@@ -74,12 +79,14 @@ def _describe(label: str, x: Any, parts: list[Any], leaves: list[Any], where: An
         leaves.append(x)
     elif is_sequence(type(x)):
         parts.append((type(x), len(x)))
+        containers.append(id(x))
         for i, y in enumerate(x):
-            _describe(label, y, parts, leaves, f"{where}[{i}]")
+            _describe(label, y, parts, leaves, f"{where}[{i}]", containers)
     elif type(x) is dict:
         parts.append((dict, tuple(x)))
+        containers.append(id(x))
         for k, y in x.items():
-            _describe(label, y, parts, leaves, f"{where}[{k!r}]")
+            _describe(label, y, parts, leaves, f"{where}[{k!r}]", containers)
     else:
         raise OperandError(_refusal(label, x, where))
 

@@ -76,12 +76,16 @@ class LauncherBuilder:
 
     def _guard_views(self, namespace: dict[str, Any]) -> list[GuardLine]:
         views = []
+        watched = {
+            id(x) for g in self.trace.guards if g.kind == "layout"
+            for x in g.bindings.values()
+        }  # fmt: skip
         for i, guard in enumerate(self.trace.guards):
             namespace.update(guard.bindings)
             where = f", read at {guard.location}" if guard.location else ""
             views.append(GuardLine(guard.text, f"{guard.name}{where}", i))
         for k, s in enumerate(self.capture.sources):
-            if s.kind != "captured":
+            if s.kind != "captured" or id(s.tensor) in watched:
                 continue
             assert s.tensor is not None
             namespace[f"captured_{k}"] = s.tensor

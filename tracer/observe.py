@@ -98,6 +98,8 @@ class Observer:
                 self._argument(element)
         elif not is_atom(value):
             self._reads.know(value)
+            if isinstance(value, Tensor):
+                self._reads.keyed.add(id(value))
 
     def _start(self, fn: Any, name: str) -> None:
         """What the function is made of."""

@@ -25,8 +25,9 @@ from tracegrad.tracer.guard_text import (
     same,
     same_contents,
     same_epoch,
+    same_layout,
 )  # fmt: skip
-from tracegrad.tracer.guards import Guard, Problem, SideEffect, describe
+from tracegrad.tracer.guards import Guard, Problem, SideEffect, describe, layout_of
 from tracegrad.tracer.modules import is_user_code, is_user_module
 from tracegrad.tracer.reads_objects import (
     CONTAINERS,
@@ -58,7 +59,7 @@ class Places:
 
     Args:
         existed: whether an object was there before the run.
-        keyed: ids of the containers among the arguments, which the caller of the function keys.
+        keyed: ids of the tensors and containers among the arguments, which the caller keys.
     """
 
     existed: Callable[[Any], bool]
@@ -133,6 +134,17 @@ class Places:
         )  # fmt: skip
         self.know(holder)
         if value is not MISSING:
+            self._found(holder, value, name, location)
+
+    def _found(self, holder: Any, value: Any, name: str, location: Location | None) -> None:
+        """Look at what a holder holds; leaves and containers of the arguments are keyed."""
+        if id(value) not in self.keyed:
+            self.seen(value, name, location)
+        elif id(holder) in self.keyed:
+            self._names.setdefault(id(value), name)
+        elif isinstance(value, (list, dict)):
+            self.side_effect(f"{name}, which is also an argument, is read from outside", location)
+        else:
             self.seen(value, name, location)
 
     def stored(self, chain_key: tuple[Any, ...], location: Location | None) -> None:
@@ -149,6 +161,7 @@ class Places:
         self._names.setdefault(id(value), name)
         if isinstance(value, Tensor):
             self.tensors[id(value)] = value
+            self._layout(value, name, location)
         elif isinstance(value, Epoch):
             self._epoch(value, name, location)
         elif isinstance(value, (tuple, frozenset)):
@@ -164,6 +177,16 @@ class Places:
             self._partial(value, name, location)
         elif not self._guardable(value):
             self._opaque(value, name, location)
+
+    def _layout(self, tensor: Tensor, name: str, location: Location | None) -> None:
+        """Guard the meta-data of a tensor, which `tensor.data = ...` changes; arguments are keyed."""
+        if id(tensor) in self.keyed:
+            return
+        self._add(
+            ("layout", id(tensor)), name, "layout", f"tensor {name} changed", location,
+            lambda names: same_layout(names(tensor), tensor, names),
+            lambda names: f"{names(layout_of)}({names(tensor)})", layout_of(tensor), tensor,
+        )  # fmt: skip
 
     def _partial(self, value: functools.partial[Any], name: str, location: Location | None) -> None:
         self.seen(value.func, f"{name}.func", location)
@@ -231,7 +254,7 @@ class Places:
         if not isinstance(value, (tuple, frozenset)):
             self._snapshot(value, name, location)
         for element, label in elements(value, name):
-            self.seen(element, label, location)
+            self._found(value, element, label, location)
             self.contents(element, label, location, depth + 1)
 
     def _snapshot(self, value: Any, name: str, location: Location | None) -> None:
