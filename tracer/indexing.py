@@ -18,7 +18,7 @@ from tracegrad.tracer import inplace
 from tracegrad.tracer.pointwise import named
 from tracegrad.tracer.shapes import scalar_text, select, slice_dim, wrap_dim
 from tracegrad.tracer.state import state
-from tracegrad.tracer.tensor import Tensor, wrap
+from tracegrad.tracer.tensor import Tensor, literal, wrap
 
 _BAD = (
     "only integers, slices (`:`), ellipsis (`...`), None and long or byte Variables are valid "
@@ -335,7 +335,7 @@ def _scatter(name: str, input: Tensor, dim: int, index: Tensor, src: Any, put: A
             for axis, n in enumerate(index.shape):
                 updates = slice_dim(updates, axis, 0, n)
     places: Any = np.indices(index._array.shape, sparse=True)
-    arrays = [index if a == d else wrap(p.astype(np.int64)) for a, p in enumerate(places)]
+    arrays = [index if a == d else literal(p.astype(np.int64)) for a, p in enumerate(places)]
     return put(input, updates, *arrays, axes=tuple(range(input.ndim)))
 
 

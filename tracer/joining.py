@@ -11,7 +11,7 @@ from tracegrad.ir import ops
 from tracegrad.ir.errors import OperandError, ParameterError, ShapeError
 from tracegrad.tracer.pointwise import named
 from tracegrad.tracer.shapes import narrow, reshape, sizes, slice_dim, unsqueeze, wrap_dim
-from tracegrad.tracer.tensor import Tensor, wrap
+from tracegrad.tracer.tensor import Tensor, literal
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
 
@@ -171,7 +171,7 @@ def diagonal(input: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
     columns = np.arange(length) + max(offset, 0)
     if a > b:
         a, b, rows, columns = b, a, columns, rows
-    taken = ops.gather(input, wrap(rows), wrap(columns), axes=(a, b))
+    taken = ops.gather(input, literal(rows), literal(columns), axes=(a, b))
     return ops.permute(taken, axes=(*range(1, taken.ndim), 0))
 
 

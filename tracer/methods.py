@@ -29,6 +29,7 @@ from tracegrad.tracer.device import Size, as_device, device
 from tracegrad.tracer.dispatch import dispatch
 from tracegrad.tracer.hooks import register_hook, register_post_accumulate_grad_hook
 from tracegrad.tracer.pointwise import apply1, apply2
+from tracegrad.tracer.state import state
 from tracegrad.tracer.tape import scalar_type_name
 from tracegrad.tracer.tensor import Tensor
 
@@ -123,6 +124,8 @@ def stride(self: Tensor, dim: int | None = None) -> Any:
 
 def storage_offset(self: Tensor) -> int:
     """Elements between the start of the base's memory and this tensor's."""
+    if state.recorder is not None:
+        state.recorder.note("storage_offset()")
     base = self._base
     return 0 if base is None else (self._ptr() - base._ptr()) // self._array.itemsize
 
@@ -134,6 +137,8 @@ def is_contiguous(self: Tensor) -> bool:
 
 def data_ptr(self: Tensor) -> int:
     """Address of the first element."""
+    if state.recorder is not None:
+        state.recorder.note("data_ptr()")
     return self._ptr()
 
 

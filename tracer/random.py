@@ -54,6 +54,7 @@ class Generator:
 
     def initial_seed(self) -> int:
         """The seed."""
+        _note("initial_seed()")
         return self._seed
 
     def get_state(self) -> Tensor:

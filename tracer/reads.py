@@ -112,7 +112,9 @@ class Reads(Places):
         changing = isinstance(value, CONTAINERS) or not isinstance(
             value, (*UNCHANGING, Tensor, Epoch)
         )
-        if is_user_module(module) or (changing and not is_atom(value) and visible(type(value))):
+        constant = is_atom(value) and not isinstance(value, (bool, type(None)))
+        visible_here = changing and not is_atom(value) and visible(type(value))
+        if is_user_module(module) or constant or visible_here:
             self._slot(module, key, value, name, "global", location)
         return value
 

@@ -326,6 +326,10 @@ class _StandIn(Operators):
 
     @staticmethod
     def __tracegrad_bind__(op: Primitive, operands: Sequence[Any], params: Any) -> Any:
+        if not operands:  # a constant like an operand: it reads only the shape
+            from tracegrad.tracer.dispatch import dispatch
+
+            return dispatch(op, operands, params)
         mine = next(x for x in operands if isinstance(x, _StandIn))
         raise AssertionError(
             f"the vjp rule of {mine.op.name} reads an operand (in {op.name}) that it did not read "

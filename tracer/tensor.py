@@ -7,6 +7,7 @@ and methods are attached by `tracegrad.tracer.methods`; the dispatcher of operat
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ import numpy as np
 from tracegrad.ir import dtypes
 from tracegrad.ir.dtypes import DType
 from tracegrad.ir.errors import GradientError, OperandError
-from tracegrad.ir.location import user_stacklevel
+from tracegrad.ir.location import is_internal, user_stacklevel
 from tracegrad.ir.operators import Operators
 from tracegrad.ir.types import TensorType
 from tracegrad.tracer.device import CPU, Size, device
@@ -181,6 +182,7 @@ class Tensor(Operators):
     @property
     def grad_fn(self) -> BackwardNode | None:
         """The node that computed this tensor; None for a leaf."""
+        _noted("grad_fn")
         view = self._view
         if view is not None and view.version != self._storage.version:
             from tracegrad.tracer.views import refresh
@@ -191,11 +193,13 @@ class Tensor(Operators):
     @property
     def output_nr(self) -> int:
         """Which output of `grad_fn` this tensor is."""
+        _noted("output_nr")
         return self._output_nr
 
     @property
     def is_leaf(self) -> bool:
         """True where no recorded operation computed this tensor."""
+        _noted("is_leaf")
         return self.grad_fn is None
 
     @property
@@ -241,6 +245,7 @@ class Tensor(Operators):
     @property
     def retains_grad(self) -> bool:
         """True for a non-leaf on which `retain_grad()` was called."""
+        _noted("retains_grad")
         node = self._grad_fn
         return bool(node is not None and node.retained and self._output_nr in node.retained)
 
@@ -328,16 +333,33 @@ class Tensor(Operators):
     @property
     def _version(self) -> int:
         """How often the memory was written in place."""
+        _noted("_version")
         return self._storage.version
 
     @property
     def _base(self) -> Tensor | None:
         """The tensor that this one is a view of, or None."""
+        _noted("_base")
         return None if self._view is None else self._view.base
 
     def _is_view(self) -> bool:
         """True for a view of another tensor."""
+        _noted("_is_view()")
         return self._view is not None
+
+
+def _noted(what: str) -> None:
+    """Tell a recorder that the user's code reads what a replay could not know to have changed."""
+    if state.recorder is not None and not is_internal(sys._getframe(2).f_code.co_filename):
+        state.recorder.note(what)
+
+
+def literal(array: np.ndarray) -> Tensor:
+    """A Tensor over data that the library made itself (positions, masks), told to the recorder."""
+    made = wrap(array)
+    if state.recorder is not None:
+        state.recorder.constant(made)
+    return made
 
 
 def _fill(made: Tensor, array: np.ndarray, storage: Storage) -> None:

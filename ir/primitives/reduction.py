@@ -157,12 +157,11 @@ def products_of_others(x: Any, axes: Axes) -> Any:
     mul, slice_, pad, flip = get("mul"), get("slice"), get("pad"), get("flip")
     dtype = type_of(x).dtype
     order = tuple(i for i in range(len(x.shape)) if i not in axes) + axes
-    turned = permute(x, axes=order)
     width = prod(x.shape[a] for a in axes)
     rows = prod(x.shape[i] for i in range(len(x.shape)) if i not in axes)
     if width < 2 or rows == 0:
         return filled_like(x, 1.0)
-    level = reshape(turned, shape=(rows, width))
+    level = reshape(permute(x, axes=order), shape=(rows, width))
     if dtype.itemsize == 2:
         level = get("cast")(level, dtype=dtypes.float32)
     pairs, widths = [], []
@@ -187,7 +186,8 @@ def products_of_others(x: Any, axes: Axes) -> Any:
     if dtype.itemsize == 2:
         others = get("cast")(others, dtype=dtype)
     inverse = tuple(sorted(range(len(order)), key=order.__getitem__))
-    return permute(reshape(others, shape=turned.shape), axes=inverse)
+    others = reshape(others, shape=tuple(x.shape[a] for a in order))
+    return permute(others, axes=inverse)
 
 
 # Note [Product tree]: for x = (a, b, c, d), going up: (a, b, c, d), (ab, cd), abcd.
