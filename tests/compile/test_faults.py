@@ -208,7 +208,9 @@ def test_a_fault_of_the_compiler_itself_is_reported_and_costs_no_result(
     monkeypatch.setattr("tracegrad.runtime.executable.plan_unit", broken)
     monkeypatch.setattr("tracegrad.runtime.cache.get_text", lambda *args: None)
     f = tg.compile(lambda x: x * 3.25)
-    with pytest.warns(tg.EagerWarning, match=r"tracegrad failed on it \(AssertionError.*no such plan"):
+    with pytest.warns(
+        tg.EagerWarning, match=r"tracegrad failed on it \(AssertionError.*no such plan"
+    ):
         assert f(tg.tensor([2.0])).tolist() == [6.5]
     assert f(tg.tensor([4.0])).tolist() == [13.0]
     assert f.cache_info().eager_calls == 1
