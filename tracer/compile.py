@@ -17,6 +17,7 @@ import threading
 import traceback
 import types
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -186,7 +187,7 @@ class CompiledFunction:
         if observation.problems:
             raise CaptureError(self._problems(observation.problems))
         for effect in observation.side_effects:
-            recorder.reasons.append(Reason(f"side effect: {effect.what}", effect.location))
+            recorder.reasons.append(Reason(effect.reason, effect.location))
         results: list[Any] = []
         structure = flatten(result, results)
         tensors = [t for t in results if isinstance(t, Tensor)]
@@ -374,9 +375,11 @@ class CompiledFunction:
         ]
         for k, trace in enumerate(self._order):
             lines.extend(f"  {line}" for line in trace.describe(k))
-        for reasons in self._eager_keys.values():
-            lines.append("  Runs eagerly for one kind of arguments, because:")
-            lines.extend(f"    {reason}" for reason in reasons)
+        for reasons, kinds in Counter(self._eager_keys.values()).items():
+            several = "one kind" if kinds == 1 else f"{kinds} kinds"
+            lines.append(f"  Runs eagerly for {several} of arguments, because:")
+            for reason, times in Counter(map(str, reasons)).items():
+                lines.append(f"    {reason}" + (f" ({times} times)" if times > 1 else ""))
         return "\n".join(lines)
 
 

@@ -105,6 +105,23 @@ class SideEffect:
         where = f" at {self.location} ({self.location.text})" if self.location else ""
         return f"{self.what}{where}"
 
+    @property
+    def reason(self) -> str:
+        """Why it cannot be replayed: `depends on the clock: time.time`, `side effect: print`."""
+        name = self.what.rpartition(".")[2].rpartition(" ")[2]
+        top = self.what.partition(".")[0].partition(" ")[0]
+        if self.what.endswith("changed") or name.startswith(("set", "seed", "put", "unset")):
+            return f"side effect: {self.what}"
+        if top in ("time", "datetime") and name != "sleep":
+            return f"depends on the clock: {self.what}"
+        if top in ("random", "secrets", "uuid") or self.what.startswith("numpy.random"):
+            return f"depends on random numbers: {self.what}"
+        if self.what == "id":
+            return "depends on the address of an object: id"
+        if top in ("sys", "tracegrad") or name.startswith("get"):
+            return f"depends on the state of the process: {self.what}"
+        return f"side effect: {self.what}"
+
 
 @dataclass(frozen=True)
 class Observation:

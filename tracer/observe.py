@@ -26,7 +26,12 @@ from tracegrad.ir.location import Location
 from tracegrad.tracer.guard_text import MISSING, is_atom
 from tracegrad.tracer.guards import Observation
 from tracegrad.tracer.modules import is_user_frame
-from tracegrad.tracer.observe_calls import FILE_METHODS, IMPURE_MODULES, impure
+from tracegrad.tracer.observe_calls import (
+    FILE_METHODS,
+    IMPURE_MODULES,
+    STATE_OF_TRACEGRAD,
+    impure,
+)
 from tracegrad.tracer.observe_frames import Frames
 from tracegrad.tracer.reads import Reads
 from tracegrad.tracer.reads_objects import cell_value, unwrap
@@ -232,6 +237,8 @@ class Observer:
         name = frame.f_code.co_name
         if module.partition(".")[0] in IMPURE_MODULES and not name.startswith("<"):
             self._reads.side_effect(f"{module}.{name}", _line(caller))
+        if name in STATE_OF_TRACEGRAD.get(module, ()):
+            self._reads.side_effect(f"tracegrad.{name}", _line(caller))
         if module.partition(".")[0] == "pathlib" and name in FILE_METHODS:
             self._reads.side_effect(f"pathlib.{name}", _line(caller))
         code = frame.f_code

@@ -13,16 +13,20 @@ from typing import Any
 
 from tracegrad.tracer.epoch import Epoch
 
-IMPURE_BUILTINS = frozenset("print input open exec eval __import__ breakpoint".split())
+IMPURE_BUILTINS = frozenset("print input open exec eval __import__ breakpoint id".split())
 IMPURE_MODULES = frozenset(
     "time posix nt socket _socket select subprocess _posixsubprocess _warnings warnings logging "
-    "random os genericpath secrets uuid tempfile shutil urllib http threading _thread "
+    "random sys os genericpath secrets uuid tempfile shutil urllib http threading _thread "
     "multiprocessing asyncio signal gc ctypes sqlite3 mmap fcntl syslog webbrowser smtplib ftplib".split()
 )
 FILE_METHODS = frozenset(
     "open read_text write_text read_bytes write_bytes mkdir unlink touch rename exists stat "
     "iterdir".split()
 )
+STATE_OF_TRACEGRAD = {
+    "tracegrad.runtime.threads": ("get_num_threads", "set_num_threads"),
+    "tracegrad.tracer.printing": ("get_printoptions", "set_printoptions"),
+}
 _NOTHING_INSIDE = frozenset(
     "len sum any all range int float abs str bool repr hash round divmod pow bytes complex ord chr "
     "format min max sorted list tuple set frozenset dict enumerate zip reversed iter next "

@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from tracegrad.ir.location import Location
 from tracegrad.tracer.bytecode_chains import Chain
 from tracegrad.tracer.epoch import Epoch
-from tracegrad.tracer.guard_text import (
-    MISSING,
-    is_atom,
-)  # fmt: skip
+from tracegrad.tracer.guard_text import MISSING, Names, is_atom, kind_of, same
+from tracegrad.tracer.guards import describe
 from tracegrad.tracer.modules import is_user_class, is_user_code, is_user_module
 from tracegrad.tracer.reads_objects import (
     CONTAINERS,
@@ -101,22 +101,53 @@ class Reads(Places):
 
     def _module_attribute(self, at: Value, key: str, location: Location | None) -> Any:
         module, name = at.value, f"{at.name}.{key}"
+        users = is_user_module(module)
         value = vars(module).get(key, MISSING)
+        if value is MISSING and not users:
+            value = getattr(module, key, MISSING)  # lazily loaded submodules
+            if value is not MISSING and key not in vars(module):
+                self._library_slot(module, key, MISSING, name, location)
+                return value
         if value is MISSING:
-            if not is_user_module(module):
-                value = getattr(module, key, MISSING)  # lazily loaded submodules
             return value
         if is_random_module(module) and not isinstance(value, type):
             self.side_effect(f"{module.__name__}.{key}", location)
             return _STOP
-        changing = isinstance(value, CONTAINERS) or not isinstance(
-            value, (*UNCHANGING, Tensor, Epoch)
-        )
-        constant = is_atom(value) and not isinstance(value, (bool, type(None)))
-        visible_here = changing and not is_atom(value) and visible(type(value))
-        if is_user_module(module) or constant or visible_here:
+        if users or self._is_looked_into(value):
             self._slot(module, key, value, name, "global", location)
+        else:
+            self._library_slot(module, key, value, name, location)
         return value
+
+    def _is_looked_into(self, value: Any) -> bool:
+        """Whether what a library's module holds has a state of its own, or is the user's."""
+        if isinstance(value, (Tensor, Epoch, np.ndarray, *CONTAINERS)):
+            return True
+        if isinstance(value, types.FunctionType):
+            return is_user_code(value.__code__)
+        return not isinstance(value, UNCHANGING) and not is_atom(value) and visible(type(value))
+
+    def _library_slot(
+        self, module: Any, key: str, value: Any, name: str, location: Location | None
+    ) -> None:
+        """Guard a function, class or constant of a library, which someone may replace."""
+
+        def at(names: Names) -> str:
+            return f"{names(module)}.{key}"
+
+        def text(names: Names) -> str:
+            if value is MISSING:
+                return f"{key!r} not in {names(module)}.__dict__"
+            return (
+                same(at(names), value, names)
+                if is_atom(value)
+                else f"{at(names)} is {names(value)}"
+            )
+
+        self._add(
+            (id(module), "attr", key), name, kind_of(value), f"global {name} changed", location,
+            text, at, "absent" if value is MISSING else describe(value), module,
+        )  # fmt: skip
 
     def _class_attribute(self, at: Value, key: str, location: Location | None) -> Any:
         cls, name = at.value, f"{at.name}.{key}"

@@ -179,7 +179,7 @@ class Places:
             self._opaque(value, name, location)
 
     def _layout(self, tensor: Tensor, name: str, location: Location | None) -> None:
-        """Guard the meta-data of a tensor, which `tensor.data = ...` changes; arguments are keyed."""
+        """Guard the meta-data of a tensor, which `.data = ...` changes; arguments are keyed."""
         if id(tensor) in self.keyed:
             return
         self._add(

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import math
+import os
+import sys
+import time
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace as Space
 from typing import Any
 
+import numpy as np
 import pytest
 from beside import assert_equal
 
 import tracegrad as tg
+import tracegrad.nn.functional as F
+import tracegrad.runtime.threads
 
 
 def same_over(fn: Callable[..., Any], *changes: Callable[[], Any], arguments: Any = None) -> Any:
@@ -126,3 +134,84 @@ def test_an_argument_that_is_also_read_from_outside() -> None:
             kept[0] += 1
             assert_equal(f(x, [2.0]), fn(x, [2.0]))
             kept[0] -= 1
+
+
+def imports_inside(x: Any) -> Any:
+    from math import tau
+
+    return x * tau
+
+
+def double(x: Any) -> Any:
+    return x * 2
+
+
+LIBRARY: dict[str, tuple[Callable[[Any], Any], Any, str, Any]] = {
+    "new constant of math": (lambda x: x * math.zz, math, "zz", 3.0),
+    "bool of numpy": (lambda x: x * (2 if np.zz else 3), np, "zz", False),
+    "constant of tracegrad": (lambda x: x * tg.pi, tg, "pi", 3.0),
+    "function of tracegrad": (lambda x: tg.sin(x), tg, "sin", double),
+    "function of a submodule": (lambda x: F.relu(x - 2), F, "relu", double),
+    "submodule": (lambda x: tg.nn.functional.relu(x - 2), tg.nn, "functional", Space(relu=double)),
+    "class": (lambda x: tg.nn.ReLU()(x - 2), tg.nn, "ReLU", tg.nn.Sigmoid),
+    "imported inside": (imports_inside, math, "tau", 1.0),
+}
+
+
+@pytest.mark.parametrize("row", LIBRARY.values(), ids=LIBRARY)
+def test_what_a_library_module_holds(row: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fn, module, name, value = row
+    if name == "zz":
+        monkeypatch.setattr(module, name, True, raising=False)
+    compiled = same_over(fn, lambda: monkeypatch.setattr(module, name, value))
+    assert compiled.cache_info().hits > 0, compiled.explain()
+
+
+def depth(limit: int) -> Callable[[], None]:
+    return lambda: sys.setrecursionlimit(limit)
+
+
+def read_threads(x: Any) -> Any:
+    return x * tg.runtime.threads.get_num_threads()
+
+
+STATE: dict[str, tuple[Callable[[Any], Any], Callable[[], Any], str]] = {
+    "threads": (
+        read_threads,
+        lambda: tg.runtime.threads.set_num_threads(7),
+        "state of the process",
+    ),
+    "seed": (lambda x: x * tg.initial_seed(), lambda: tg.manual_seed(9), "initial_seed"),
+    "recursion": (lambda x: x * sys.getrecursionlimit(), depth(4321), "sys.getrecursionlimit"),
+    "id": (lambda x: x + id(x) * 0, lambda: None, "address of an object: id"),
+    "clock": (lambda x: x + time.time() * 0, lambda: None, "depends on the clock: time.time"),
+    "environment": (lambda x: x * len(os.getenv("TG_A", "")), lambda: None, "os.getenv"),
+}
+
+
+@pytest.mark.parametrize("row", STATE.values(), ids=STATE)
+def test_state_of_the_process(row: Any) -> None:
+    fn, change, reason = row
+    threads, limit = tg.runtime.threads.get_num_threads(), sys.getrecursionlimit()
+    try:
+        compiled = same_over(fn, change)
+    finally:
+        tg.runtime.threads.set_num_threads(threads)
+        sys.setrecursionlimit(limit)
+    assert compiled.cache_info().traces == 0
+    assert reason in compiled.explain()
+
+
+def test_reasons_are_told_once_with_their_count() -> None:
+    def fn(x: Any) -> Any:
+        for _ in range(3):
+            x = x * x.sum().item()
+        return x
+
+    f = tg.compile(fn)
+    with pytest.warns(tg.EagerWarning):
+        f(tg.ones(2))
+        f(tg.ones(3))
+    text = f.explain()
+    assert text.count("reads the values of a tensor (item)") == 1
+    assert "(3 times)" in text and "for 2 kinds of arguments" in text

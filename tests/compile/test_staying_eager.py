@@ -86,7 +86,7 @@ def returns_an_array(x: Any) -> Any:
         (writes_a_view_of_a_local, "memory that several tensors share", r"y\[0\].fill_\(3\)"),
         (mask_index, "reads the values of a tensor", r"x\[x > 0\]"),
         (prints, "side effect: .*print", r'print\("seen"'),
-        (draws_a_python_number, "side effect: .*random", r"random.random\(\)"),
+        (draws_a_python_number, "depends on random numbers: random.random", r"random.random\(\)"),
         (counts, "side effect: .*counter", r"counter"),
         (seeds, r"manual_seed\(\) is used", r"tg.manual_seed\(3\)"),
         (returns_an_array, "it returns a ndarray", ""),
