@@ -90,9 +90,11 @@ def _wrapped(
 ) -> Tensor:
     """The kernel's result as a Tensor: a view of its operand, or memory of its own."""
     if type(out) is not np.ndarray:
-        out = np.asarray(out, plan.dtype)
+        with np.errstate(all="ignore"):  # a wide sum may be infinite in a half type
+            out = np.asarray(out, plan.dtype)
     elif out.dtype != plan.dtype:
-        out = out.astype(plan.dtype)
+        with np.errstate(all="ignore"):
+            out = out.astype(plan.dtype)
     assert out.shape == plan.out_type.shape, (
         f"{plan.op.name}: kernel gave shape {out.shape}, rule says {plan.out_type.shape}"
     )

@@ -230,9 +230,10 @@ _GEOMETRIES: tuple[tuple[Shape, Shape, dict[str, Any]], ...] = (
     ((1, 2, 4, 5, 4), (3, 2, 2, 3, 2), {"stride": 2, "padding": 1}),
 )
 _EMPTY: tuple[Shape, Shape, dict[str, Any]] = ((0, 3, 5, 5), (2, 3, 3, 3), {})
+_NO_CHANNELS: tuple[Shape, Shape, dict[str, Any]] = ((2, 0, 4, 5), (4, 0, 3, 3), {"groups": 2})
 _LARGE: tuple[Shape, Shape, dict[str, Any]] = ((4, 8, 20, 20), (16, 8, 3, 3), {"padding": 1})
 _KINDS = [(g, "plain") for g in _GEOMETRIES] + [
-    (_GEOMETRIES[2], "strided"), (_EMPTY, "empty"), (_LARGE, "large"),
+    (_GEOMETRIES[2], "strided"), (_EMPTY, "empty"), (_NO_CHANNELS, "empty"), (_LARGE, "large"),
 ]  # fmt: skip
 
 

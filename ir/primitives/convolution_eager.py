@@ -32,7 +32,8 @@ def gather_columns(x: np.ndarray, axes: tuple[WindowAxis, ...]) -> np.ndarray:
 def scatter_columns(columns: np.ndarray, axes: tuple[WindowAxis, ...]) -> np.ndarray:
     """The transpose of `gather_columns`: (n, c, taps, positions) -> (n, c, *sizes), summed."""
     n, c = columns.shape[:2]
-    columns = columns.reshape(n, c, -1, *(a.out for a in axes))
+    taps = prod(a.kernel for a in axes)
+    columns = columns.reshape(n, c, taps, *(a.out for a in axes))
     x = np.zeros((n, c, *(a.size for a in axes)), columns.dtype)
     for i, (_, outputs, inputs) in enumerate(each_offset(axes)):
         x[trailing(inputs)] += columns[:, :, i][trailing(outputs)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from typing import Any
 
 import numpy as np
@@ -168,3 +169,15 @@ def test_in_place_gradient_is_the_same_while_recording() -> None:
 def test_refusals(act: Any, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         act()
+
+
+@pytest.mark.parametrize("dtype", [tg.float16, tg.bfloat16, tg.float32], ids=str)
+def test_results_beyond_the_range_are_infinite_without_a_warning(dtype: Any) -> None:
+    """Sums are wider than their dtype inside a kernel; NumPy warns when such a number narrows."""
+    largest = float(np.finfo(np.float16).max) if dtype is tg.float16 else 3e38
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        x = tg.full((3,), largest, dtype=dtype, requires_grad=True)
+        for result in (x.sum(), x.sum(0, keepdim=True), (x * 2).prod(), x @ x, x * x, x + x):
+            assert bool(result.isinf().all())
+            result.sum().backward()

@@ -320,3 +320,14 @@ def test_initial_values():
     assert (init.ones_(w) == 1).all()
     with pytest.warns(UserWarning, match="Initializing zero-element tensors is a no-op"):
         nn.Linear(0, 3)
+
+
+def test_convolution_of_no_channels_is_the_bias_and_its_gradients_are_empty() -> None:
+    x = tg.ones(2, 0, 5, 5, requires_grad=True)
+    w = tg.ones(3, 0, 2, 2, requires_grad=True)
+    bias = tg.tensor([1.0, 2.0, 3.0], requires_grad=True)
+    out = F.conv2d(x, w, bias, padding=1)
+    assert out.tolist() == bias.view(1, 3, 1, 1).expand(2, 3, 6, 6).tolist()
+    out.sum().backward()
+    assert (x.grad.shape, w.grad.shape) == (x.shape, w.shape)
+    assert bias.grad.tolist() == [72.0, 72.0, 72.0]
