@@ -36,6 +36,10 @@ class ParameterError(TracegradError, ValueError):
     """A static parameter has a value that the operation does not accept."""
 
 
+class UnsupportedError(TracegradError, NotImplementedError):
+    """A variant of an operation that does not exist. Cure: use one of those that the text names."""
+
+
 class DivisionByZeroError(TracegradError, RuntimeError, ZeroDivisionError):
     """An integer is divided by zero. Cure: mask the divisor, or divide floating-point numbers."""
 
