@@ -157,3 +157,22 @@ def test_continuous_integration_runs_the_readme_command() -> None:
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111 == 0o111
     assert script.read_text().rstrip().endswith("exec make test")
+
+
+def test_only_public_names_are_listed() -> None:
+    """`dir()` and completion show what users call, not what the files import for themselves."""
+    import tracegrad as tg
+    from tracegrad.nn import functional
+
+    public = {name for name in dir(tg) if not name.startswith("_")}
+    assert not public & {"Any", "annotations", "importlib", "math", *FOLDERS} - {"tracegrad"}
+    assert {"compile", "nn", "optim", "autograd", "Tensor", "float32", "add", "errors"} <= public
+    assert not {"Any", "annotations", "importlib"} & set(vars(tg))
+    assert public >= set(tg.__all__)
+    for name in public:
+        found = getattr(tg, name)
+        home = getattr(found, "__module__", None) or getattr(found, "__name__", "")
+        assert home.split(".")[0] not in ("typing", "collections", "importlib", "math"), name
+    assert dir(functional) == sorted(functional.__all__)
+    for name in functional.__all__:
+        assert getattr(functional, name).__module__.startswith("tracegrad."), name

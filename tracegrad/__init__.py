@@ -6,11 +6,9 @@ The names here are PyTorch's: `import tracegrad as torch` runs its autograd tuto
 
 # ruff: noqa: F401  (imported to be found here)
 
-from __future__ import annotations
-
-import importlib
+import importlib as _importlib
 import math as _math
-from typing import Any
+from typing import Any as _Any
 
 from tracegrad.ir import errors
 from tracegrad.ir.dtypes import DType as dtype
@@ -73,6 +71,14 @@ for _table in (
     globals().update(_table)
 
 
+_LAYERS = ("codegen", "ir", "runtime", "tracer")  # packages inside, no part of the public names
+__all__ = sorted(name for name in globals() if name[0] != "_" and name not in _LAYERS)
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_LAZY, *_LAZY_NAMES, "__doc__", "__file__", "__version__"})
+
+
 _LAZY = ("autograd", "func", "nn", "optim", "cuda", "utils")
 _LAZY_NAMES = {
     "compile": "tracegrad.tracer.compile",
@@ -87,11 +93,11 @@ _LAZY_NAMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> _Any:
     if name in _LAZY_NAMES:
-        found = getattr(importlib.import_module(_LAZY_NAMES[name]), name)
+        found = getattr(_importlib.import_module(_LAZY_NAMES[name]), name)
     elif name in _LAZY:
-        found = importlib.import_module(f"tracegrad.{name}")
+        found = _importlib.import_module(f"tracegrad.{name}")
     else:
         raise AttributeError(f"module 'tracegrad' has no attribute {name!r}")
     globals()[name] = found
