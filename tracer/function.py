@@ -164,14 +164,15 @@ class Function:
         Raises:
             GradientError: what the context was told does not fit what `forward` returned.
         """
-        if state.recorder is not None:
-            state.recorder.note(f"autograd.Function {cls.__name__}")
         with_setup = cls.setup_context is not Function.setup_context
         if kwargs or with_setup:
             args = _positional(cls.forward, args, kwargs, with_setup)
         node = cls._node_class(args)
-        before = state.grad_enabled
+        before = state.grad_enabled, state.recorder
+        recorder = state.recorder
         state.grad_enabled = False
+        if recorder is not None:
+            state.recorder = recorder.for_function(node, args)
         try:
             if with_setup:
                 result = cls.forward(*args)
@@ -179,10 +180,12 @@ class Function:
             else:
                 result = cls.forward(node, *args)
         finally:
-            state.grad_enabled = before
+            state.grad_enabled, state.recorder = before
         outputs = result if isinstance(result, tuple) else (result,)
         given = attach_results(node, args, outputs)
         node._save(given)
+        if recorder is not None:
+            recorder.function(node, args, given)
         return tuple(given) if isinstance(result, tuple) else given[0]
 
 

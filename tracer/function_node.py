@@ -34,6 +34,8 @@ class FunctionCtx:
     _dirty: tuple[Any, ...] = ()
     _constant: tuple[Any, ...] = ()
     _materialize: bool = True
+    _in_jvp: bool = False
+    _for_forward: tuple[Any, ...] | None = None
 
     def save_for_backward(self, *tensors: Tensor | None) -> None:
         """Keep tensors (inputs, outputs, others, None) for `backward`: see `saved_tensors`.
@@ -43,14 +45,14 @@ class FunctionCtx:
         self._to_save = tensors
 
     def save_for_forward(self, *tensors: Tensor | None) -> None:
-        """Keep tensors for `jvp`; the backward does not read them."""
+        """Keep tensors for `jvp`, which finds them as `saved_tensors`; `backward` does not."""
         for tensor in tensors:
             if tensor is not None and not isinstance(tensor, Tensor):
                 raise OperandError(
                     "save_for_forward expects all arguments to be tensors or None, but got "
                     f"{type(tensor).__name__}"
                 )
-        self.saved_for_forward = tensors
+        self._for_forward = tensors
 
     def mark_dirty(self, *args: Tensor) -> None:
         """Say which inputs `forward` wrote to; all of them must be returned."""
@@ -110,11 +112,13 @@ class FunctionNode(FunctionCtx, tape.BackwardNode):
 
     @property
     def saved_tensors(self) -> tuple[Any, ...]:
-        """What `save_for_backward` was given.
+        """What `save_for_backward` was given; in `jvp`, what `save_for_forward` was.
 
         Raises:
             GradientError: the graph was freed, or one of the tensors was overwritten.
         """
+        if self._in_jvp and self._for_forward is not None:
+            return self._for_forward
         if self._saved is None:
             raise GradientError(tape.FREED)
         return tuple(None if s is None else self._restored(s) for s in self._saved)

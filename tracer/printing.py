@@ -7,7 +7,7 @@ One formatter is chosen for all numbers of a tensor, rows are laid out recursive
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,8 +60,8 @@ def get_printoptions() -> dict[str, Any]:
     return dict(vars(_current[0]))
 
 
-def text(x: Tensor, prefix: str = "tensor(") -> str:
-    """The `repr` of a tensor."""
+def text(x: Tensor, prefix: str = "tensor(", extra: Sequence[str] = ()) -> str:
+    """The `repr` of a tensor; `extra` are suffixes to add."""
     options = _current[0]
     suffixes = []
     array = x._array
@@ -79,6 +79,7 @@ def text(x: Tensor, prefix: str = "tensor(") -> str:
         suffixes.append(f"grad_fn=<{x.grad_fn.name()}>")
     elif x.requires_grad:
         suffixes.append("requires_grad=True")
+    suffixes.extend(extra)
     return _with_suffixes(prefix + body, suffixes, len(prefix), options.linewidth)
 
 

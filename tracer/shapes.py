@@ -18,7 +18,8 @@ from tracegrad.ir.errors import DimensionError, OperandError, ShapeError
 from tracegrad.ir.primitive import TABLE
 from tracegrad.tracer.dispatch import dispatch
 from tracegrad.tracer.pointwise import named, need_tensor
-from tracegrad.tracer.tensor import Tensor
+from tracegrad.tracer.state import state
+from tracegrad.tracer.tensor import Tensor, wrap
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
 
@@ -319,7 +320,11 @@ def contiguous(input: Any) -> Any:
     if input.is_contiguous():
         return input
     out = clone(input)
-    out._array = np.ascontiguousarray(out._array)  # nobody else has seen the copy yet
+    if not out._array.flags.c_contiguous:
+        made = wrap(out._array)
+        out._array = np.ascontiguousarray(out._array)  # nobody else has seen the copy yet
+        if state.recorder is not None:
+            state.recorder.alias(out, made)
     return out
 
 
