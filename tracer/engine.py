@@ -25,6 +25,10 @@ _UNUSED = (
     "One of the differentiated Tensors appears to not have been used in the graph. Set "
     "allow_unused=True if this is the desired behavior."
 )
+_IN_TRANSFORM = (
+    "backward() called inside a functorch transform. This is not supported, please use functorch.grad "
+    "or functorch.vjp instead or call backward() outside of functorch transforms."
+)
 _Slot = tuple[Tensor, bool]  # a cotangent, and whether its memory is ours to keep or add to
 
 
@@ -48,6 +52,8 @@ def backward(
         GradientError: an output has no history, no cotangent, or its graph was freed.
         ShapeError: a cotangent does not have its output's shape.
     """
+    if state.transforms:
+        raise GradientError(_IN_TRANSFORM)
     keep = create_graph if retain_graph is None else retain_graph
     if inputs is None and not create_graph and isinstance(tensors, Tensor):
         if _one_step(tensors, grad_tensors, keep):
@@ -85,8 +91,7 @@ def grad(
         grad_outputs: a cotangent per output; None where an output has one element.
         retain_graph, create_graph: as for `backward`.
         allow_unused: return None for inputs that the outputs do not depend on.
-        is_grads_batched: each cotangent has a batch dimension in front, and so have the results;
-            the backward runs once for each of its elements.
+        is_grads_batched: each cotangent has a batch dimension in front, and so have the results.
         materialize_grads: return zeros for those instead.
     Returns:
         One tensor per input, of its shape and dtype.
@@ -122,7 +127,13 @@ def _zeros(target: Any, batch: tuple[int, ...]) -> Tensor:
 def _run_batch(
     roots: Sequence[Root], keep: bool, create_graph: bool, targets: Sequence[Edge]
 ) -> list[Tensor | None]:
-    """Run once for each element of the cotangents' first dimension, and stack the results."""
+    """The results for each element of the cotangents' first dimension, along a new first one.
+
+    One run serves all, in step with that for the first element; where the graph calls functions
+    of the user's, which may do with a cotangent what they like, it is one run for each.
+    """
+    from tracegrad.tracer.batching import Examples
+    from tracegrad.tracer.capture_hook import recording
     from tracegrad.tracer.joining import stack
 
     counts = {ct._array.shape[0] for _, ct in roots}
@@ -134,12 +145,26 @@ def _run_batch(
     count = counts.pop()
     if not count:
         raise ShapeError("grad: is_grads_batched=True needs a batch of at least one, got 0")
-    rows = []
-    for i in range(count):
-        seeds = [(edge, ct[i]) for edge, ct in roots]
-        rows.append(run(seeds, keep or i + 1 < count, create_graph, targets))
+    if _runs_user_code([edge[0] for edge, _ in roots]):
+        rows = []
+        for i in range(count):
+            seeds = [(edge, ct[i]) for edge, ct in roots]
+            rows.append(run(seeds, keep or i + 1 < count, create_graph, targets))
+        with _grad_mode(create_graph):
+            return [None if c[0] is None else stack(c) for c in zip(*rows, strict=True)]
     with _grad_mode(create_graph):
-        return [None if c[0] is None else stack(c) for c in zip(*rows, strict=True)]
+        examples = Examples(count, "different", create_graph)
+        seeds = [(edge, examples.example(ct, 0)) for edge, ct in roots]
+        with recording(examples):
+            found = run(seeds, keep, create_graph, targets)
+        many = [None if ct is None else examples.batch(ct) for ct in found]
+    examples.close()
+    return many
+
+
+def _runs_user_code(roots: Sequence[BackwardNode | None]) -> bool:
+    """Whether a backward from these nodes calls functions that may read or keep cotangents."""
+    return any(n.runs_user_code or n.hooks is not None or n.retained for n in _reachable(roots))
 
 
 @contextmanager

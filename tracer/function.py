@@ -105,6 +105,7 @@ class Function:
     """
 
     _node_class: ClassVar[type[FunctionNode]]
+    generate_vmap_rule: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -145,6 +146,19 @@ class Function:
         raise NotImplementedError(
             "You must implement the jvp function for custom autograd.Function to use it with "
             "forward mode AD."
+        )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        """The outputs for a batch, and their batch dimensions: `(output, out_dims)`.
+
+        `info.batch_size` and `info.randomness` tell of the batch; `in_dims` has, per argument, the
+        dimension along which it holds the examples, or None. Write it, or set
+        `generate_vmap_rule = True` to have `forward` and `backward` traced.
+        """
+        raise NotImplementedError(
+            "To use autograd.Function with vmap, you must either override the vmap staticmethod or "
+            "set generate_vmap_rule=True."
         )
 
     @classmethod

@@ -14,6 +14,7 @@ import numpy as np
 from tracegrad.ir import ops
 from tracegrad.ir.errors import GradientError, OperandError
 from tracegrad.tracer import tape
+from tracegrad.tracer.pytree import flatten
 from tracegrad.tracer.saved import Packed, pack
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tensor import Tensor, wrap
@@ -83,6 +84,22 @@ class FunctionNode(FunctionCtx, tape.BackwardNode):
         recorded = state.grad_enabled
         self.needs_input_grad = tuple(isinstance(x, Tensor) and x.requires_grad for x in args)
         self._recorded = recorded and any(self.needs_input_grad)
+        self._wanted = [e[0] is not None for e in self.edges]
+
+    def needs(self, flags: Sequence[bool]) -> None:
+        """Have gradients computed for more arguments than those that require grad themselves."""
+        self.needs_input_grad = tuple(
+            a or b for a, b in zip(self.needs_input_grad, flags, strict=True)
+        )
+        self._wanted = [
+            need for need, is_tensor in zip(self.needs_input_grad, self._is_tensor) if is_tensor
+        ]
+
+    def kept_tensors(self) -> list[Tensor]:
+        """The tensors that the context holds on to."""
+        leaves: list[Any] = []
+        flatten([*self.__dict__.values()], leaves)
+        return [x for x in leaves if isinstance(x, Tensor)]
 
     # ---- what was saved -------------------------------------------------------------------------
 
@@ -185,7 +202,7 @@ class FunctionNode(FunctionCtx, tape.BackwardNode):
 
     def _fitted(self, index: int, part: Any) -> Tensor | None:
         """One gradient in the shape and dtype of its input."""
-        if part is None or self.edges[index][0] is None:
+        if part is None or not self._wanted[index]:
             return None
         if not isinstance(part, Tensor):
             raise GradientError(f"expected Variable or None (got {type(part).__name__})")

@@ -3,8 +3,9 @@
 from tracegrad.func.gradients import grad, grad_and_value, vjp
 from tracegrad.func.matrices import hessian, jacfwd, jacrev, jvp, linearize
 from tracegrad.func.modules import functional_call
+from tracegrad.func.vmap import vmap
 
 __all__ = [
     "functional_call", "grad", "grad_and_value", "hessian", "jacfwd", "jacrev", "jvp", "linearize",
-    "vjp",
+    "vjp", "vmap",
 ]  # fmt: skip
