@@ -196,6 +196,10 @@ class Examples(Lockstep):
             raise GradientError(_READS.get(what) or _VALUES.format(what=what))
         super().value_read(tensor, what)
 
+    def varies(self, tensor: Tensor) -> bool:
+        """Whether it has a batch."""
+        return self.companion(tensor) is not None or super().varies(tensor)
+
     def constant(self, tensor: Tensor) -> None:
         """A tensor made inside the function."""
         super().constant(tensor)

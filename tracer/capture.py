@@ -227,6 +227,10 @@ class GraphRecorder(Recorder):
     def function(self, node: FunctionNode, args: Sequence[Any], outputs: Sequence[Any]) -> None:
         """Said already, by `for_function`."""
 
+    def varies(self, tensor: Tensor) -> bool:
+        """No: it has its value."""
+        return False
+
     def shown(self, tensor: Tensor) -> str | None:
         """As it is."""
         return None

@@ -65,6 +65,10 @@ class Recorder:
         """A `Function` that the user wrote has run: `outputs` are what its caller gets."""
         raise NotImplementedError
 
+    def varies(self, tensor: Tensor) -> bool:
+        """Whether `tensor` stands for several values, so that Python must not read it as one."""
+        raise NotImplementedError
+
     def shown(self, tensor: Tensor) -> str | None:
         """What `repr(tensor)` should be, where it is not that of its values."""
         raise NotImplementedError

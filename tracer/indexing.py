@@ -154,6 +154,8 @@ def _item(item: Any) -> Any:
         if item.dtype.is_floating_point:
             raise DimensionError("tensors used as indices must be long, int, byte or bool tensors")
         if item.ndim == 0 and item.dtype is not dtypes.bool_:
+            if state.recorder is not None and state.recorder.varies(item):
+                return item  # vmap: another element for each example
             return int(item)  # a view, so the recorder hears that the value was read
         return item
     try:

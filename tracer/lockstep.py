@@ -158,6 +158,10 @@ class Lockstep(Recorder):
         if self.above is not None:
             self.above.function(node, args, outputs)
 
+    def varies(self, tensor: Tensor) -> bool:
+        """As outside."""
+        return self.above is not None and self.above.varies(tensor)
+
     def shown(self, tensor: Tensor) -> str | None:
         """As outside."""
         return None if self.above is None else self.above.shown(tensor)
