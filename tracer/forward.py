@@ -18,7 +18,7 @@ from tracegrad.tracer.function_forward import tangents_of_outputs
 from tracegrad.tracer.lockstep import Lockstep, own_array
 from tracegrad.tracer.shapes import view_as
 from tracegrad.tracer.state import state
-from tracegrad.tracer.tensor import Tensor, wrap
+from tracegrad.tracer.tensor import Tensor, literal
 
 if TYPE_CHECKING:
     from tracegrad.ir.primitive import Primitive
@@ -79,14 +79,14 @@ class Tangents(Lockstep):
             if have is None:
                 have = self._zero(target)
             if new is None:
-                new = wrap(np.zeros((), have._array.dtype)).expand(have._array.shape)
+                new = literal(np.zeros((), have._array.dtype)).expand(have._array.shape)
             self.part_of_base(name, target, have)
             inplace.write(name, have, new)
 
     def _zero(self, target: Tensor) -> Tensor:
         """A tangent of zeros for a tensor that had none, and for the base of a view."""
         base = target if target._view is None else target._view.base
-        self.accompany(base, wrap(np.zeros_like(base._array)))
+        self.accompany(base, literal(np.zeros_like(base._array)))
         made = self.companion(target)
         assert made is not None, "a view follows its base"
         return made

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tracegrad.ir.errors import GradientError, ShapeError
-from tracegrad.tracer.tensor import Tensor, wrap
+from tracegrad.tracer.tensor import Tensor, literal
 
 if TYPE_CHECKING:
     from tracegrad.tracer.function_node import FunctionNode
@@ -47,7 +47,7 @@ def tangents_of_outputs(
 
 
 def _zeros(x: Any) -> Tensor | None:
-    return wrap(np.zeros_like(x._array)) if isinstance(x, Tensor) else None
+    return literal(np.zeros_like(x._array)) if isinstance(x, Tensor) else None
 
 
 def _fitted(number: int, out: Any, tangent: Any) -> Tensor | None:

@@ -166,7 +166,7 @@ def rows_at_once(
     output: Tensor, at: Tensors, create_graph: bool, chunk_size: int | None = None
 ) -> Tensors:
     """As `rows`, in one backward for all elements of the output (or for `chunk_size` of them)."""
-    from tracegrad.func.vmap import vmap
+    from tracegrad.func.batching import vmap
 
     def one_row(seed: Tensor) -> Tensors:
         found = checks.gradients((output,), at, (seed,), create_graph, retain_graph=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 from tracegrad.autograd.jacobians import rows, rows_at_once, split_first, unit_vectors
 from tracegrad.autograd.pushforward import Pushforward
+from tracegrad.func.batching import RANDOMNESS, vmap
 from tracegrad.func.levels import (
     Chosen,
     Level,
@@ -21,7 +22,6 @@ from tracegrad.func.levels import (
     transforming,
     with_aux,
 )  # fmt: skip
-from tracegrad.func.vmap import RANDOMNESS, vmap
 from tracegrad.ir.errors import GradientError, ParameterError
 from tracegrad.tracer.capture_hook import recording
 from tracegrad.tracer.factories import zeros_like
