@@ -184,9 +184,9 @@ class Function:
         node = cls._node_class(args)
         before = state.grad_enabled, state.recorder
         recorder = state.recorder
-        state.grad_enabled = False
         if recorder is not None:
             state.recorder = recorder.for_function(node, args)
+        state.grad_enabled = False
         try:
             if with_setup:
                 result = cls.forward(*args)

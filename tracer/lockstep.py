@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from tracegrad.tracer.random import Generator
 
 
+_NONE = (None, None)
+
+
 class Lockstep(Recorder):
     """Base class: keeps companions, and passes what it hears on to the recorder outside.
 
@@ -48,7 +51,7 @@ class Lockstep(Recorder):
         self.above = state.recorder
         self._connected = connected
         self._run = state.run
-        self._kept: dict[int, tuple[weakref.ref[np.ndarray], Tensor]] = {}
+        self._kept: dict[int, tuple[weakref.ref[np.ndarray], Tensor | None]] = {}
 
     # ---- companions -----------------------------------------------------------------------------
 
@@ -60,16 +63,19 @@ class Lockstep(Recorder):
         if found is not None:
             return found[1]
         view = x._view
-        above = self._kept.get(id(view.base._array)) if view is not None else None
+        above = self._kept.get(id(view.base._array), _NONE)[1] if view is not None else None
         if view is None or above is None or not view.chain:
             return None
         with self.outside():  # the base got its companion after the view was made
-            made = self.along(above[1], view.chain)
+            made = self.along(above, view.chain)
         self.accompany(x, made)
         return made
 
-    def accompany(self, x: Tensor, companion: Tensor) -> None:
-        """Give `x` a companion, for as long as its array lives."""
+    def accompany(self, x: Tensor, companion: Tensor | None) -> None:
+        """Give `x` a companion, for as long as its array lives; None: it has none of its own.
+
+        Without this, a view has the companion that follows from its base's.
+        """
         key, kept = id(x._array), self._kept
 
         def forget(_: object) -> None:

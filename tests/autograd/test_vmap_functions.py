@@ -162,4 +162,5 @@ def test_neither_and_both_are_refused() -> None:
         vmap(Neither.apply)(double(X))
     with pytest.raises(RuntimeError, match="You tried to vmap over Both, but it has both"):
         vmap(Both.apply)(double(X))
+    assert torch.is_grad_enabled()
     close(Neither.apply(double(X)), X**2)  # outside of vmap it needs neither

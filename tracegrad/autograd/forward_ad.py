@@ -158,6 +158,7 @@ def unpack_dual(tensor: Tensor, *, level: int | None = None) -> UnpackedDualTens
         return UnpackedDualTensor(tensor, None)
     with open_level.outside():
         primal = view_as(tensor, tensor)
+    open_level.accompany(primal, None)
     return UnpackedDualTensor(primal, open_level.companion(tensor))
 
 

@@ -75,7 +75,7 @@ def stack_module_state(models: Any) -> tuple[dict[str, Tensor], dict[str, Tensor
         >>> weights, buffers = stack_module_state(layers)
         >>> x = tg.ones(5, 2)
         >>> tg.vmap(lambda w: functional_call(layers[0], w, (x,)))(weights).shape
-        tracegrad.Size([4, 5, 3])
+        torch.Size([4, 5, 3])
     """
     given = list(models)
     if not given:
