@@ -13,6 +13,7 @@ import numpy as np
 
 from tracegrad.ir.errors import OperandError
 from tracegrad.ir.primitive import Primitive
+from tracegrad.ir.quiet import IGNORE, QUIET
 from tracegrad.ir.types import TensorType
 from tracegrad.tracer import tape
 from tracegrad.tracer.profiling import profilers
@@ -56,9 +57,12 @@ def dispatch(op: Primitive, operands: Sequence[Any], params: Mapping[str, Any]) 
         raise OperandError(f"{op.name}: parameters must be hashable, got {params}") from None
     if plan is None:
         plan = _make_plan(op, arrays, params, tuple(key))
-    with np.errstate(all="ignore"):
-        array = op.eager(*arrays, **params)
-    out = _wrapped(plan, operands, arrays, params, array)
+    token = QUIET.set(IGNORE)
+    try:
+        array = plan.kernel(*arrays, **params)
+    finally:
+        QUIET.reset(token)
+    out = wrap(array) if plan.plain else _wrapped(plan, operands, arrays, params, array)
     if tracked and state.grad_enabled:
         wanted = tracked & plan.takes
         if wanted:
@@ -69,6 +73,67 @@ def dispatch(op: Primitive, operands: Sequence[Any], params: Mapping[str, Any]) 
 
 
 Tensor.__tracegrad_bind__ = staticmethod(dispatch)  # type: ignore[attr-defined]
+
+
+def dispatch1(op: Primitive, x: Tensor) -> Tensor:
+    """As `dispatch`, for one operand and no parameters."""
+    array = x._array
+    plan = _PLANS.get((op, array.shape, array.dtype))
+    if plan is None or profilers:
+        return dispatch(op, (x,), {})
+    view = x._view
+    if view is not None and view.version != x._storage.version:
+        refresh(x, view)
+    token = QUIET.set(IGNORE)
+    try:
+        made = plan.kernel(array)
+    finally:
+        QUIET.reset(token)
+    out = wrap(made) if plan.plain else _wrapped(plan, (x,), (array,), {}, made)
+    if x._requires_grad and plan.takes and state.grad_enabled:
+        _track(plan, (x,), {}, out, 1)
+    if state.recorder is not None:
+        state.recorder.record(op, (x,), {}, out)
+    return out
+
+
+def dispatch2(op: Primitive, x: Any, y: Any) -> Tensor:
+    """As `dispatch`, for two operands (Tensors or NumPy scalars of one dtype), no parameters."""
+    tracked = 0
+    if isinstance(x, Tensor):
+        a = x._array
+        view = x._view
+        if view is not None and view.version != x._storage.version:
+            refresh(x, view)
+        if x._requires_grad:
+            tracked = 1
+    else:
+        a = x
+    if isinstance(y, Tensor):
+        b = y._array
+        view = y._view
+        if view is not None and view.version != y._storage.version:
+            refresh(y, view)
+        if y._requires_grad:
+            tracked |= 2
+    else:
+        b = y
+    plan = _PLANS.get((op, a.shape, a.dtype, b.shape, b.dtype))
+    if plan is None or profilers:
+        return dispatch(op, (x, y), {})
+    token = QUIET.set(IGNORE)
+    try:
+        made = plan.kernel(a, b)
+    finally:
+        QUIET.reset(token)
+    out = wrap(made) if plan.plain else _wrapped(plan, (x, y), (a, b), {}, made)
+    if tracked and state.grad_enabled:
+        tracked &= plan.takes
+        if tracked:
+            _track(plan, (x, y), {}, out, tracked)
+    if state.recorder is not None:
+        state.recorder.record(op, (x, y), {}, out)
+    return out
 
 
 def _make_plan(
@@ -89,12 +154,10 @@ def _wrapped(
     plan: Plan, operands: Sequence[Any], arrays: Sequence[Any], params: Mapping[str, Any], out: Any
 ) -> Tensor:
     """The kernel's result as a Tensor: a view of its operand, or memory of its own."""
-    if type(out) is not np.ndarray:
-        with np.errstate(all="ignore"):  # a wide sum may be infinite in a half type
-            out = np.asarray(out, plan.dtype)
-    elif out.dtype != plan.dtype:
-        with np.errstate(all="ignore"):
-            out = out.astype(plan.dtype)
+    if type(out) is not np.ndarray or out.dtype != plan.dtype:
+        token = QUIET.set(IGNORE)  # a wide sum may be infinite in a half type
+        out = np.asarray(out, plan.dtype)
+        QUIET.reset(token)
     assert out.shape == plan.out_type.shape, (
         f"{plan.op.name}: kernel gave shape {out.shape}, rule says {plan.out_type.shape}"
     )

@@ -7,6 +7,7 @@ Start reading at `run`.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +19,7 @@ from tracegrad.tracer.anomaly import anomaly, check, explain
 from tracegrad.tracer.profiling import apply_node, profilers
 from tracegrad.tracer.roots import Root, many, roots_of, seed, target_edge, type_at
 from tracegrad.tracer.state import state
-from tracegrad.tracer.tape import AccumulateGrad, BackwardNode, Edge
+from tracegrad.tracer.tape import AccumulateGrad, BackwardNode, Edge, OperationNode
 from tracegrad.tracer.tensor import Tensor, wrap
 
 _UNUSED = (
@@ -261,10 +262,16 @@ def run(
         useful = None if targets is None else _leading_to(order, targets)
         state.run = this = Run(set(order) if useful is None else useful, before[1])
         wanted: dict[Edge, Tensor | None] = {} if targets is None else dict.fromkeys(targets)
+        plain = (
+            not create_graph and state.recorder is None and not profilers and not anomaly.enabled
+        )
         for node in order:
             slots = cotangents.pop(node, None)
             if slots is None or (useful is not None and node not in useful):
                 continue
+            if plain and not wanted and node.hooks is None and not node.retained:
+                if _plain_step(node, slots, cotangents, keep):
+                    continue
             if node.hooks is not None or node.retained:
                 _arrived(node, slots, create_graph)
             for edge in wanted:
@@ -279,6 +286,32 @@ def run(
     finally:
         state.grad_enabled, state.run = before
     return [] if targets is None else [wanted[edge] for edge in targets]
+
+
+def _plain_step(
+    node: BackwardNode, slots: list[_Slot | None], cotangents: dict[Any, Any], keep: bool
+) -> bool:
+    """Run one node where nobody watches and no history is asked for; False if it cannot be."""
+    if type(node) is AccumulateGrad:
+        ct, fresh = slots[0]  # type: ignore[misc]
+        accumulate(node.variable, ct, False, fresh=fresh)
+        return True
+    if not isinstance(node, OperationNode):
+        return False
+    parts = node.parts(slots[0][0])  # type: ignore[index]
+    if parts is None:
+        return False
+    for (target, number), slot in zip(node.edges, parts):
+        if slot is None or target is None:
+            continue
+        have = cotangents.get(target)
+        if have is None and len(target.types) < 2:
+            cotangents[target] = [slot]
+        else:
+            _deliver(cotangents, (target, number), slot[0], slot[1], False)
+    if not keep and node.saved:
+        node.saved = None
+    return True
 
 
 def _leaf(node: AccumulateGrad, slots: list[_Slot | None], create_graph: bool) -> None:
@@ -383,8 +416,7 @@ def _reachable(roots: Sequence[BackwardNode | None]) -> list[BackwardNode]:
     return sorted(seen, key=_age, reverse=True)
 
 
-def _age(node: BackwardNode) -> int:
-    return node.sequence
+_age = operator.attrgetter("sequence")
 
 
 def _leading_to(order: Sequence[BackwardNode], targets: Sequence[Edge]) -> set[BackwardNode]:

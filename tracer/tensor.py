@@ -391,7 +391,12 @@ def wrap(array: np.ndarray, storage: Storage | None = None) -> Tensor:
     """A Tensor over `array` (which it shares), with no history."""
     made = _new(Tensor)
     made._array = array
-    made._storage = Storage() if storage is None else storage
+    if storage is None:  # Storage(), written out
+        storage = _new(Storage)
+        storage.version = 0
+        storage.changes = ()
+        storage.of = None
+    made._storage = storage
     made._requires_grad = False
     made._grad = None
     made._grad_fn = None
