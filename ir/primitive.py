@@ -154,6 +154,21 @@ class Primitive:
 
     def __call__(self, *operands: Any, **params: Any) -> Any:
         """Check and promote `operands`, then apply the primitive to them."""
+        for x in operands:
+            call = getattr(type(x), "__tracegrad_call__", None)
+            if call is not None:
+                return call(self, operands, params)
+        return self.checked(operands, params)
+
+    def checked(self, operands: tuple[Any, ...], params: Mapping[str, Any]) -> Any:
+        """As a call, without looking whether the layer of the operands has a shorter way."""
+        operands, params = self.prepared(operands, params)
+        return bind(self, operands, params)
+
+    def prepared(
+        self, operands: tuple[Any, ...], params: Mapping[str, Any]
+    ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        """Promoted operands and canonical parameters."""
         if not self.variadic and len(operands) != len(self.args):
             raise OperandError(
                 f"{self.name}: takes {len(self.args)} operand(s) ({', '.join(self.args)}), "
@@ -162,7 +177,7 @@ class Primitive:
         operands = promoted(self, operands)
         if self.normalize is not None:
             params = dict(self.normalize([type_of(x) for x in operands], params))
-        return bind(self, operands, params)
+        return operands, params
 
     def infer(self, types: Sequence[TensorType], params: Mapping[str, Any]) -> TensorType:
         """The type of the result; raises the error that unfit operands deserve."""

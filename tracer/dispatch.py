@@ -6,13 +6,16 @@ written for speed: what can be known from the operands' types is looked up in a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from tracegrad.ir import dtypes
+from tracegrad.ir.dtypes import DType
 from tracegrad.ir.errors import OperandError
-from tracegrad.ir.primitive import Primitive
+from tracegrad.ir.primitive import Primitive, numpy_scalar
 from tracegrad.ir.quiet import IGNORE, QUIET
 from tracegrad.ir.types import TensorType
 from tracegrad.tracer import tape
@@ -50,7 +53,7 @@ def dispatch(op: Primitive, operands: Sequence[Any], params: Mapping[str, Any]) 
         key.append(array.dtype)
         bit <<= 1
     if params:
-        key.extend(params.items())
+        _extend(key, params)
     try:
         plan = _PLANS.get(tuple(key))
     except TypeError:
@@ -73,6 +76,79 @@ def dispatch(op: Primitive, operands: Sequence[Any], params: Mapping[str, Any]) 
 
 
 Tensor.__tracegrad_bind__ = staticmethod(dispatch)  # type: ignore[attr-defined]
+
+
+def _extend(key: list[Any], params: Mapping[str, Any]) -> None:
+    """Add parameters to a key; 0.0 and -0.0, and 0 and 0.0, are not the same."""
+    for name, value in params.items():
+        key.append(name)
+        key.append(value)
+        if type(value) is float:
+            key.append(math.copysign(1.0, value))
+
+
+class _Call(NamedTuple):
+    """What a call with operands of given types comes to.
+
+    Attributes:
+        params: in canonical form.
+        numbers: positions of the operands that are Python numbers, and the dtypes they take.
+    """
+
+    params: Mapping[str, Any]
+    numbers: tuple[tuple[int, DType], ...]
+
+
+def call(op: Primitive, operands: tuple[Any, ...], params: Mapping[str, Any]) -> Any:
+    """Apply `op` to operands as the user gave them: check, promote, dispatch.
+
+    How a call is prepared depends on types only, so it is looked up once it was done; calls that
+    cast a tensor are prepared each time.
+    """
+    key: list[Any] = [op]
+    for x in operands:
+        if isinstance(x, Tensor):
+            key.append(x._array.shape)
+            key.append(x._array.dtype)
+        elif isinstance(x, int | float):
+            key.append(type(x))
+            key.append(dtypes.get_default_dtype())
+        else:
+            return op.checked(operands, params)
+    if params:
+        _extend(key, params)
+    try:
+        found = _CALLS.get(tuple(key))
+    except TypeError:  # an unhashable parameter: the record says what it thinks of it
+        return op.checked(operands, params)
+    if found is None:
+        given, canonical = op.prepared(operands, params)
+        _remember_call(tuple(key), operands, given, canonical)
+        return dispatch(op, given, canonical)
+    if found.numbers:
+        listed = list(operands)
+        for i, dtype in found.numbers:
+            listed[i] = numpy_scalar(listed[i], dtype)
+        return dispatch(op, listed, found.params)
+    return dispatch(op, operands, found.params)
+
+
+def _remember_call(
+    key: tuple[Any, ...], operands: Sequence[Any], given: Sequence[Any], params: Mapping[str, Any]
+) -> None:
+    numbers = []
+    for i, (x, y) in enumerate(zip(operands, given, strict=True)):
+        if not isinstance(x, Tensor):
+            numbers.append((i, dtype_of[y.dtype]))
+        elif x is not y:
+            return  # it was cast
+    if len(_CALLS) >= _PLANS_KEPT:
+        _CALLS.clear()
+    _CALLS[key] = _Call(params, tuple(numbers))
+
+
+_CALLS: dict[Any, _Call] = {}
+Tensor.__tracegrad_call__ = staticmethod(call)  # type: ignore[attr-defined]
 
 
 def dispatch1(op: Primitive, x: Tensor) -> Tensor:
