@@ -18,6 +18,7 @@ from tracegrad.tracer.anomaly import anomaly, check, explain
 from tracegrad.tracer.profiling import apply_node, profilers
 from tracegrad.tracer.roots import Root, many, roots_of, seed, target_edge, type_at
 from tracegrad.tracer.state import state
+from tracegrad.tracer.storage import announce, before_write
 from tracegrad.tracer.tape import AccumulateGrad, BackwardNode, Edge
 from tracegrad.tracer.tensor import Tensor, wrap
 
@@ -388,6 +389,8 @@ def accumulate(leaf: Tensor, ct: Tensor, create_graph: bool, *, fresh: bool) -> 
     elif state.recorder is not None:
         have.add_(ct)
     else:
+        if before_write:
+            announce(have._storage)
         with np.errstate(all="ignore"):
             np.add(have._array, ct._array, out=have._array)
         have._storage.bump("add_")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from tracegrad.autograd.saved_mutation import allow_mutation_on_saved_tensors
 from tracegrad.ir.errors import GradientError
 from tracegrad.tracer.hooks import RemovableHandle
 from tracegrad.tracer.roots import GradientEdge
@@ -18,8 +19,9 @@ from tracegrad.tracer.tape import BackwardNode as Node
 from tracegrad.tracer.tape import gradient_edge
 from tracegrad.tracer.tensor import Tensor
 
-__all__ = ["GradientEdge", "Node", "disable_saved_tensors_hooks", "get_gradient_edge",
-           "register_multi_grad_hook", "save_on_cpu", "saved_tensors_hooks"]  # fmt: skip
+__all__ = ["GradientEdge", "Node", "allow_mutation_on_saved_tensors",
+           "disable_saved_tensors_hooks", "get_gradient_edge", "register_multi_grad_hook",
+           "save_on_cpu", "saved_tensors_hooks"]  # fmt: skip
 
 
 def get_gradient_edge(tensor: Tensor) -> GradientEdge:
