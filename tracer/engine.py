@@ -205,11 +205,15 @@ class Run:
     Attributes:
         planned: the nodes that it will run or whose cotangents it will return.
         node: the one that is running.
+        selective: whether it computes the gradients of given inputs only.
         shared: what hooks of several tensors keep between their calls.
     """
 
-    def __init__(self, planned: Container[BackwardNode], above: Run | None) -> None:
+    def __init__(
+        self, planned: Container[BackwardNode], above: Run | None, selective: bool
+    ) -> None:
         self.planned = planned
+        self.selective = selective
         self.node: BackwardNode | None = None if above is None else above.node
         self.shared: dict[Any, Any] = {}
 
@@ -235,7 +239,7 @@ def run(
             _deliver(cotangents, edge, ct, False, create_graph)
         order = _reachable([edge[0] for edge, _ in roots])
         useful = None if targets is None else _leading_to(order, targets)
-        state.run = this = Run(set(order) if useful is None else useful, before[1])
+        state.run = this = Run(set(order) if useful is None else useful, before[1], useful is not None)
         wanted: dict[Edge, Tensor | None] = {} if targets is None else dict.fromkeys(targets)
         for node in order:
             slots = cotangents.pop(node, None)
