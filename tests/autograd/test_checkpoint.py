@@ -1,4 +1,4 @@
-"""`utils.checkpoint.checkpoint(use_reentrant=False)` and what both variants share: gradients, memory, faults, as in PyTorch."""
+"""`utils.checkpoint`: the variant `use_reentrant=False` and what both share, as in PyTorch."""
 
 from __future__ import annotations
 
