@@ -109,6 +109,20 @@ class BackwardNode:
         return self.edges
 
     @property
+    def requires_grad(self) -> bool:
+        """True: a value without gradient has no node."""
+        return True
+
+    @property
+    def _input_metadata(self) -> tuple[TensorType, ...]:
+        """Shape, dtype and device of each cotangent that the node takes."""
+        return self.types
+
+    def _sequence_nr(self) -> int:
+        """The order of its making: later nodes have greater numbers."""
+        return self.sequence
+
+    @property
     def metadata(self) -> dict[str, Any]:
         """A dictionary for whatever the user wants to keep with the node."""
         try:
@@ -145,6 +159,22 @@ class AccumulateGrad(BackwardNode):
         super().__init__((), ())
         self.variable = variable
 
+    def name(self) -> str:
+        """PyTorch's name of it."""
+        return "torch::autograd::AccumulateGrad"
+
+    @property
+    def _input_metadata(self) -> tuple[TensorType, ...]:
+        """Shape, dtype and device of the leaf."""
+        return (self.variable.type_info,)
+
+    def _sequence_nr(self) -> int:
+        """The greatest number, as in PyTorch: leaves are ready at any time."""
+        return 2**64 - 1
+
+    def __repr__(self) -> str:
+        return f"<AccumulateGrad object at {hex(id(self))}>"
+
 
 def gradient_edge(tensor: Tensor) -> Edge:
     """Where the cotangent of `tensor` goes: its node, or the accumulator of a leaf."""
@@ -164,6 +194,19 @@ def accumulator(leaf: Tensor) -> AccumulateGrad:
         node = AccumulateGrad(leaf)
         leaf._accumulator = weakref.ref(node)
     return node
+
+
+def placed(tensor: Tensor, edge: Edge) -> Tensor:
+    """`tensor`, freshly wrapped, with its gradient going to `edge`: a leaf again, or a result."""
+    node = edge[0]
+    if node is None:
+        return tensor
+    tensor._requires_grad = True
+    if type(node) is AccumulateGrad:
+        tensor._accumulator = weakref.ref(node)
+    else:
+        tensor._grad_fn, tensor._output_nr = edge
+    return tensor
 
 
 def attach(node: BackwardNode, tensors: Sequence[Tensor]) -> None:
@@ -211,6 +254,18 @@ class OperationNode(BackwardNode):
             others.append(s[0])
         return all(array is not x for x in others)
 
+    def __getattr__(self, name: str) -> Any:
+        """`_saved_...` and `_raw_saved_...`: what was kept, under PyTorch's names."""
+        from tracegrad.tracer.saved_names import saved_attribute
+
+        return saved_attribute(self, name)
+
+    def __dir__(self) -> list[str]:
+        """The names that PyTorch has for what was kept, too."""
+        from tracegrad.tracer.saved_names import saved_names
+
+        return [*super().__dir__(), *saved_names(self)]
+
     def release(self) -> None:
         """Drop what was kept, if anything was: a node that kept nothing can run again."""
         if self.saved:
@@ -256,10 +311,7 @@ class OperationNode(BackwardNode):
         if storage.version != version:
             raise GradientError(_overwritten(storage, version, edge, type))
         tensor = wrap(array, storage)
-        if create_graph and edge[0] is not None:
-            tensor._requires_grad = True
-            tensor._grad_fn, tensor._output_nr = edge
-        return tensor
+        return placed(tensor, edge) if create_graph else tensor
 
 
 _TENSOR_NAMES = {
