@@ -116,9 +116,10 @@ class FunctionNode(FunctionCtx, tape.BackwardNode):
         Raises:
             GradientError: the graph was freed, or one of the tensors was overwritten.
         """
-        if self._saved is None:
+        everything = self._saved  # read once: another thread may release the node
+        if everything is None:
             raise GradientError(tape.FREED)
-        return tuple(None if s is None else self._restored(s) for s in self._saved)
+        return tuple(None if s is None else self._restored(s) for s in everything)
 
     @property
     def _raw_saved_tensors(self) -> tuple[OfFunction, ...]:

@@ -41,8 +41,11 @@ class NodeHooks:
 
     # ---- what the engine calls ------------------------------------------------------------------
 
-    def on_cotangent(self, number: int, ct: Tensor) -> Tensor:
-        """The cotangent of an output after its hooks, in the order of their registration."""
+    def on_cotangent(self, number: int, ct: Tensor | None) -> Tensor | None:
+        """The cotangent of an output after its hooks, in the order of their registration.
+
+        None, of an output of several that nothing depends on, is shown to them too.
+        """
         for hook in list(self.tensor.get(number, {}).values()):
             changed = hook(ct)
             if changed is not None:

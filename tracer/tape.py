@@ -13,6 +13,7 @@ What an `OperationNode` keeps is not declared anywhere: the rules are run once o
 from __future__ import annotations
 
 import itertools
+import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -191,9 +192,16 @@ def accumulator(leaf: Tensor) -> AccumulateGrad:
     kept = leaf._accumulator
     node = kept() if kept is not None else None
     if node is None:
-        node = AccumulateGrad(leaf)
-        leaf._accumulator = weakref.ref(node)
+        with _one_each:  # of two threads that use a leaf first, one makes its node
+            kept = leaf._accumulator
+            node = kept() if kept is not None else None
+            if node is None:
+                node = AccumulateGrad(leaf)
+                leaf._accumulator = weakref.ref(node)
     return node
+
+
+_one_each = threading.RLock()
 
 
 def placed(tensor: Tensor, edge: Edge) -> Tensor:
@@ -288,10 +296,11 @@ class OperationNode(BackwardNode):
 
     def _operands(self, create_graph: bool) -> tuple[Any, list[Any]]:
         """The result and the operands, as far as they were kept; stand-ins for the others."""
-        if self.saved is None:
+        everything = self.saved  # read once: another thread may release the node
+        if everything is None:
             raise GradientError(FREED)
         args: list[Any] = list(self.plan.stand_ins)
-        for i, saved in zip(self.plan.kept(self.wanted), self.saved, strict=True):
+        for i, saved in zip(self.plan.kept(self.wanted), everything, strict=True):
             own = i == len(args) - 1
             edge = (self, 0) if own else self.edges[i]
             args[i] = self._unpack(saved, edge, self.plan.all_types[i], create_graph)

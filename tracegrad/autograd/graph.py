@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tracegrad.autograd.saved_mutation import allow_mutation_on_saved_tensors
-from tracegrad.ir.errors import GradientError
+from tracegrad.ir.errors import GradientError, OperandError
 from tracegrad.tracer.hooks import RemovableHandle
 from tracegrad.tracer.roots import GradientEdge
 from tracegrad.tracer.state import state
@@ -145,6 +145,11 @@ class saved_tensors_hooks:
     def __enter__(self) -> None:
         if state.saved_hooks_disabled is not None:
             raise GradientError(state.saved_hooks_disabled)
+        for hook in (self.pack_hook, self.unpack_hook):
+            if not callable(hook):
+                raise OperandError(
+                    f"saved_tensors_hooks: hooks must be functions, got {type(hook).__name__}"
+                )
         if state.recorder is not None:
             state.recorder.note("saved_tensors_hooks")
         state.saved_hooks = (*state.saved_hooks, (self.pack_hook, self.unpack_hook))
