@@ -40,12 +40,17 @@ class Storage:
     of its own, as in PyTorch, but the memory of `x`.
     """
 
-    __slots__ = ("version", "changes", "memory")
+    __slots__ = ("version", "changes", "_memory")
 
     def __init__(self, memory: object = None) -> None:
         self.version = 0
         self.changes: tuple[Change, ...] = ()
-        self.memory = self if memory is None else memory
+        self._memory = memory  # None, for itself: a reference would be a cycle
+
+    @property
+    def memory(self) -> object:
+        """The token."""
+        return self if self._memory is None else self._memory
 
     def bump(self, name: str) -> None:
         """Note that operation `name` wrote to the memory."""
