@@ -258,7 +258,9 @@ def run(
             _deliver(cotangents, edge, ct, False, create_graph)
         order = _reachable([edge[0] for edge, _ in roots])
         useful = None if targets is None else _leading_to(order, targets)
-        state.run = this = Run(set(order) if useful is None else useful, before[1], useful is not None)
+        state.run = this = Run(
+            set(order) if useful is None else useful, before[1], useful is not None
+        )
         wanted: dict[Edge, Tensor | None] = {} if targets is None else dict.fromkeys(targets)
         for node in order:
             slots = cotangents.pop(node, None)

@@ -16,7 +16,6 @@ from tracegrad.ir.errors import OperandError
 from tracegrad.ir.location import user_stacklevel
 from tracegrad.tracer.state import state
 
-
 _CLASS = (
     "Decorating classes is deprecated and will be disabled in future versions. You should only "
     "decorate functions or methods. To preserve the current behavior of class decoration, you can "

@@ -74,7 +74,7 @@ def _parameter(name: str) -> Callable[[OperationNode], Any]:
     return lambda node: node.params[name]
 
 
-_REDUCTION = {"dim": _reduction, "keepdim": _keepdim}
+_REDUCTION: dict[str, Callable[[OperationNode], Any]] = {"dim": _reduction, "keepdim": _keepdim}
 OTHERS: dict[str, dict[str, Callable[[OperationNode], Any]]] = {
     "SumBackward0": {"self_sym_sizes": _sizes},
     "SumBackward1": {"self_sym_sizes": _sizes, **_REDUCTION},

@@ -110,7 +110,9 @@ def test_backward_into_chosen_inputs_only() -> None:
     x, y = leaf(2.0), leaf(3.0)
     (x * y).sum().backward(inputs=[x])
     assert x.grad.item() == 3.0 and y.grad is None
-    with pytest.raises(RuntimeError, match="^`inputs` argument to `backward\\(\\)` cannot be empty"):
+    with pytest.raises(
+        RuntimeError, match="^`inputs` argument to `backward\\(\\)` cannot be empty"
+    ):
         (x * y).sum().backward(inputs=[])
 
 
