@@ -56,6 +56,10 @@ class GradientError(TracegradError, RuntimeError):
     """The backward pass cannot go on: wrong seed, freed graph, overwritten saved value."""
 
 
+class SavedTensorError(TracegradError, AssertionError):
+    """A saved value is asked for where it is not kept any more. Cure: backward inside the block."""
+
+
 class ProfilerError(TracegradError, RuntimeError):
     """A profiler is opened inside another, or asked before it has ended. Cure: leave its block."""
 

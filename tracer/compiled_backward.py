@@ -178,7 +178,9 @@ class CompiledBackward(tape.BackwardNode):
         """What the backward starts from, checked to be as the forward left it."""
         return self._unchanged(self.residuals if backward.from_residuals else self.inputs)
 
-    def _unchanged(self, kept: Sequence[tuple[np.ndarray, Storage | None, int]]) -> Any:
+    def _unchanged(self, kept: Sequence[tuple[np.ndarray, Storage | None, int]] | None) -> Any:
+        if kept is None:  # another thread released the node meanwhile
+            raise GradientError(tape.FREED)
         for array, storage, version in kept:
             if storage is not None and storage.version != version:
                 text = tape._overwritten(storage, version, tape.NO_EDGE, type_of(array))
@@ -188,8 +190,8 @@ class CompiledBackward(tape.BackwardNode):
     def _differentiable(self, present: tuple[bool, ...], given: Sequence[Tensor]) -> Any:
         """Gradients computed by eager operations on the inputs, so that they have a history."""
         graph, wrt = self.trace.vjp_graph(present)
-        inputs = []
-        for array, (_, storage, _) in zip(self._unchanged(self.inputs), self.inputs, strict=True):
+        inputs, kept = [], self.inputs
+        for array, (_, storage, _) in zip(self._unchanged(kept), kept, strict=True):
             inputs.append(wrap(array, storage))
         for i, (node, number) in zip(self.trace.wrt, self.edges, strict=True):
             inputs[i]._requires_grad = True

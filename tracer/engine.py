@@ -8,6 +8,8 @@ Start reading at `run`.
 from __future__ import annotations
 
 import operator
+import threading
+import warnings
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,21 +17,30 @@ from typing import Any
 import numpy as np
 
 from tracegrad.ir.errors import GradientError, ShapeError
+from tracegrad.ir.location import user_stacklevel
 from tracegrad.tracer.anomaly import anomaly, check, explain
 from tracegrad.tracer.profiling import apply_node, profilers
 from tracegrad.tracer.roots import Root, many, roots_of, seed, target_edge, type_at
 from tracegrad.tracer.state import state
+from tracegrad.tracer.storage import announce, before_write
 from tracegrad.tracer.tape import AccumulateGrad, BackwardNode, Edge, OperationNode
 from tracegrad.tracer.tensor import Tensor, wrap
 
 _UNUSED = (
-    "One of the differentiated Tensors appears to not have been used in the graph. Set "
+    "The differentiated Tensor at index {i} appears to not have been used in the graph. Set "
     "allow_unused=True if this is the desired behavior."
 )
 _IN_TRANSFORM = (
     "backward() called inside a functorch transform. This is not supported, please use functorch.grad "
     "or functorch.vjp instead or call backward() outside of functorch transforms."
 )
+_CYCLE = (
+    "Using backward() with create_graph=True will create a reference cycle between the parameter "
+    "and its gradient which can cause a memory leak. We recommend using autograd.grad when "
+    "creating the graph to avoid this. If you have to use this function, make sure to reset the "
+    ".grad fields of your parameters to None after use to break the cycle and avoid the leak."
+)
+_NO_INPUTS = "`inputs` argument to `{name}()` cannot be empty."
 _Slot = tuple[Tensor, bool]  # a cotangent, and whether its memory is ours to keep or add to
 
 
@@ -59,6 +70,8 @@ def backward(
     if inputs is None and not create_graph and isinstance(tensors, Tensor):
         if _one_step(tensors, grad_tensors, keep):
             return
+    if create_graph:
+        warnings.warn(_CYCLE, UserWarning, stacklevel=user_stacklevel())
     roots = roots_of(tensors, grad_tensors)
     if state.recorder is not None:
         state.recorder.note("backward")
@@ -67,7 +80,7 @@ def backward(
         return
     targets = many(inputs)
     if not targets:
-        raise GradientError("'inputs' argument to backward() cannot be empty.")
+        raise GradientError(_NO_INPUTS.format(name="backward"))
     edges = [target_edge(t) for t in targets]
     found = run(roots, keep, create_graph, edges, into_leaves=True)
     for target, ct in zip(targets, found, strict=True):
@@ -97,7 +110,8 @@ def grad(
     Returns:
         One tensor per input, of its shape and dtype.
     Raises:
-        GradientError: an input was not used and `allow_unused` is not set; and as `backward`.
+        GradientError: an input was not used and `allow_unused` is not set; no inputs; and as
+            `backward`.
     """
     if materialize_grads and allow_unused is False:
         raise ValueError(
@@ -106,6 +120,8 @@ def grad(
         )
     roots = roots_of(outputs, grad_outputs, is_grads_batched)
     targets = many(inputs)
+    if not targets:
+        raise GradientError(_NO_INPUTS.format(name="grad"))
     edges = [target_edge(t) for t in targets]
     if state.recorder is not None:
         state.recorder.note("backward")
@@ -115,8 +131,10 @@ def grad(
     if materialize_grads:
         batch = roots[0][1]._array.shape[:1] if is_grads_batched else ()
         found = [_zeros(t, batch) if f is None else f for t, f in zip(targets, found, strict=True)]
-    elif not allow_unused and any(f is None for f in found):
-        raise GradientError(_UNUSED)
+    elif not allow_unused:
+        for i, f in enumerate(found):
+            if f is None:
+                raise GradientError(_UNUSED.format(i=i))
     return tuple(found)
 
 
@@ -198,6 +216,8 @@ def _one_step(output: Tensor, gradient: Any, keep: bool) -> bool:
         if target is not None and (type(target) is not AccumulateGrad or target.hooks is not None):
             return False
     array = output._array
+    if gradient is not None and not isinstance(gradient, Tensor):
+        return False
     if gradient is None and array.shape == ():
         ct = _ONES.get(array.dtype)
         if ct is None:
@@ -230,11 +250,15 @@ class Run:
     Attributes:
         planned: the nodes that it will run or whose cotangents it will return.
         node: the one that is running.
+        selective: whether it computes the gradients of given inputs only.
         shared: what hooks of several tensors keep between their calls.
     """
 
-    def __init__(self, planned: Container[BackwardNode], above: Run | None) -> None:
+    def __init__(
+        self, planned: Container[BackwardNode], above: Run | None, selective: bool
+    ) -> None:
         self.planned = planned
+        self.selective = selective
         self.node: BackwardNode | None = None if above is None else above.node
         self.shared: dict[Any, Any] = {}
 
@@ -260,7 +284,9 @@ def run(
             _deliver(cotangents, edge, ct, False, create_graph)
         order = _reachable([edge[0] for edge, _ in roots])
         useful = None if targets is None else _leading_to(order, targets)
-        state.run = this = Run(set(order) if useful is None else useful, before[1])
+        state.run = this = Run(
+            set(order) if useful is None else useful, before[1], useful is not None
+        )
         wanted: dict[Edge, Tensor | None] = {} if targets is None else dict.fromkeys(targets)
         plain = (
             not create_graph and state.recorder is None and not profilers and not anomaly.enabled
@@ -292,13 +318,15 @@ def _plain_step(
     node: BackwardNode, slots: list[_Slot | None], cotangents: dict[Any, Any], keep: bool
 ) -> bool:
     """Run one node where nobody watches and no history is asked for; False if it cannot be."""
+    first = slots[0]
+    if first is None or len(slots) > 1:
+        return False
     if type(node) is AccumulateGrad:
-        ct, fresh = slots[0]  # type: ignore[misc]
-        accumulate(node.variable, ct, False, fresh=fresh)
+        accumulate(node.variable, first[0], False, fresh=first[1])
         return True
     if not isinstance(node, OperationNode):
         return False
-    parts = node.parts(slots[0][0])  # type: ignore[index]
+    parts = node.parts(first[0])
     if parts is None:
         return False
     for (target, number), slot in zip(node.edges, parts):
@@ -327,8 +355,8 @@ def _leaf(node: AccumulateGrad, slots: list[_Slot | None], create_graph: bool) -
     if cts[0] is not None:
         fresh = slot[1] and not hooks.pre and not hooks.post
         accumulate(node.variable, cts[0], create_graph, fresh=fresh)
-    hooks.after((), cts)
     hooks.on_leaf(node.variable)
+    hooks.after((), cts)
 
 
 def _value(slots: list[_Slot | None], number: int) -> Tensor | None:
@@ -345,8 +373,10 @@ def _step(
     hooks = node.hooks
     if hooks is not None and hooks.pre:
         cts = hooks.before(cts)
+        if not node.runs_user_code and all(ct is None for ct in cts):
+            cts = []  # prehooks took the cotangents away: nothing flows on
     apply = _watched if anomaly.enabled else apply_node if profilers else type(node).apply
-    parts = apply(node, cts, create_graph)
+    parts = apply(node, cts, create_graph) if cts else [None] * len(node.edges)
     exposed = hooks is not None and bool(hooks.post)
     if hooks is not None and exposed:
         parts = hooks.after(parts, cts)
@@ -394,10 +424,10 @@ def _deliver(
 def _arrived(node: BackwardNode, slots: list[_Slot | None], create_graph: bool) -> None:
     """Run hooks and fill `.grad` of outputs that asked for it."""
     for number in node.hooks.tensor if node.hooks is not None else ():
-        ct = _value(slots, number)
-        if ct is not None and node.hooks is not None and node.hooks.tensor[number]:
+        if node.hooks is not None and node.hooks.tensor[number]:
             # what a hook saw it may have kept, so it is no longer ours to add to
-            slots[number] = (node.hooks.on_cotangent(number, ct), False)
+            ct = node.hooks.on_cotangent(number, _value(slots, number))
+            slots[number] = None if ct is None else (ct, False)
     for number, reference in (node.retained or {}).items():
         tensor, ct = reference(), _value(slots, number)
         if tensor is not None and ct is not None:
@@ -428,23 +458,36 @@ def _leading_to(order: Sequence[BackwardNode], targets: Sequence[Edge]) -> set[B
     return useful
 
 
+_LOCKS = tuple(threading.RLock() for _ in range(16))  # a leaf has one of them, by its address
+
+
 def accumulate(leaf: Tensor, ct: Tensor, create_graph: bool, *, fresh: bool) -> None:
-    """Add `ct` to `leaf.grad`: in place, unless the sum itself is to be differentiable."""
+    """Add `ct` to `leaf.grad`: in place, unless the sum itself is to be differentiable.
+
+    Backwards of several threads may add to one leaf: no update is lost.
+    """
     if ct.dtype is not leaf.dtype:
         ct = ct.to(leaf.dtype)
-    have = leaf._grad
-    if have is None:
-        if create_graph:
-            leaf._grad = ct
-        elif fresh:
-            leaf._grad = wrap(ct._array)
+    lock = _LOCKS[id(leaf) >> 6 & 15]
+    if create_graph:
+        added = False
+        while not added:  # the sum is made outside the lock: it may call the user's pack hooks
+            have = leaf._grad
+            total = ct if have is None else have + ct
+            with lock:
+                added = leaf._grad is have
+                if added:
+                    leaf._grad = total
+        return
+    with lock:
+        have = leaf._grad
+        if have is None:
+            leaf._grad = wrap(ct._array) if fresh else ct.detach().clone()
+        elif state.recorder is not None:
+            have.add_(ct)
         else:
-            leaf._grad = ct.detach().clone()
-    elif create_graph:
-        leaf._grad = have + ct
-    elif state.recorder is not None:
-        have.add_(ct)
-    else:
-        with np.errstate(all="ignore"):
-            np.add(have._array, ct._array, out=have._array)
-        have._storage.bump("add_")
+            if before_write:
+                announce(have._storage)
+            with np.errstate(all="ignore"):
+                np.add(have._array, ct._array, out=have._array)
+            have._storage.bump("add_")

@@ -114,7 +114,8 @@ class Function:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         warnings.warn(
             f"{type(self)} should not be instantiated. Methods on autograd functions are all "
-            "static, so you should invoke them on the class itself.",
+            "static, so you should invoke them on the class itself. Instantiating an autograd "
+            "function will raise an error in a future version of PyTorch.",
             DeprecationWarning, stacklevel=user_stacklevel(),
         )  # fmt: skip
 
@@ -200,6 +201,7 @@ class Function:
         node._save(given)
         if recorder is not None:
             recorder.function(node, args, given)
+        node._dirty = node._constant = ()  # an output that is marked would keep itself
         return tuple(given) if isinstance(result, tuple) else given[0]
 
 

@@ -16,6 +16,7 @@ from tracegrad.ir.errors import GradientError, OperandError
 from tracegrad.tracer import tape
 from tracegrad.tracer.pytree import flatten
 from tracegrad.tracer.saved import Packed, pack
+from tracegrad.tracer.saved_names import OfFunction
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tensor import Tensor, wrap
 
@@ -136,9 +137,17 @@ class FunctionNode(FunctionCtx, tape.BackwardNode):
         """
         if self._in_jvp and self._for_forward is not None:
             return self._for_forward
+        everything = self._saved  # read once: another thread may release the node
+        if everything is None:
+            raise GradientError(tape.FREED)
+        return tuple(None if s is None else self._restored(s) for s in everything)
+
+    @property
+    def _raw_saved_tensors(self) -> tuple[OfFunction, ...]:
+        """What `save_for_backward` was given, as places that take hooks of their own."""
         if self._saved is None:
             raise GradientError(tape.FREED)
-        return tuple(None if s is None else self._restored(s) for s in self._saved)
+        return tuple(OfFunction(self, k) for k in range(len(self._saved)))
 
     def _restored(self, saved: Any) -> Tensor:
         if isinstance(saved[0], Packed):
@@ -223,8 +232,4 @@ class FunctionNode(FunctionCtx, tape.BackwardNode):
 
 def _with_history(given: Tensor, edge: tape.Edge) -> Tensor:
     """Another tensor over the same memory, at a place in the tape."""
-    tensor = wrap(given._array, given._storage)
-    if edge[0] is not None:
-        tensor._requires_grad = True
-        tensor._grad_fn, tensor._output_nr = edge
-    return tensor
+    return tape.placed(wrap(given._array, given._storage), edge)

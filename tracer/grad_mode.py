@@ -8,10 +8,19 @@ from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
+from tracegrad.ir.errors import OperandError
+from tracegrad.ir.location import user_stacklevel
 from tracegrad.tracer.state import state
+
+_CLASS = (
+    "Decorating classes is deprecated and will be disabled in future versions. You should only "
+    "decorate functions or methods. To preserve the current behavior of class decoration, you can "
+    "directly decorate the `__init__` method and nothing else."
+)
 
 
 class _Mode:
@@ -37,7 +46,7 @@ class _Mode:
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Run `function` (or every step of the generator it makes) in this mode."""
         if inspect.isclass(function):
-            raise TypeError("grad modes decorate functions and methods, not classes")
+            warnings.warn(_CLASS, FutureWarning, stacklevel=user_stacklevel())
         if inspect.isgeneratorfunction(function):
             return self._generator(function)
 
@@ -115,12 +124,21 @@ class enable_grad(_Mode):
 
 
 class set_grad_enabled(_Mode):
-    """Set recording on or off at once; as a context, restore it on leaving."""
+    """Set recording on or off at once; as a context, restore it on leaving.
+
+    Raises:
+        OperandError: `mode` is no bool.
+    """
 
     def __init__(self, mode: bool) -> None:
-        super().__init__(bool(mode))
+        if not isinstance(mode, bool):
+            raise OperandError(
+                "set_grad_enabled(): argument 'enabled' (position 1) must be bool, not "
+                f"{type(mode).__name__}"
+            )
+        super().__init__(mode)
         self._before.append((state.grad_enabled, state.inference))
-        state.grad_enabled = bool(mode)
+        state.grad_enabled = mode
 
     def __enter__(self) -> None:
         """The mode was set, and the old one kept, by the constructor."""

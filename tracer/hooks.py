@@ -9,16 +9,25 @@ Start reading at `NodeHooks`.
 from __future__ import annotations
 
 import itertools
+import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tracegrad.ir.errors import GradientError, OperandError
 
 if TYPE_CHECKING:
+    from tracegrad.tracer.tape import AccumulateGrad
     from tracegrad.tracer.tensor import Tensor
 
 Hook = Callable[..., Any]
 _numbers = itertools.count()
+
+
+class Hooks(dict[int, Hook]):
+    """Hooks by the number of their handle, which refers to them weakly."""
+
+    __slots__ = ("__weakref__",)
 
 
 class NodeHooks:
@@ -34,15 +43,18 @@ class NodeHooks:
     __slots__ = ("tensor", "pre", "post", "accumulated")
 
     def __init__(self) -> None:
-        self.tensor: dict[int, dict[int, Hook]] = {}
-        self.pre: dict[int, Hook] = {}
-        self.post: dict[int, Hook] = {}
-        self.accumulated: dict[int, Hook] = {}
+        self.tensor: dict[int, Hooks] = {}
+        self.pre = Hooks()
+        self.post = Hooks()
+        self.accumulated = Hooks()
 
     # ---- what the engine calls ------------------------------------------------------------------
 
-    def on_cotangent(self, number: int, ct: Tensor) -> Tensor:
-        """The cotangent of an output after its hooks, in the order of their registration."""
+    def on_cotangent(self, number: int, ct: Tensor | None) -> Tensor | None:
+        """The cotangent of an output after its hooks, in the order of their registration.
+
+        None, of an output of several that nothing depends on, is shown to them too.
+        """
         for hook in list(self.tensor.get(number, {}).values()):
             changed = hook(ct)
             if changed is not None:
@@ -77,17 +89,21 @@ class NodeHooks:
 
 
 class RemovableHandle:
-    """What registering a hook returns: `remove()` takes it away; also a context that does."""
+    """What registering a hook returns: `remove()` takes it away; also a context that does.
 
-    def __init__(self, hooks: dict[int, Hook], hook: Hook, owner: Any = None) -> None:
+    It keeps neither the hook nor what it is on.
+    """
+
+    def __init__(self, hooks: Hooks, hook: Hook) -> None:
         self.id = next(_numbers)  # objects come and go and their ids are used again: these are not
-        self._hooks = hooks
-        self._owner = owner  # keeps the node of a leaf
+        self._hooks = weakref.ref(hooks)
         hooks[self.id] = hook
 
     def remove(self) -> None:
         """Take the hook away; doing so again does nothing."""
-        self._hooks.pop(self.id, None)
+        hooks = self._hooks()
+        if hooks is not None:
+            hooks.pop(self.id, None)
 
     def __enter__(self) -> RemovableHandle:
         return self
@@ -163,9 +179,44 @@ def _node_of(tensor: Tensor) -> tuple[Any, int]:
     if not tensor.requires_grad:
         raise GradientError("cannot register a hook on a tensor that doesn't require gradient")
     node, number = gradient_edge(tensor)
-    if isinstance(node, AccumulateGrad):
-        tensor._accumulator = lambda: node  # held by the leaf from now on, or hooks would be lost
+    if isinstance(node, AccumulateGrad) and not isinstance(tensor._accumulator, _HookedLeaf):
+        tensor._accumulator = _HookedLeaf(node)
     return node, number
+
+
+class _HookedLeaf:
+    """Called for the AccumulateGrad of a leaf with hooks, as the weak reference of other leaves is.
+
+    The leaf holds it, and it holds the hooks; the node, which holds the leaf, is made anew when it
+    is gone. So a leaf with hooks is released with its last user.
+    """
+
+    __slots__ = ("_leaf", "_node", "_hooks", "_lock")
+
+    def __init__(self, node: AccumulateGrad) -> None:
+        self._leaf = weakref.ref(node.variable)
+        self._node = weakref.ref(node)
+        self._hooks = hooks_of(node)
+        self._lock = threading.RLock()
+
+    def __call__(self) -> AccumulateGrad:
+        node = self._node()
+        if node is None:
+            with self._lock:  # of two threads one makes it
+                node = self._node()
+                if node is None:
+                    node = self._again()
+        return node
+
+    def _again(self) -> AccumulateGrad:
+        from tracegrad.tracer.tape import AccumulateGrad
+
+        leaf = self._leaf()
+        assert leaf is not None, "asked for by the leaf"
+        node = AccumulateGrad(leaf)
+        node.hooks = self._hooks
+        self._node = weakref.ref(node)
+        return node
 
 
 def register_hook(self: Tensor, hook: Callable[[Tensor], Any]) -> RemovableHandle:
@@ -192,7 +243,7 @@ def register_hook(self: Tensor, hook: Callable[[Tensor], Any]) -> RemovableHandl
     """
     node, number = _node_of(self)
     _note("register_hook()", self)
-    return RemovableHandle(hooks_of(node).tensor.setdefault(number, {}), hook, node)
+    return RemovableHandle(hooks_of(node).tensor.setdefault(number, Hooks()), hook)
 
 
 def register_post_accumulate_grad_hook(self: Tensor, hook: Callable[[Tensor], None]) -> Any:
@@ -219,4 +270,4 @@ def register_post_accumulate_grad_hook(self: Tensor, hook: Callable[[Tensor], No
         raise GradientError("post accumulate grad hooks cannot be registered on non-leaf tensors")
     node, _ = _node_of(self)
     _note("register_post_accumulate_grad_hook()", self)
-    return RemovableHandle(hooks_of(node).accumulated, hook, node)
+    return RemovableHandle(hooks_of(node).accumulated, hook)

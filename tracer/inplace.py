@@ -18,6 +18,7 @@ from tracegrad.ir.errors import DTypeError, GradientError, ShapeError
 from tracegrad.tracer.pointwise import named
 from tracegrad.tracer.profiling import profilers
 from tracegrad.tracer.state import state
+from tracegrad.tracer.storage import announce, before_write
 from tracegrad.tracer.tape import scalar_type_name
 from tracegrad.tracer.tensor import Tensor, wrap
 from tracegrad.tracer.views import rebase
@@ -117,6 +118,8 @@ def _directly(name: str, target: Tensor, *operands: Any) -> bool:
         number = array.dtype.type(other)
     else:
         return False
+    if before_write:
+        announce(target._storage)
     with np.errstate(all="ignore"):
         ufunc(array, number, out=array)
     target._storage.bump(name)
@@ -144,6 +147,8 @@ def write(name: str, target: Tensor, value: Tensor) -> Tensor:
     if name in _COPIES and state.grad_enabled and value._requires_grad:
         # a node of its own, not that of the user's tensor (a leaf has none)
         value = named(ops.cast(value, dtype=value.dtype), _COPIES[name])
+    if before_write:
+        announce(target._storage)
     target._array[...] = value._array
     target._storage.bump(name)
     if state.grad_enabled and (value._requires_grad or target.requires_grad):

@@ -53,13 +53,14 @@ def target_edge(target: Any) -> Edge:
     """Where the cotangent of an input arrives.
 
     Raises:
-        OperandError: not a tensor or edge.
-        GradientError: it does not require grad.
+        GradientError: not a tensor or edge, or it does not require grad.
     """
     if isinstance(target, GradientEdge):
         return (target.node, target.output_nr)
     if not isinstance(target, Tensor):
-        raise OperandError(f"inputs must be Tensors, but got {type(target).__name__}")
+        raise GradientError(
+            f"all inputs have to be Tensors or GradientEdges, but got {type(target).__name__}"
+        )
     if not target.requires_grad:
         raise GradientError("One of the differentiated Tensors does not require grad")
     return gradient_edge(target)

@@ -50,12 +50,16 @@ class Packed:
 
 
 def pack(tensor: Tensor) -> Packed:
-    """Give a tensor to the innermost pack hook, with grad mode off.
+    """Give a tensor to the innermost pack hook: see `pack_with`."""
+    return pack_with(tensor, *state.saved_hooks[-1])
+
+
+def pack_with(tensor: Tensor, hook: Hook, unpack: Hook) -> Packed:
+    """Give a tensor to a pack hook, with grad mode off.
 
     Raises:
         GradientError: the hook wrote to it.
     """
-    hook, unpack = state.saved_hooks[-1]
     version = tensor._storage.version
     before = state.grad_enabled
     state.grad_enabled = False

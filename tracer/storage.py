@@ -1,11 +1,13 @@
 """The version counter that all tensors over the same memory share.
 
 Every in-place write bumps it and leaves a `Change`, so that a backward pass that finds a saved
-value overwritten can say by whom.
+value overwritten can say by whom. Whoever must see the memory as it was before a write, adds a
+function to `before_write`; empty, the usual case, it costs a write one truth test.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from tracegrad.ir.location import Location, here
@@ -19,6 +21,16 @@ class Change(NamedTuple):
     version: int
     name: str
     location: Location | None
+
+
+before_write: list[Callable[[Storage], None]] = []
+"""Called, while there are any, with the storage that is about to be written to."""
+
+
+def announce(storage: Storage) -> None:
+    """Tell those in `before_write` that `storage` is about to be written to."""
+    for tell in tuple(before_write):
+        tell(storage)
 
 
 class Storage:

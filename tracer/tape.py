@@ -13,6 +13,7 @@ What an `OperationNode` keeps is not declared anywhere: the rules are run once o
 from __future__ import annotations
 
 import itertools
+import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -112,6 +113,20 @@ class BackwardNode:
         return self.edges
 
     @property
+    def requires_grad(self) -> bool:
+        """True: a value without gradient has no node."""
+        return True
+
+    @property
+    def _input_metadata(self) -> tuple[TensorType, ...]:
+        """Shape, dtype and device of each cotangent that the node takes."""
+        return self.types
+
+    def _sequence_nr(self) -> int:
+        """The order of its making: later nodes have greater numbers."""
+        return self.sequence
+
+    @property
     def metadata(self) -> dict[str, Any]:
         """A dictionary for whatever the user wants to keep with the node."""
         try:
@@ -148,6 +163,22 @@ class AccumulateGrad(BackwardNode):
         super().__init__((), ())
         self.variable = variable
 
+    def name(self) -> str:
+        """PyTorch's name of it."""
+        return "torch::autograd::AccumulateGrad"
+
+    @property
+    def _input_metadata(self) -> tuple[TensorType, ...]:
+        """Shape, dtype and device of the leaf."""
+        return (self.variable.type_info,)
+
+    def _sequence_nr(self) -> int:
+        """The greatest number, as in PyTorch: leaves are ready at any time."""
+        return 2**64 - 1
+
+    def __repr__(self) -> str:
+        return f"<AccumulateGrad object at {hex(id(self))}>"
+
 
 def gradient_edge(tensor: Tensor) -> Edge:
     """Where the cotangent of `tensor` goes: its node, or the accumulator of a leaf."""
@@ -164,9 +195,29 @@ def accumulator(leaf: Tensor) -> AccumulateGrad:
     kept = leaf._accumulator
     node = kept() if kept is not None else None
     if node is None:
-        node = AccumulateGrad(leaf)
-        leaf._accumulator = weakref.ref(node)
+        with _one_each:  # of two threads that use a leaf first, one makes its node
+            kept = leaf._accumulator
+            node = kept() if kept is not None else None
+            if node is None:
+                node = AccumulateGrad(leaf)
+                leaf._accumulator = weakref.ref(node)
     return node
+
+
+_one_each = threading.RLock()
+
+
+def placed(tensor: Tensor, edge: Edge) -> Tensor:
+    """`tensor`, freshly wrapped, with its gradient going to `edge`: a leaf again, or a result."""
+    node = edge[0]
+    if node is None:
+        return tensor
+    tensor._requires_grad = True
+    if type(node) is AccumulateGrad:
+        tensor._accumulator = weakref.ref(node)
+    else:
+        tensor._grad_fn, tensor._output_nr = edge
+    return tensor
 
 
 def attach(node: BackwardNode, tensors: Sequence[Tensor]) -> None:
@@ -213,6 +264,18 @@ class OperationNode(BackwardNode):
                 return False
             others.append(s[0])
         return all(array is not x for x in others)
+
+    def __getattr__(self, name: str) -> Any:
+        """`_saved_...` and `_raw_saved_...`: what was kept, under PyTorch's names."""
+        from tracegrad.tracer.saved_names import saved_attribute
+
+        return saved_attribute(self, name)
+
+    def __dir__(self) -> list[str]:
+        """The names that PyTorch has for what was kept, too."""
+        from tracegrad.tracer.saved_names import saved_names
+
+        return [*super().__dir__(), *saved_names(self)]
 
     def release(self) -> None:
         """Drop what was kept, if anything was: a node that kept nothing can run again."""
@@ -269,10 +332,11 @@ class OperationNode(BackwardNode):
 
     def _operands(self, create_graph: bool) -> tuple[Any, list[Any]]:
         """The result and the operands, as far as they were kept; stand-ins for the others."""
-        if self.saved is None:
+        everything = self.saved  # read once: another thread may release the node
+        if everything is None:
             raise GradientError(FREED)
         args: list[Any] = list(self.plan.stand_ins)
-        for i, saved in zip(self.plan.kept(self.wanted), self.saved, strict=True):
+        for i, saved in zip(self.plan.kept(self.wanted), everything, strict=True):
             own = i == len(args) - 1
             edge = (self, 0) if own else self.edges[i]
             args[i] = self._unpack(saved, edge, self.plan.all_types[i], create_graph)
@@ -290,10 +354,7 @@ class OperationNode(BackwardNode):
         if storage.version != version:
             raise GradientError(_overwritten(storage, version, edge, type))
         tensor = wrap(array, storage)
-        if create_graph and edge[0] is not None:
-            tensor._requires_grad = True
-            tensor._grad_fn, tensor._output_nr = edge
-        return tensor
+        return placed(tensor, edge) if create_graph else tensor
 
 
 _TENSOR_NAMES = {

@@ -40,6 +40,17 @@ _NON_LEAF_FLAG = (
 )
 
 
+_OTHER_DTYPE = (
+    "attempting to assign a gradient with dtype '{given}' to a tensor with grad_dtype '{own}'. The "
+    "gradient must match the tensor's grad_dtype (defaults to the tensor's dtype)."
+)
+_CPP_NAMES = {
+    "float64": "double", "float32": "float", "float16": "c10::Half", "bfloat16": "c10::BFloat16",
+    "int64": "long int", "int32": "int", "int16": "short int", "int8": "signed char",
+    "uint8": "unsigned char", "uint32": "unsigned int",
+}  # fmt: skip
+
+
 class _DTypeOf(dict[Any, DType]):
     """NumPy dtype -> DType, filled on first use: `dtype.name` is slow."""
 
@@ -233,14 +244,15 @@ class Tensor(Operators):
             raise GradientError("can't assign Variable as its own grad")
         if value._array.shape != self._array.shape:
             raise GradientError(
-                f"assigned grad has data of a different size: got {value.shape!r}, "
-                f"expected {self.shape!r}"
+                f"attempting to assign a gradient of size '{list(value._array.shape)}' to a tensor "
+                f"of size '{list(self._array.shape)}'. Please ensure that the gradient and the "
+                "tensor are the same size"
             )
         if value.dtype is not self.dtype:
-            raise GradientError(
-                f"assigned grad has data of a different type: got {value.dtype}, "
-                f"expected {self.dtype}"
-            )
+            from tracegrad.tracer.tape import scalar_type_name
+
+            given, own = _CPP_NAMES.get(value.dtype.name, value.dtype.name), self.dtype
+            raise GradientError(_OTHER_DTYPE.format(given=given, own=scalar_type_name(own)))
 
     @property
     def retains_grad(self) -> bool:

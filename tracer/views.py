@@ -29,9 +29,10 @@ def replay(x: Any, chain: Sequence[Any]) -> Any:
 
 def refresh(tensor: Tensor, view: View) -> None:
     """Make the history of a view anew after its memory was written through some alias."""
-    view.version = tensor._storage.version
+    version = tensor._storage.version
     base = view.base
     if not base.requires_grad or not view.recorded:
+        view.version = version
         return
     before = state.grad_enabled, state.recorder
     state.grad_enabled, state.recorder = True, None
@@ -39,8 +40,20 @@ def refresh(tensor: Tensor, view: View) -> None:
         twin = replay(base, view.chain)
     finally:
         state.grad_enabled, state.recorder = before
-    tensor._grad_fn, tensor._output_nr = twin._grad_fn, twin._output_nr
+    _move(tensor, twin._grad_fn, twin._output_nr)
     tensor._requires_grad = twin._requires_grad
+    view.version = version  # last: another thread may look meanwhile
+
+
+def _move(tensor: Tensor, node: tape.BackwardNode | None, number: int) -> None:
+    """Give `tensor` another place in the tape; `retain_grad()` goes on at the new one."""
+    old = tensor._grad_fn
+    if old is not None and old.retained and node is not None:
+        mine = old.retained.get(tensor._output_nr)
+        if mine is not None and mine() is tensor:
+            old.retained = {k: v for k, v in old.retained.items() if v is not mine}
+            node.retained = {**(node.retained or {}), number: mine}
+    tensor._grad_fn, tensor._output_nr = node, number
 
 
 class CopySlices(tape.BackwardNode):
@@ -84,13 +97,12 @@ def rebase(target: Tensor, value: Tensor) -> None:
     view = target._view
     if view is None:
         assert value._grad_fn is not None or not value._requires_grad, "a leaf was written"
-        target._grad_fn, target._output_nr = value._grad_fn, value._output_nr
+        _move(target, value._grad_fn, value._output_nr)
         target._requires_grad = value._requires_grad
         return
     base = view.base
     edges = (tape.gradient_edge(base), tape.gradient_edge(value))
     if edges[0][0] is None and edges[1][0] is None:
         return
-    base._grad_fn = CopySlices(edges, base, view.chain)
-    base._output_nr = 0
+    _move(base, CopySlices(edges, base, view.chain), 0)
     base._requires_grad = True

@@ -1,4 +1,4 @@
-"""`utils.checkpoint.checkpoint(use_reentrant=False)`: gradients, memory, faults, as in PyTorch."""
+"""`utils.checkpoint`: the variant `use_reentrant=False` and what both share, as in PyTorch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import tracegrad as tg
 from tracegrad.autograd import Function
 from tracegrad.autograd.graph import save_on_cpu
-from tracegrad.utils.checkpoint import CheckpointError, checkpoint
+from tracegrad.utils.checkpoint import CheckpointError, checkpoint, set_checkpoint_early_stop
 
 
 def leaf(*values: float) -> Any:
@@ -195,10 +195,45 @@ def test_options_are_checked() -> None:
         ValueError, match=r"^determinism_check should be one of \['default', 'none'"
     ):
         kept(tg.exp, leaf(), determinism_check="foo")
-    with pytest.raises(NotImplementedError, match="use_reentrant=True is not supported"):
-        checkpoint(tg.exp, leaf(), use_reentrant=True)
-    with pytest.warns(UserWarning, match="use_reentrant parameter should be passed explicitly"):
+    with pytest.raises(NotImplementedError, match="checkpoint: debug=True is not supported"):
+        kept(tg.exp, leaf(), debug=True)
+    with pytest.warns(
+        UserWarning,
+        match="^torch.utils.checkpoint: the use_reentrant parameter should be passed explicitly",
+    ) as told:
         checkpoint(tg.exp, leaf())
+    assert told[0].filename == __file__
+
+
+def test_more_saved_tensors_the_second_time_are_refused() -> None:
+    """PyTorch's text; with `early_stop` the second run ends before."""
+    f = twice(tg.exp, lambda x: tg.sin(tg.exp(x)))
+    with pytest.raises(
+        CheckpointError,
+        match="^torch.utils.checkpoint: trying to save more tensors during recomputation than "
+        "during the original forward pass.",
+    ):
+        kept(f, leaf(), early_stop=False).sum().backward()
+
+
+def test_early_stop_can_be_set_for_a_block() -> None:
+    """`set_checkpoint_early_stop` counts when `checkpoint` is called, over its argument."""
+    ends: list[int] = []
+
+    def function(x: Any) -> Any:
+        y = tg.exp(x) * 2
+        ends.append(1)
+        return y
+
+    with set_checkpoint_early_stop(False):
+        y = kept(function, leaf())
+        with set_checkpoint_early_stop(True):
+            z = kept(function, leaf(), early_stop=False)
+    assert len(ends) == 2
+    z.sum().backward()
+    assert len(ends) == 2
+    y.sum().backward()
+    assert len(ends) == 3
 
 
 def test_the_module_is_found_without_importing_it() -> None:

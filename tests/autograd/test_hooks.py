@@ -218,7 +218,7 @@ def test_hooks_of_an_accumulating_node_run_around_the_accumulation() -> None:
     node.register_prehook(lambda go: seen.append("pre") or (go[0] * 5,))
     a.register_hook(lambda g: seen.append("tensor"))
     (a * 2).sum().backward()
-    assert seen == ["tensor", "pre", ("node", (), [10, 10]), ("post", [10, 10])]
+    assert seen == ["tensor", "pre", ("post", [10, 10]), ("node", (), [10, 10])]
     seen.clear()
     tg.autograd.grad((a * 2).sum(), a)
     assert seen == ["tensor"]

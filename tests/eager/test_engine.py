@@ -99,7 +99,8 @@ def test_derivatives_to_order_three() -> None:
 
 def test_create_graph_accumulates_differentiable_gradients() -> None:
     x = leaf(3.0)
-    (x**3).sum().backward(create_graph=True)
+    with pytest.warns(UserWarning, match="will create a reference cycle"):
+        (x**3).sum().backward(create_graph=True)
     assert x.grad.requires_grad
     (second,) = grad(x.grad.sum(), x)
     assert second.item() == pytest.approx(18.0)
@@ -109,7 +110,9 @@ def test_backward_into_chosen_inputs_only() -> None:
     x, y = leaf(2.0), leaf(3.0)
     (x * y).sum().backward(inputs=[x])
     assert x.grad.item() == 3.0 and y.grad is None
-    with pytest.raises(RuntimeError, match="'inputs' argument to backward\\(\\) cannot be empty"):
+    with pytest.raises(
+        RuntimeError, match="^`inputs` argument to `backward\\(\\)` cannot be empty"
+    ):
         (x * y).sum().backward(inputs=[])
 
 
@@ -216,7 +219,7 @@ def test_only_needed_operands_are_kept() -> None:
         (lambda x: x.backward(1), TypeError, "gradients can be either Tensors or None, but got"),
         (lambda x: setattr(x * 2, "requires_grad", False), RuntimeError,
          "you can only change requires_grad flags of leaf variables"),
-        (lambda x: setattr(x, "grad", tg.ones(3)), RuntimeError, "data of a different size"),
+        (lambda x: setattr(x, "grad", tg.ones(3)), RuntimeError, "attempting to assign a gradient"),
         (lambda x: x.detach().retain_grad(), RuntimeError, "can't retain_grad on Tensor"),
         (lambda x: tg.ones(2, dtype=tg.int64).requires_grad_(), RuntimeError,
          "only Tensors of floating point dtype can require gradients"),

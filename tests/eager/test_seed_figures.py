@@ -76,7 +76,7 @@ def test_next_functions_lead_to_the_leaf(a: torch.Tensor) -> None:
     (sin, _), scalar = mul.next_functions
     assert (sin.name(), scalar) == ("SinBackward0", (None, 0))
     ((leaf, _),) = sin.next_functions
-    assert leaf.name() == "AccumulateGrad" and leaf.variable is a
+    assert leaf.name() == "torch::autograd::AccumulateGrad" and leaf.variable is a
     assert leaf.next_functions == ()
     assert a.grad_fn is None
 

@@ -211,7 +211,9 @@ def _slow(checked: Checked, atol: float, rtol: float) -> None:
         for o, n in enumerate(columns):
             a = by_backward[o][k]
             if not np.allclose(a, n, rtol=rtol, atol=atol):
-                raise GradcheckError(_message(o, checked.wanted[k], wrap(n), wrap(a)))
+                kind = checked.tensors[k]._array.dtype
+                text = _message(o, checked.wanted[k], wrap(n.astype(kind)), wrap(a.astype(kind)))
+                raise GradcheckError(text)
 
 
 def _fast(checked: Checked, atol: float, rtol: float) -> None:

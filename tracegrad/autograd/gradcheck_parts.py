@@ -21,6 +21,8 @@ class GradcheckError(RuntimeError):
 
 
 def _floating(result: Any) -> list[Tensor]:
+    if not isinstance(result, Tensor | tuple | list):
+        raise TypeError(f"gradcheck: func must return tensors, but it returned {result!r}")
     outputs = [result] if isinstance(result, Tensor) else list(result)
     for i, x in enumerate(outputs):
         if x is not None and not isinstance(x, Tensor):

@@ -6,20 +6,23 @@ Start reading at `saved_tensors_hooks` and `register_multi_grad_hook`.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from tracegrad.ir.errors import GradientError
+from tracegrad.autograd.saved_mutation import allow_mutation_on_saved_tensors
+from tracegrad.ir.errors import GradientError, OperandError
 from tracegrad.tracer.hooks import RemovableHandle
 from tracegrad.tracer.roots import GradientEdge
 from tracegrad.tracer.state import state
+from tracegrad.tracer.tape import AccumulateGrad, gradient_edge
 from tracegrad.tracer.tape import BackwardNode as Node
-from tracegrad.tracer.tape import gradient_edge
 from tracegrad.tracer.tensor import Tensor
 
-__all__ = ["GradientEdge", "Node", "disable_saved_tensors_hooks", "get_gradient_edge",
-           "register_multi_grad_hook", "save_on_cpu", "saved_tensors_hooks"]  # fmt: skip
+__all__ = ["GradientEdge", "Node", "allow_mutation_on_saved_tensors",
+           "disable_saved_tensors_hooks", "get_gradient_edge", "register_multi_grad_hook",
+           "save_on_cpu", "saved_tensors_hooks"]  # fmt: skip
 
 
 def get_gradient_edge(tensor: Tensor) -> GradientEdge:
@@ -85,7 +88,7 @@ def register_multi_grad_hook(
     """
     if mode not in ("all", "any"):
         raise ValueError(f"Expects mode to be one of ('all', 'any') but got {mode}")
-    nodes = [get_gradient_edge(t).node for t in tensors]
+    nodes = [_node_of(t) for t in tensors]
     key = object()
     lock = threading.Lock()
 
@@ -101,7 +104,7 @@ def register_multi_grad_hook(
                 else:
                     kept = run.shared.get(key)
                     if kept is None:
-                        expected = sum(node in run.planned for node in nodes)
+                        expected = sum(node() in run.planned for node in nodes)
                         kept = run.shared[key] = [expected, [None] * len(nodes)]
                     kept[0] -= 1
                     kept[1][index] = ct
@@ -112,6 +115,20 @@ def register_multi_grad_hook(
         return hook
 
     return _Handles([t.register_hook(hook_for(i)) for i, t in enumerate(tensors)])
+
+
+def _node_of(tensor: Tensor) -> Callable[[], Any]:
+    """A way to the node that takes the gradient of `tensor`; it keeps neither of them."""
+    node = get_gradient_edge(tensor).node
+    if not isinstance(node, AccumulateGrad):
+        return weakref.ref(node)
+    leaf = weakref.ref(tensor)
+
+    def accumulator() -> Any:
+        alive = leaf()
+        return None if alive is None else gradient_edge(alive)[0]
+
+    return accumulator
 
 
 # ---- hooks on what the tape keeps ---------------------------------------------------------------
@@ -143,6 +160,11 @@ class saved_tensors_hooks:
     def __enter__(self) -> None:
         if state.saved_hooks_disabled is not None:
             raise GradientError(state.saved_hooks_disabled)
+        for hook in (self.pack_hook, self.unpack_hook):
+            if not callable(hook):
+                raise OperandError(
+                    f"saved_tensors_hooks: hooks must be functions, got {type(hook).__name__}"
+                )
         if state.recorder is not None:
             state.recorder.note("saved_tensors_hooks")
         state.saved_hooks = (*state.saved_hooks, (self.pack_hook, self.unpack_hook))

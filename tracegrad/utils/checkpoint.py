@@ -9,26 +9,40 @@ values that the tape would keep are matched to the placeholders in order. Start 
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tracegrad.autograd.graph import saved_tensors_hooks
-from tracegrad.ir.errors import GradientError
+from tracegrad.ir.errors import GradientError, ParameterError, UnsupportedError
 from tracegrad.tracer import tape
 from tracegrad.tracer.grad_mode import enable_grad
 from tracegrad.tracer.pytree import flatten
 from tracegrad.tracer.random import default_generator
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tensor import Tensor
+from tracegrad.utils.checkpoint_reentrant import CheckpointFunction
 
-__all__ = ["CheckpointError", "checkpoint"]
+__all__ = ["CheckpointError", "checkpoint", "checkpoint_sequential", "noop_context_fn",
+           "set_checkpoint_early_stop"]  # fmt: skip
 
 _NOT_PASSED = (
-    "torch.utils.checkpoint: the use_reentrant parameter should be passed explicitly. tracegrad "
-    "has the variant that use_reentrant=False names, and uses it."
+    "torch.utils.checkpoint: the use_reentrant parameter should be passed explicitly. Starting in "
+    "PyTorch 2.9, calling checkpoint without use_reentrant will raise an exception. "
+    "use_reentrant=False is recommended, but if you need to preserve the current default behavior, "
+    "you can pass use_reentrant=True. Refer to docs for more details on the differences between "
+    "the two variants."
 )
+_NOT_PASSED_ON = (
+    "torch.utils.checkpoint.checkpoint_sequential: the use_reentrant parameter should be passed "
+    "explicitly. In version 2.9 we will raise an exception if use_reentrant is not passed. "
+    "use_reentrant=False is recommended, but if you need to preserve the current default behavior, "
+    "you can pass use_reentrant=True. Refer to docs for more details on the differences between "
+    "the two variants."
+)
+_NOT_REENTRANT = "Passing `context_fn` or `debug` is only supported when use_reentrant=False."
 _COUNT = (
     "torch.utils.checkpoint: A different number of tensors was saved during the original forward "
     "and recomputation.\nNumber of tensors saved during forward: {old}\nNumber of tensors saved "
@@ -36,7 +50,11 @@ _COUNT = (
 )
 _META = (
     "torch.utils.checkpoint: Recomputed values for the following tensors have different metadata "
-    "than during the forward pass.\n{lines}.\n"
+    "than during the forward pass.\n{lines}\n.\n"
+)
+_MORE = (
+    "torch.utils.checkpoint: trying to save more tensors during recomputation than during the "
+    "original forward pass.\n"
 )
 Contexts = tuple[contextlib.AbstractContextManager[Any], contextlib.AbstractContextManager[Any]]
 
@@ -45,7 +63,8 @@ class CheckpointError(GradientError):
     """A checkpointed function did something else when it ran again. Cure: make it repeatable."""
 
 
-def _no_contexts() -> Contexts:
+def noop_context_fn() -> Contexts:
+    """Two contexts that do nothing: the default of `context_fn`."""
     return contextlib.nullcontext(), contextlib.nullcontext()
 
 
@@ -53,10 +72,11 @@ def checkpoint(
     function: Callable[..., Any],
     *args: Any,
     use_reentrant: bool | None = None,
-    context_fn: Callable[[], Contexts] = _no_contexts,
+    context_fn: Callable[[], Contexts] = noop_context_fn,
     determinism_check: str = "default",
-    preserve_rng_state: bool = True,
+    debug: bool = False,
     early_stop: bool = True,
+    preserve_rng_state: bool = True,
     **kwargs: Any,
 ) -> Any:
     """Call `function(*args, **kwargs)` without keeping its intermediate values for the backward.
@@ -65,16 +85,20 @@ def checkpoint(
     global generator are the same ones. Inside a compiled function the run stays eager.
 
     Args:
-        use_reentrant: False; PyTorch's older variant (True) is not there.
+        use_reentrant: False is the better choice. True, PyTorch's older variant, runs the function
+            without recording and calls `backward` inside the backward: it works with `backward()`
+            without `inputs` only, takes no keywords, sees no tensors inside containers, and needs
+            an argument and a result that require grad. Pass it: None warns, and means True.
         context_fn: makes two contexts, for the first run and for the second.
         determinism_check: "default" compares shapes and dtypes of the two runs, "none" does not.
-        preserve_rng_state: run again with the random numbers of the first run.
+        debug: only False is there.
         early_stop: end the second run when the last value needed is there.
+        preserve_rng_state: run again with the random numbers of the first run.
     Returns:
         What the function returns.
     Raises:
-        ValueError: another `determinism_check`.
-        NotImplementedError: `use_reentrant=True`.
+        ValueError: another `determinism_check`; keywords or `context_fn` with `use_reentrant=True`.
+        NotImplementedError: `debug=True`.
         CheckpointError: (in the backward) the second run differs from the first.
         GradientError: (in the backward) an argument was overwritten.
     Example:
@@ -85,28 +109,116 @@ def checkpoint(
         >>> x.grad
         tensor([ 3., 12.])
     """
-    if use_reentrant:
-        raise NotImplementedError(
-            "checkpoint: use_reentrant=True is not supported; pass use_reentrant=False"
-        )
-    if determinism_check not in ("default", "none"):
-        raise ValueError(
-            f"determinism_check should be one of ['default', 'none'], but got {determinism_check}"
-        )
     if use_reentrant is None:
         warnings.warn(_NOT_PASSED, UserWarning, stacklevel=2)
-    if state.recorder is not None:
-        state.recorder.note("checkpoint")
+        use_reentrant = True
+    if use_reentrant:
+        if kwargs:
+            raise ParameterError("Unexpected keyword arguments: " + ",".join(kwargs))
+        if context_fn is not noop_context_fn or debug:
+            raise ParameterError(_NOT_REENTRANT)
+        _noted()
+        return CheckpointFunction.apply(function, preserve_rng_state, *args)
+    if debug:
+        raise UnsupportedError("checkpoint: debug=True is not supported; leave it out")
+    if determinism_check not in ("default", "none"):
+        raise ParameterError(
+            f"determinism_check should be one of ['default', 'none'], but got {determinism_check}"
+        )
+    _noted()
     first, second = context_fn()
     if not state.grad_enabled:
         with first:
             return function(*args, **kwargs)
     frame = _Frame(function, args, kwargs, second)
-    frame.checked, frame.early_stop = determinism_check == "default", early_stop
+    frame.checked = determinism_check == "default"
+    frame.early_stop = early_stop if _early_stop is None else _early_stop
     if preserve_rng_state:
         frame.random = default_generator.get_state()
     with frame.first_run(), first:
         return function(*args, **kwargs)
+
+
+def _noted() -> None:
+    if state.recorder is not None:
+        state.recorder.note("checkpoint")
+
+
+_early_stop: bool | None = None
+
+
+@contextlib.contextmanager
+def set_checkpoint_early_stop(enable: bool) -> Iterator[None]:
+    """Inside the block, `checkpoint` is called as with `early_stop=enable`, whatever it was given.
+
+    Example:
+        >>> from tracegrad.utils.checkpoint import set_checkpoint_early_stop
+        >>> with set_checkpoint_early_stop(False):
+        ...     pass
+    """
+    global _early_stop
+    before = _early_stop
+    _early_stop = enable
+    try:
+        yield
+    finally:
+        _early_stop = before
+
+
+def checkpoint_sequential(
+    functions: Any,
+    segments: int,
+    input: Any,
+    use_reentrant: bool | None = None,
+    *,
+    preserve_rng_state: bool = True,
+    **kwargs: Any,
+) -> Any:
+    """Apply functions one after the other, checkpointing all but the last of some segments.
+
+    Args:
+        functions: an `nn.Sequential`, or a list of functions of one argument.
+        segments: into how many parts of `len(functions) // segments` functions to cut them; the
+            last part takes the rest and is not checkpointed.
+        input: what the first function is called with.
+        use_reentrant, preserve_rng_state: as for `checkpoint`.
+    Returns:
+        What the last function returns.
+    Raises:
+        ValueError: other keywords; more segments than functions.
+    Example:
+        >>> import tracegrad as tg
+        >>> from tracegrad.utils.checkpoint import checkpoint_sequential
+        >>> x = tg.tensor([1.0, 2.0], requires_grad=True)
+        >>> y = checkpoint_sequential([tg.neg, tg.square, tg.square], 2, x, use_reentrant=False)
+        >>> y.sum().backward()
+        >>> x.grad
+        tensor([ 4., 32.])
+    """
+    if use_reentrant is None:
+        warnings.warn(_NOT_PASSED_ON, UserWarning, stacklevel=2)
+        use_reentrant = True
+    if kwargs:
+        raise ParameterError("Unexpected keyword arguments: " + ",".join(kwargs))
+    chain = list(functions.children() if hasattr(functions, "children") else functions)
+    size = len(chain) // segments
+    if segments > 1 and size == 0:
+        raise ParameterError(
+            f"checkpoint_sequential: {segments} segments of {len(chain)} functions would have no "
+            f"functions each; segments must be at most {len(chain)}"
+        )
+    for start in range(0, size * (segments - 1), size or 1):
+        part = functools.partial(_one_after_the_other, chain[start : start + size])
+        input = checkpoint(
+            part, input, use_reentrant=use_reentrant, preserve_rng_state=preserve_rng_state
+        )
+    return _one_after_the_other(chain[size * (segments - 1) :], input)
+
+
+def _one_after_the_other(functions: Sequence[Callable[[Any], Any]], x: Any) -> Any:
+    for function in functions:
+        x = function(x)
+    return x
 
 
 class _Stop(Exception):
@@ -160,6 +272,8 @@ class _Frame:
         found: list[Tensor] = []
 
         def pack(tensor: Tensor) -> Tensor:
+            if len(found) == len(self.places):
+                raise CheckpointError(_MORE)
             found.append(tensor.detach())
             if self.early_stop and len(found) == len(self.places):
                 raise _Stop
