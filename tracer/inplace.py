@@ -7,37 +7,23 @@ What has no sound meaning is refused with PyTorch's words. Start reading at `app
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
-from tracegrad.ir import ops
 from tracegrad.ir.dtypes import DType
 from tracegrad.ir.errors import DTypeError, GradientError, ShapeError
-from tracegrad.tracer.pointwise import named
+from tracegrad.tracer import tape
 from tracegrad.tracer.profiling import profilers
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tape import scalar_type_name
 from tracegrad.tracer.tensor import Tensor, wrap
-from tracegrad.tracer.views import rebase
+from tracegrad.tracer.views import rebase, refusal
 
 _LEAF = "a leaf Variable that requires grad is being used in an in-place operation."
 _VIEW_OF_LEAF = (
     "a view of a leaf Variable that requires grad is being used in an in-place operation."
-)
-_NO_GRAD_VIEW = (
-    "A view was created in no_grad mode and is being modified inplace with grad mode enabled. "
-    "Given that this use case is ambiguous and error-prone, it is forbidden. You can clarify your "
-    "code by moving both the view and the inplace either both inside the no_grad block (if you "
-    "don't want the inplace to be tracked) or both outside (if you want the inplace to be tracked)."
-)
-_VIEW_OF_FUNCTION = (
-    "Output {number} of {name} is a view and is being modified inplace. This view was created "
-    "inside a custom Function (or because an input was returned as-is) and the autograd logic to "
-    "handle view+inplace would override the custom backward associated with the custom Function, "
-    "leading to incorrect gradients. This behavior is forbidden. You can fix this by cloning the "
-    "output of the custom Function."
 )
 _OVERLAP = (
     "unsupported operation: more than one element of the written-to tensor refers to a single "
@@ -45,31 +31,109 @@ _OVERLAP = (
 )
 
 
-def check_writable(target: Tensor) -> None:
+_SHARED = (
+    "unsupported operation: some elements of the input tensor and the written-to tensor refer to a "
+    "single memory location. Please clone() the tensor before performing the operation."
+)
+
+
+def tracked(*operands: Any) -> bool:
+    """True under grad mode where one of `operands` is a tensor that requires grad."""
+    return state.grad_enabled and any(isinstance(x, Tensor) and x.requires_grad for x in operands)
+
+
+def check_history(target: Tensor, *operands: Any) -> None:
+    """Refuse writes that autograd cannot follow; only where the write would be recorded.
+
+    Args:
+        operands: what the new value is computed from, beside the target.
+    Raises:
+        GradientError: `target` is a leaf that requires grad (or a view of one), or a view that was
+            made under `no_grad()` or by a function that returns several views.
+    """
+    if not tracked(target, *operands):
+        return
+    view = target._view
+    if view is not None:
+        if view.made:
+            raise refusal(target, view.made, indirect=False)
+        if view.base.requires_grad and view.base.is_leaf:
+            raise GradientError(_VIEW_OF_LEAF)
+    if target.requires_grad and target.is_leaf:
+        raise GradientError(_LEAF)
+
+
+def check_writable(target: Tensor, *operands: Any) -> None:
     """Refuse writes that autograd or the memory layout does not allow.
 
     Raises:
-        GradientError: `target` is a leaf that requires grad (or a view of one) under grad mode.
+        GradientError: see `check_history`.
         ShapeError: several elements of `target` share memory (an expanded tensor).
     """
-    if state.grad_enabled:
-        view = target._view
-        node = target._grad_fn
-        if view is not None and node is not None and node.runs_user_code:
-            text = _VIEW_OF_FUNCTION.format(number=target._output_nr, name=node.name())
-            raise GradientError(text)
-        if target.requires_grad and target.is_leaf:
-            raise GradientError(_LEAF)
-        if view is not None:
-            if view.base.requires_grad and view.base.is_leaf:
-                raise GradientError(_VIEW_OF_LEAF)
-            if view.base.requires_grad and not view.recorded:
-                raise GradientError(_NO_GRAD_VIEW)
+    check_history(target, *operands)
+    check_layout(target)
+
+
+def check_layout(target: Tensor) -> None:
+    """Refuse to write where elements share memory, or where the memory is not ours to write."""
     array = target._array
+    if array.size > 1 and overlaps_itself(array):
+        raise ShapeError(_OVERLAP)
     if not array.flags.writeable:
-        if 0 in array.strides and array.size > 1:
-            raise ShapeError(_OVERLAP)
-        raise ShapeError("cannot write in place: the memory is read-only; clone() the tensor first")
+        make_writeable(array)
+
+
+def overlaps_itself(array: np.ndarray) -> bool:
+    """Whether two elements lie at one place: expanded (stride 0), or windows that overlap."""
+    if array.flags.c_contiguous or array.flags.f_contiguous:
+        return False
+    sizes = sorted((s, n) for s, n in zip(array.strides, array.shape) if n > 1)
+    reach = 0  # bytes between the first and the last element of the dimensions so far
+    for stride, n in sizes:
+        if stride <= reach or stride == 0:
+            return stride == 0 or array.size > len(np.unique(_offsets(array)))
+        reach += stride * (n - 1)
+    return False
+
+
+def _offsets(array: np.ndarray) -> np.ndarray:
+    places = np.zeros(array.shape, np.int64)
+    for axis, (stride, n) in enumerate(zip(array.strides, array.shape)):
+        places += (np.arange(n) * stride).reshape((-1,) + (1,) * (array.ndim - axis - 1))
+    return places
+
+
+def make_writeable(array: np.ndarray) -> None:
+    """Undo the protection that NumPy puts on broadcast and diagonal views of writable memory."""
+    try:
+        array.flags.writeable = True
+    except ValueError:
+        raise ShapeError(
+            "cannot write in place: the memory is read-only; clone() the tensor first"
+        ) from None
+
+
+def check_apart(target: Tensor, operands: Iterable[Any], same: bool = True) -> None:
+    """Refuse operands that share some memory with the target, but not element for element.
+
+    Args:
+        same: whether an operand may be exactly the target's memory.
+    Raises:
+        ShapeError: an operand overlaps the target (PyTorch's text).
+    """
+    memory = target._storage.memory
+    for x in operands:
+        if isinstance(x, Tensor) and x._storage.memory is memory and _overlap(target, x, same):
+            raise ShapeError(_SHARED)
+
+
+def _overlap(target: Tensor, other: Tensor, same: bool) -> bool:
+    a, b = target._array, other._array
+    if other is target or a is b:
+        return not same
+    if a.shape == b.shape and a.strides == b.strides and target._ptr() == other._ptr():
+        return not same
+    return a.size > 0 and b.size > 0 and np.shares_memory(a, b)
 
 
 def apply(
@@ -86,19 +150,27 @@ def apply(
     """
     if profilers and state.profiler is not None:
         return state.profiler.inplace(apply, name, target, compute, operands, params)
-    check_writable(target)
+    if name in _WITHOUT_OVERLAP:
+        check_apart(target, operands, same=False)
+    elif operands:
+        check_apart(target, operands)
     source = target
-    if state.grad_enabled and any(
-        isinstance(x, Tensor) and x.requires_grad for x in (target, *operands, *params.values())
-    ):
+    if tracked(target, *operands, *params.values()):
+        check_history(target, *operands, *params.values())
+        check_layout(target)
         source = _twin(target)
         operands = tuple(source if x is target else x for x in operands)
-    elif state.recorder is None and not params and _directly(name, target, *operands):
-        return target
+    else:
+        check_layout(target)
+        if state.recorder is None and not params and _directly(name, target, *operands):
+            return target
     value = compute(source, *operands, **params)
     return write(name, target, value)
 
 
+_WITHOUT_OVERLAP = frozenset(
+    "index_put_ scatter_ scatter_add_ index_add_ index_copy_ masked_scatter_".split()
+)
 _UFUNCS = {"add_": np.add, "sub_": np.subtract, "mul_": np.multiply, "div_": np.divide}
 
 
@@ -123,7 +195,44 @@ def _directly(name: str, target: Tensor, *operands: Any) -> bool:
     return True
 
 
-_COPIES = {"copy_": "CopyBackwards", "fill_": "FillBackward1"}
+_OVERWRITES = {
+    "copy_": "CopyBackwards", "zero_": "ZeroBackward0", "fill_": "FillBackward3",
+    "bernoulli_": "BernoulliBackward2", "random_": "RandomBackward2",
+}  # fmt: skip
+
+
+class Overwrite(tape.BackwardNode):
+    """The backward of a write whose value does not depend on what the memory held before."""
+
+    __slots__ = ("label",)
+
+    def __init__(self, label: str, target: Tensor, value: Tensor) -> None:
+        edges = (tape.gradient_edge(target), tape.gradient_edge(value))
+        super().__init__(edges, (target.type_info,))
+        self.label = label
+
+    def name(self) -> str:
+        """The name that PyTorch prints."""
+        return self.label
+
+    def apply(self, cotangents: list[Tensor | None], create_graph: bool) -> list[Tensor | None]:
+        """Zeros for what the memory held before; the cotangent itself for the new value."""
+        ct = cotangents[0]
+        assert ct is not None, "the engine runs a node with one output only with its cotangent"
+        old = new = None
+        if self.edges[0][0] is not None:
+            old = wrap(np.zeros(ct._array.shape, ct._array.dtype))
+        if self.edges[1][0] is not None:
+            new = ct
+        return [old, new]
+
+
+def _overwritten(name: str, target: Tensor, value: Tensor) -> Tensor:
+    """`value` with a history of its own, not that of the user's tensor (a leaf has none)."""
+    label = _OVERWRITES.get(name) or f"{name.strip('_').title().replace('_', '')}Backward0"
+    carrier = wrap(value._array)
+    tape.attach(Overwrite(label, target, value), (carrier,))
+    return carrier
 
 
 def _twin(target: Tensor) -> Tensor:
@@ -140,16 +249,14 @@ def _twin(target: Tensor) -> Tensor:
 
 def write(name: str, target: Tensor, value: Tensor) -> Tensor:
     """Put `value` (cast, and broadcast if it must) into `target`'s memory with its history."""
-    value = _fitted(name, target, value)
-    if name in _COPIES and state.grad_enabled and value._requires_grad:
-        # a node of its own, not that of the user's tensor (a leaf has none)
-        value = named(ops.cast(value, dtype=value.dtype), _COPIES[name])
+    value = history = _fitted(name, target, value)
+    recorded = tracked(target, value)
+    if recorded and (name in _OVERWRITES or not value._requires_grad):
+        history = _overwritten(name, target, value)
     target._array[...] = value._array
     target._storage.bump(name)
-    if state.grad_enabled and (value._requires_grad or target.requires_grad):
-        rebase(target, value)
-    elif target._view is not None and not state.grad_enabled:
-        target.grad_fn  # noqa: B018  (a no_grad write leaves the history as it was, made anew)
+    if recorded:
+        rebase(target, history)
     if state.recorder is not None:
         state.recorder.record_inplace(name, target, value)
     return target

@@ -12,6 +12,12 @@ from tracegrad.ir.errors import OperandError, ParameterError, ShapeError
 from tracegrad.tracer.pointwise import named
 from tracegrad.tracer.shapes import narrow, reshape, sizes, slice_dim, unsqueeze, wrap_dim
 from tracegrad.tracer.tensor import Tensor, literal
+from tracegrad.tracer.views import (
+    SeveralViews,
+    SplitBackward0,
+    SplitWithSizesBackward0,
+    share_node,
+)
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
 
@@ -30,6 +36,7 @@ def split(input: Any, split_size_or_sections: Any, dim: int = 0) -> tuple[Any, .
     """
     d = wrap_dim(dim, input.ndim)
     size = input.shape[d]
+    node: type[SeveralViews] = SplitBackward0
     if isinstance(split_size_or_sections, int):
         each = split_size_or_sections
         if each < 0 or (each == 0 and size):
@@ -37,6 +44,7 @@ def split(input: Any, split_size_or_sections: Any, dim: int = 0) -> tuple[Any, .
         bounds = list(range(0, max(size, 1), max(each, 1)))
         lengths = [min(each, size - b) for b in bounds]
     else:
+        node = SplitWithSizesBackward0
         lengths = list(split_size_or_sections)
         if sum(lengths) != size:
             raise ShapeError(
@@ -47,7 +55,7 @@ def split(input: Any, split_size_or_sections: Any, dim: int = 0) -> tuple[Any, .
     for n in lengths:
         parts.append(narrow(input, d, at, n))
         at += n
-    return tuple(parts)
+    return share_node(node, input, tuple(parts), d)
 
 
 @_public

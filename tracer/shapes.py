@@ -19,6 +19,7 @@ from tracegrad.ir.primitive import TABLE
 from tracegrad.tracer.dispatch import dispatch
 from tracegrad.tracer.pointwise import named, need_tensor
 from tracegrad.tracer.tensor import Tensor
+from tracegrad.tracer.views import UnbindBackward0, as_one, share_node
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
 
@@ -244,7 +245,8 @@ def squeeze(input: Any, dim: Any = None) -> Any:
     else:
         chosen = {wrap_dim(d, input.ndim) for d in ((dim,) if isinstance(dim, int) else dim)}
     shape = tuple(n for i, n in enumerate(input.shape) if not (i in chosen and n == 1))
-    name = "SqueezeBackward0" if dim is None else "SqueezeBackward1"
+    number = 0 if dim is None else 1 if isinstance(dim, int) else 2
+    name = f"SqueezeBackward{number}"
     return named(ops.reshape(input, shape=shape), name)
 
 
@@ -298,10 +300,13 @@ def select(input: Any, dim: int, index: int) -> Any:
             f"select(): index {index} out of range for tensor of size {list(input.shape)} at "
             f"dimension {d}"
         )
-    i = int(index) % size
+    return _select(input, d, int(index) % size)
+
+
+def _select(input: Any, d: int, i: int) -> Any:
     part = slice_dim(input, d, i, i + 1)
-    shape = (*input.shape[:d], *input.shape[d + 1 :])
-    return named(moved("reshape", part, shape=shape), "SelectBackward0")
+    out = moved("reshape", part, shape=(*input.shape[:d], *input.shape[d + 1 :]))
+    return as_one(out, input, "SelectBackward0", 2)
 
 
 @_public
@@ -310,7 +315,9 @@ def unbind(input: Any, dim: int = 0) -> tuple[Any, ...]:
     need_tensor("unbind", "input", 1, input)
     if input.ndim == 0:
         raise DimensionError("Dimension specified as 0 but tensor has no dimensions")
-    return tuple(select(input, dim, i) for i in range(input.shape[wrap_dim(dim, input.ndim)]))
+    d = wrap_dim(dim, input.ndim)
+    parts = tuple(_select(input, d, i) for i in range(input.shape[d]))
+    return share_node(UnbindBackward0, input, parts, d)
 
 
 @_public

@@ -55,16 +55,18 @@ class View:
     """How a view came from its base: the chain of movement operations, and when.
 
     `version` is the storage version for which the view's `grad_fn` holds; after a later in-place
-    write through any alias it is made anew by replaying the chain on the base.
+    write through any alias it is made anew from the chain. `made` is "", or the reason why autograd
+    cannot follow writes to the view: it was made under "no_grad" or in "inference" mode, is one of
+    "several" results, or was returned by a custom "function".
     """
 
-    __slots__ = ("base", "chain", "version", "recorded")
+    __slots__ = ("base", "chain", "version", "made")
 
-    def __init__(self, base: Tensor, chain: tuple[Any, ...], version: int, recorded: bool) -> None:
+    def __init__(self, base: Tensor, chain: tuple[Any, ...], version: int, made: str) -> None:
         self.base = base
         self.chain = chain
         self.version = version
-        self.recorded = recorded
+        self.made = made
 
 
 class Tensor(Operators):
@@ -75,7 +77,7 @@ class Tensor(Operators):
     """
 
     __slots__ = ("_array", "_storage", "_requires_grad", "_grad", "_grad_fn", "_output_nr",
-                 "_view", "_accumulator", "_address", "__weakref__")  # fmt: skip
+                 "_view", "_accumulator", "_address", "_moves", "__weakref__")  # fmt: skip
     __array_priority__ = 1000
 
     _array: np.ndarray
@@ -160,7 +162,10 @@ class Tensor(Operators):
     @property
     def requires_grad(self) -> bool:
         """True where gradients are computed for this tensor or flow through it."""
-        if self._view is not None:
+        view = self._view
+        if view is not None:
+            if view.made:
+                return self._requires_grad or view.base.requires_grad
             self.grad_fn  # noqa: B018  (brings the history of a view up to date)
         return self._requires_grad
 
@@ -303,7 +308,7 @@ class Tensor(Operators):
                 "DistributedDataParallel (DDP) for training, and gradient_as_bucket_view is set as "
                 "True, gradients are views of DDP buckets, and hence detach_() cannot be called on "
                 "these gradients. To fix this error, please refer to the Optimizer.zero_grad() "
-                "function in torch/optim/optimizer.py as a solution."
+                "function in torch/optim/optimizer.py as the solution."
             )
         self._grad_fn, self._output_nr, self._requires_grad = None, 0, False
         return self
