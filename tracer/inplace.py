@@ -14,7 +14,10 @@ import numpy as np
 
 from tracegrad.ir.dtypes import DType
 from tracegrad.ir.errors import DTypeError, GradientError, ShapeError
+from tracegrad.ir.primitive import TABLE
+from tracegrad.ir.types import broadcast_shapes
 from tracegrad.tracer import tape
+from tracegrad.tracer.dispatch import dispatch
 from tracegrad.tracer.profiling import profilers
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tape import scalar_type_name
@@ -195,19 +198,22 @@ def _directly(name: str, target: Tensor, *operands: Any) -> bool:
     return True
 
 
-_OVERWRITES = {
-    "copy_": "CopyBackwards", "zero_": "ZeroBackward0", "fill_": "FillBackward3",
-    "bernoulli_": "BernoulliBackward2", "random_": "RandomBackward2",
+_LABELS = {
+    "copy_": "CopyBackwards", "fill_": "FillBackward3", "bernoulli_": "BernoulliBackward2",
+    "random_": "RandomBackward2",
 }  # fmt: skip
+_TAKES_VALUE = ("CopyBackwards", "FillBackward3")
 
 
 class Overwrite(tape.BackwardNode):
-    """The backward of a write whose value does not depend on what the memory held before."""
+    """The backward of a write whose value does not depend on what the memory held before.
+
+    Edges: the old history, and, where a tensor was written, its own.
+    """
 
     __slots__ = ("label",)
 
-    def __init__(self, label: str, target: Tensor, value: Tensor) -> None:
-        edges = (tape.gradient_edge(target), tape.gradient_edge(value))
+    def __init__(self, label: str, edges: tuple[tape.Edge, ...], target: Tensor) -> None:
         super().__init__(edges, (target.type_info,))
         self.label = label
 
@@ -219,19 +225,23 @@ class Overwrite(tape.BackwardNode):
         """Zeros for what the memory held before; the cotangent itself for the new value."""
         ct = cotangents[0]
         assert ct is not None, "the engine runs a node with one output only with its cotangent"
-        old = new = None
+        old = None
         if self.edges[0][0] is not None:
             old = wrap(np.zeros(ct._array.shape, ct._array.dtype))
-        if self.edges[1][0] is not None:
-            new = ct
-        return [old, new]
+        return [old, ct][: len(self.edges)]
 
 
-def _overwritten(name: str, target: Tensor, value: Tensor) -> Tensor:
-    """`value` with a history of its own, not that of the user's tensor (a leaf has none)."""
-    label = _OVERWRITES.get(name) or f"{name.strip('_').title().replace('_', '')}Backward0"
+def _new_history(name: str, label: str, target: Tensor, value: Tensor) -> Tensor:
+    """What carries the history that `target` has after `value` was written to it."""
+    label = label or _LABELS.get(name) or f"{name.strip('_').title().replace('_', '')}Backward0"
+    keeps = value._requires_grad and label not in _TAKES_VALUE
+    if keeps or target._view is not None:
+        return value
+    edges = [tape.gradient_edge(target)]
+    if label in _TAKES_VALUE:
+        edges.append(tape.gradient_edge(value))
     carrier = wrap(value._array)
-    tape.attach(Overwrite(label, target, value), (carrier,))
+    tape.attach(Overwrite(label, tuple(edges), target), (carrier,))
     return carrier
 
 
@@ -241,18 +251,30 @@ def _twin(target: Tensor) -> Tensor:
     twin._requires_grad = target._requires_grad
     twin._grad_fn, twin._output_nr = target._grad_fn, target._output_nr
     if state.recorder is not None:
-        from tracegrad.ir.primitive import TABLE
-
         state.recorder.record(TABLE["cast"], (target,), {"dtype": target.dtype}, twin)
     return twin
 
 
-def write(name: str, target: Tensor, value: Tensor) -> Tensor:
-    """Put `value` (cast, and broadcast if it must) into `target`'s memory with its history."""
-    value = history = _fitted(name, target, value)
+def copy(target: Tensor, source: Tensor) -> Tensor:
+    """Write `source`, cast and broadcast, to `target`: what `copy_` and assignment do."""
+    check_writable(target, source)
+    check_apart(target, (source,))
+    if source.dtype is not target.dtype:
+        source = dispatch(TABLE["cast"], (source,), {"dtype": target.dtype})
+    return write("copy_", target, source)
+
+
+def write(name: str, target: Tensor, value: Tensor, label: str = "") -> Tensor:
+    """Put `value` (cast, and broadcast if it must) into `target`'s memory with its history.
+
+    Args:
+        name: of the in-place operation, for messages.
+        label: name of the node where the value does not depend on the old one; by default made
+            from `name`.
+    """
+    value = _fitted(target, value)
     recorded = tracked(target, value)
-    if recorded and (name in _OVERWRITES or not value._requires_grad):
-        history = _overwritten(name, target, value)
+    history = _new_history(name, label, target, value) if recorded else value
     target._array[...] = value._array
     target._storage.bump(name)
     if recorded:
@@ -262,19 +284,19 @@ def write(name: str, target: Tensor, value: Tensor) -> Tensor:
     return target
 
 
-def _fitted(name: str, target: Tensor, value: Tensor) -> Tensor:
+def _fitted(target: Tensor, value: Tensor) -> Tensor:
     have, want = value.dtype, target.dtype
     if have is not want:
         check_cast(have, want)
-        value = value.to(want)
+        value = dispatch(TABLE["cast"], (value,), {"dtype": want})
     shape = target._array.shape
     if value._array.shape != shape:
-        if np.broadcast_shapes(value._array.shape, shape) != shape:
+        if broadcast_shapes(shape, value._array.shape) != shape:
             raise ShapeError(
                 f"output with shape {list(shape)} doesn't match the broadcast shape "
                 f"{list(value._array.shape)}"
             )
-        value = value.expand(shape)
+        value = dispatch(TABLE["broadcast"], (value,), {"shape": shape})
     return value
 
 

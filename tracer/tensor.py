@@ -88,6 +88,7 @@ class Tensor(Operators):
     _output_nr: int
     _view: View | None
     _accumulator: Any  # weak reference to the AccumulateGrad of a leaf
+    _moves: tuple[Any, ...]  # unset, or the steps that undo `t_` and the like, newest first
 
     def __new__(cls, data: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Wrap `data` (a sequence, array or Tensor) in the default dtype; prefer `tensor()`."""
@@ -164,23 +165,30 @@ class Tensor(Operators):
         """True where gradients are computed for this tensor or flow through it."""
         view = self._view
         if view is not None:
-            if view.made:
-                return self._requires_grad or view.base.requires_grad
-            self.grad_fn  # noqa: B018  (brings the history of a view up to date)
+            if not view.made:
+                self.grad_fn  # noqa: B018  (brings the history of a view up to date)
+            return self._requires_grad or view.base.requires_grad
         return self._requires_grad
 
     @requires_grad.setter
     def requires_grad(self, flag: bool) -> None:
+        if type(flag) is not bool:
+            raise GradientError("requires_grad must be a bool")
         if self.grad_fn is not None and not flag:
             raise GradientError(_NON_LEAF_FLAG)
         if flag and not self.dtype.is_floating_point:
             raise GradientError("only Tensors of floating point dtype can require gradients")
         if state.recorder is not None:
             state.recorder.note("requires_grad_", self)
-        self._requires_grad = bool(flag)
+        self._requires_grad = flag
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
         """Set `requires_grad` and return self."""
+        if type(requires_grad) is not bool:
+            raise OperandError(
+                "requires_grad_(): argument 'requires_grad' (position 1) must be bool, not "
+                f"{type(requires_grad).__name__}"
+            )
         self.requires_grad = requires_grad
         return self
 
@@ -327,11 +335,19 @@ class Tensor(Operators):
     def data(self, value: Tensor) -> None:
         if not isinstance(value, Tensor):
             raise OperandError(f"Variable data has to be a tensor, but got {type(value).__name__}")
+        if self.requires_grad and not value.dtype.is_floating_point:
+            raise GradientError(
+                "data set to a tensor that requires gradients must be floating point or complex "
+                "dtype"
+            )
         if state.recorder is not None:
             state.recorder.note(".data", self)
         self._array = value._array
+        version = self._storage.version
         self._storage = Storage(value._storage.memory)
+        self._storage.version = version
         self._view = None
+        self._moves = ()
         if hasattr(self, "_address"):
             del self._address
 
