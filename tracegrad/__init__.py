@@ -35,6 +35,7 @@ from tracegrad.tracer import pointwise as _pointwise
 from tracegrad.tracer import queries as _queries
 from tracegrad.tracer import random_factories as _random
 from tracegrad.tracer import reductions as _reductions
+from tracegrad.tracer import regions as _regions
 from tracegrad.tracer import shapes as _shapes
 from tracegrad.tracer import updates as _updates
 from tracegrad.tracer.device import Size, device
@@ -66,7 +67,7 @@ pi, e, inf, nan = _math.pi, _math.e, _math.inf, _math.nan
 
 for _table in (
     _pointwise.FUNCTIONS, _reductions.FUNCTIONS, _shapes.FUNCTIONS, _joining.FUNCTIONS,
-    _linalg.FUNCTIONS, _indexing.FUNCTIONS, _updates.FUNCTIONS, _factories.FUNCTIONS, _random.FUNCTIONS,
+    _linalg.FUNCTIONS, _indexing.FUNCTIONS, _regions.FUNCTIONS, _updates.FUNCTIONS, _factories.FUNCTIONS, _random.FUNCTIONS,
     _methods.INPLACE_FUNCTIONS, _queries.FUNCTIONS,
 ):  # fmt: skip
     globals().update(_table)

@@ -21,6 +21,7 @@ from tracegrad.ir.errors import (
     ShapeError,
     UnsupportedError,
 )
+from tracegrad.ir.types import broadcast_shapes
 from tracegrad.tracer import inplace
 from tracegrad.tracer.pointwise import named
 from tracegrad.tracer.shapes import scalar_text, select, slice_dim, wrap_dim
@@ -364,10 +365,11 @@ def gather(input: Tensor, dim: int, index: Tensor) -> Tensor:
 
 
 def _check_gather(name: str, input: Tensor, d: int, index: Tensor) -> int:
-    if index.dtype is not dtypes.int64:
-        raise ShapeError(f"{name}(): Expected dtype int64 for index")
+    if index.dtype not in (dtypes.int32, dtypes.int64):
+        raise ShapeError(f"{name}(): Expected dtype int32/int64 for index")
     if index.ndim != input.ndim:
-        raise ShapeError("Index tensor must have the same number of dimensions as input tensor")
+        whose = "self" if name == "scatter" else "input"
+        raise ShapeError(f"Index tensor must have the same number of dimensions as {whose} tensor")
     for axis in range(input.ndim):
         if axis != d and index.shape[axis] > input.shape[axis]:
             raise ShapeError(
@@ -408,6 +410,13 @@ def scatter_add(input: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
 def _scatter(name: str, input: Tensor, dim: int, index: Tensor, src: Any, put: Any) -> Tensor:
     d = _check_gather(name, input, wrap_dim(dim, input.ndim), index)
     updates = _as_value(input, src)
+    if isinstance(src, Tensor) and (
+        src.ndim != index.ndim or any(n > m for n, m in zip(index.shape, src.shape))
+    ):
+        raise ShapeError(
+            f"Expected index {list(index.shape)} to be no larger than self {list(input.shape)} "
+            f"apart from dimension {d} and to be no larger size than src {list(src.shape)}"
+        )
     if updates._array.shape != index._array.shape:
         if updates.ndim == 0:
             updates = ops.broadcast(updates, shape=tuple(index.shape))
@@ -452,6 +461,7 @@ def masked_fill(input: Tensor, mask: Tensor, value: Any) -> Tensor:
             "masked_fill_ only supports a 0-dimensional value tensor, but got tensor with "
             f"{value.ndim} dimension(s)."
         )
+    broadcast_shapes(tuple(input.shape), tuple(mask.shape))  # names the tensor's size first
     return named(
         ops.where(mask, _as_value(input, value).to(input.dtype), input), "MaskedFillBackward0"
     )

@@ -60,7 +60,7 @@ def check_history(target: Tensor, *operands: Any) -> None:
     if view is not None:
         if view.made:
             raise refusal(target, view.made, indirect=False)
-        if view.base.requires_grad and view.base.is_leaf:
+        if target.requires_grad and view.base.is_leaf:
             raise GradientError(_VIEW_OF_LEAF)
     if target.requires_grad and target.is_leaf:
         raise GradientError(_LEAF)
@@ -139,6 +139,12 @@ def _overlap(target: Tensor, other: Tensor, same: bool) -> bool:
     return a.size > 0 and b.size > 0 and np.shares_memory(a, b)
 
 
+_WITHOUT_OVERLAP = frozenset(
+    "index_put_ scatter_ scatter_add_ index_add_ index_copy_".split()
+)
+_ANY_OVERLAP = frozenset("masked_fill_ masked_scatter_ addmm_ addmv_ addr_ addbmm_ baddbmm_".split())
+
+
 def apply(
     name: str, target: Tensor, compute: Callable[..., Any], *operands: Any, **params: Any
 ) -> Tensor:
@@ -153,10 +159,8 @@ def apply(
     """
     if profilers and state.profiler is not None:
         return state.profiler.inplace(apply, name, target, compute, operands, params)
-    if name in _WITHOUT_OVERLAP:
-        check_apart(target, operands, same=False)
-    elif operands:
-        check_apart(target, operands)
+    if operands and name not in _ANY_OVERLAP:
+        check_apart(target, operands, same=name not in _WITHOUT_OVERLAP)
     source = target
     if tracked(target, *operands, *params.values()):
         check_history(target, *operands, *params.values())
@@ -171,9 +175,6 @@ def apply(
     return write(name, target, value)
 
 
-_WITHOUT_OVERLAP = frozenset(
-    "index_put_ scatter_ scatter_add_ index_add_ index_copy_ masked_scatter_".split()
-)
 _UFUNCS = {"add_": np.add, "sub_": np.subtract, "mul_": np.multiply, "div_": np.divide}
 
 

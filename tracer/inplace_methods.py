@@ -147,8 +147,7 @@ def masked_fill_(self: Tensor, mask: Tensor, value: Any) -> Tensor:
     if not isinstance(mask, Tensor) or not (isinstance(value, Tensor) or is_scalar(value)):
         expected = " * (Tensor mask, Tensor value)\n * (Tensor mask, Number value)"
         raise _no_combination("masked_fill_", expected, mask, value)
-    source = value.detach() if value is self else value
-    return inplace.apply("masked_fill_", self, indexing.masked_fill, mask, source)
+    return inplace.apply("masked_fill_", self, indexing.masked_fill, mask, value)
 
 
 # ---- random numbers -----------------------------------------------------------------------------

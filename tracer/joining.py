@@ -11,7 +11,7 @@ from tracegrad.ir import ops
 from tracegrad.ir.errors import OperandError, ParameterError, ShapeError
 from tracegrad.tracer.pointwise import named
 from tracegrad.tracer.shapes import narrow, reshape, sizes, slice_dim, unsqueeze, wrap_dim
-from tracegrad.tracer.tensor import Tensor, literal
+from tracegrad.tracer.tensor import Tensor
 from tracegrad.tracer.views import (
     SeveralViews,
     SplitBackward0,
@@ -167,20 +167,6 @@ def roll(input: Any, shifts: Any, dims: Any = None) -> Any:
             parts = (slice_dim(input, d, size - k, size), slice_dim(input, d, 0, size - k))
             input = ops.concat(*parts, axis=d)
     return input
-
-
-@_public
-def diagonal(input: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
-    """The diagonal over two dimensions, as the last dimension of the result (a copy)."""
-    a, b = wrap_dim(dim1, input.ndim), wrap_dim(dim2, input.ndim)
-    n, m = input.shape[a], input.shape[b]
-    length = max(min(n - max(-offset, 0), m - max(offset, 0)), 0)
-    rows = np.arange(length) + max(-offset, 0)
-    columns = np.arange(length) + max(offset, 0)
-    if a > b:
-        a, b, rows, columns = b, a, columns, rows
-    taken = ops.gather(input, literal(rows), literal(columns), axes=(a, b))
-    return ops.permute(taken, axes=(*range(1, taken.ndim), 0))
 
 
 FUNCTIONS.update(concat=cat, concatenate=cat)

@@ -23,6 +23,7 @@ from tracegrad.tracer import (
     pointwise,
     protocols,
     reductions,
+    regions,
     shapes,
     updates,
 )
@@ -200,7 +201,7 @@ def _new(name: str) -> Callable[..., Tensor]:
 
 # ---- attaching ----------------------------------------------------------------------------------
 
-_NOT_METHODS = ("where", "cat", "concat", "concatenate", "stack", "einsum", "tensordot", "rsub")
+_NOT_METHODS = ("detach", "real", "where", "cat", "concat", "concatenate", "stack", "einsum", "tensordot", "rsub")
 _METHODS = (
     *protocols.METHODS, size, dim, numel, element_size,
     stride, storage_offset, is_contiguous, data_ptr, is_floating_point, to, cpu, type_as,
@@ -236,7 +237,8 @@ def _attach() -> None:
     cls.__getitem__ = indexing.getitem
     cls.__setitem__ = indexing.setitem
     tables = (pointwise.FUNCTIONS, reductions.FUNCTIONS, shapes.FUNCTIONS, joining.FUNCTIONS,
-              linalg.FUNCTIONS, indexing.FUNCTIONS, updates.FUNCTIONS, INPLACE_FUNCTIONS)  # fmt: skip
+              linalg.FUNCTIONS, indexing.FUNCTIONS, regions.FUNCTIONS,
+              updates.FUNCTIONS, INPLACE_FUNCTIONS)  # fmt: skip
     for table in tables:
         for name, function in table.items():
             if name not in _NOT_METHODS:
@@ -250,6 +252,9 @@ def _attach() -> None:
     cls.where = _where
     cls.type = type_
     cls.T = property(_reversed, doc="Dimensions in reverse order; a view.")
+    cls.H = property(_matrix_adjoint, doc="The transpose of a matrix; a view.")
+    cls.mH = property(_adjoint, doc="Last two dimensions exchanged; a view.")
+    cls.real = property(lambda self: self, doc="The tensor itself: complex dtypes do not exist.")
     cls.mT = property(_matrix_transpose, doc="Last two dimensions exchanged; a view.")
     cls.is_cuda = property(lambda self: False, doc="True on a CUDA device.")
     cls.nelement, cls.ndimension = numel, dim
@@ -261,6 +266,19 @@ def _matmul(self: Tensor, other: Any) -> Tensor:
 
 def _rmatmul(self: Tensor, other: Any) -> Tensor:
     return linalg.matmul(other, self)
+
+
+def _matrix_adjoint(self: Tensor) -> Tensor:
+    if self.ndim not in (0, 2):
+        raise ShapeError(
+            f"tensor.H is only supported on matrices (2-D tensors). Got {self.ndim}-D tensor."
+            + (" For batches of matrices, consider using tensor.mH" if self.ndim > 2 else "")
+        )
+    return shapes.transpose(self, 0, 1) if self.ndim else self
+
+
+def _adjoint(self: Tensor) -> Tensor:
+    return shapes.transpose(self, -2, -1) if self.ndim >= 2 else _matrix_transpose(self)
 
 
 def _reversed(self: Tensor) -> Tensor:

@@ -337,4 +337,34 @@ def clone(input: Any) -> Any:
     return named(ops.cast(input, dtype=input.dtype), "CloneBackward0")
 
 
+@_public
+def detach(input: Any) -> Any:
+    """The same memory without history; writes through either are seen by both."""
+    need_tensor("detach", "input", 1, input)
+    return input.detach()
+
+
+@_public
+def real(input: Any) -> Any:
+    """The real part of a tensor, which is the tensor itself: complex dtypes do not exist here."""
+    need_tensor("real", "input", 1, input)
+    return input
+
+
+@_public
+def adjoint(input: Any) -> Any:
+    """Last two dimensions exchanged (and conjugated, were there complex dtypes); a view.
+
+    Raises:
+        ShapeError: fewer than two dimensions.
+    """
+    need_tensor("adjoint", "input", 1, input)
+    if input.ndim < 2:
+        raise ShapeError(
+            "tensor.adjoint() is only supported on matrices or batches of matrices. Got "
+            f"{input.ndim}-D tensor."
+        )
+    return transpose(input, -2, -1)
+
+
 FUNCTIONS.update(swapaxes=transpose, swapdims=transpose, moveaxis=movedim)

@@ -15,6 +15,7 @@ import numpy as np
 
 from tracegrad.ir import dtypes, ops
 from tracegrad.ir.errors import DimensionError, DTypeError, OperandError, ShapeError
+from tracegrad.ir.types import broadcast_shapes
 from tracegrad.tracer import linalg
 from tracegrad.tracer.indexing import _as_value, _put
 from tracegrad.tracer.pointwise import apply1, apply2, clamp, named, need_tensor, where
@@ -326,7 +327,7 @@ def masked_scatter(input: Any, mask: Any, source: Any) -> Any:
             "masked_scatter: expected self and source to have same dtypes but got"
             f"{scalar_type_name(input.dtype)} and {scalar_type_name(source.dtype)}"
         )
-    shape = np.broadcast_shapes(input._array.shape, mask._array.shape)
+    shape = broadcast_shapes(tuple(input.shape), tuple(mask.shape))
     mask = mask.expand(shape)
     if state.recorder is not None:
         state.recorder.value_read(mask, "masked_scatter")

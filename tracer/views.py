@@ -8,7 +8,6 @@ anew, from its chain, when it is next asked. Start reading at `rebase`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,9 +58,8 @@ def refusal(tensor: Tensor, made: str, indirect: bool) -> GradientError:
         mode, when = (mode, when) if mode else _MODES["no_grad"][:2]
         text = f"A view was created in {mode} and {changed}{when}."
     else:
-        name = re.sub(r"Backward\d*$", "", node.name())
         of = f" of a view which was created in {mode}" if mode else ""
-        text = f"Output {tensor._output_nr} of {name} is a view{of} and {changed}{when}."
+        text = f"Output {tensor._output_nr} of {node.name()} is a view{of} and {changed}{when}."
     reason = {"several": _SEVERAL, "function": _OF_FUNCTION}.get(made)
     return GradientError(text + (reason or _AMBIGUOUS.format(block=block)))
 

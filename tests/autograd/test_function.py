@@ -187,7 +187,7 @@ def test_an_input_returned_as_it_is_is_another_tensor() -> None:
 @pytest.mark.parametrize("forward", [lambda ctx, x: x, lambda ctx, x: x.view(-1)])
 def test_views_that_a_function_returns_are_not_written_to(forward: Any) -> None:
     y = make(forward).apply(leaf() * 1)
-    with pytest.raises(RuntimeError, match="Output 0 of MyF is a view and is being mod"):
+    with pytest.raises(RuntimeError, match="Output 0 of MyFBackward is a view and is being mod"):
         y.mul_(2)
 
 
