@@ -52,7 +52,7 @@ def getitem(x: Tensor, index: Any) -> Tensor:
     """
     viewed, arrays = _parse(x, index)
     if not arrays:
-        return _alias(x) if viewed is x else viewed
+        return _alias(x, index) if viewed is x else viewed
     return _gathered(viewed, arrays)
 
 
@@ -61,7 +61,9 @@ def setitem(x: Tensor, index: Any, value: Any) -> None:
     viewed, arrays = _parse(x, index)
     source = _as_value(viewed, value)
     if not arrays:
-        inplace.copy(viewed, _trimmed(source, viewed._array.shape))
+        shape = viewed._array.shape
+        source = _trimmed(source, shape)
+        inplace.copy(viewed, source if source._array.shape == shape else source.expand(shape))
         return
     if not isinstance(value, Tensor) or (source._array.size == 1 and _has_mask(index)):
         source = source.to(viewed.dtype)
@@ -86,9 +88,11 @@ def _check_dtypes(x: Tensor, value: Tensor) -> None:
         )
 
 
-def _alias(x: Tensor) -> Tensor:
+def _alias(x: Tensor, index: Any) -> Tensor:
     """A view of all of `x`."""
-    return named(ops.reshape(x, shape=tuple(x.shape)), "AliasBackward0")
+    items = index if isinstance(index, tuple) else (index,)
+    name = "SliceBackward0" if any(isinstance(i, slice) for i in items) else "AliasBackward0"
+    return named(ops.reshape(x, shape=tuple(x.shape)), name)
 
 
 def _as_value(x: Tensor, value: Any) -> Tensor:
@@ -117,7 +121,8 @@ def _trimmed(value: Tensor, shape: tuple[int, ...]) -> Tensor:
             f"in the tensor ({len(have)})"
         )
     offset = len(shape) - len(have)
-    for d, n in enumerate(have):
+    for d in reversed(range(len(have))):
+        n = have[d]
         if n not in (1, shape[offset + d]):
             raise ShapeError(
                 f"The expanded size of the tensor ({shape[offset + d]}) must match the existing "
@@ -133,6 +138,8 @@ def _trimmed(value: Tensor, shape: tuple[int, ...]) -> Tensor:
 def _parse(x: Tensor, index: Any) -> Parsed:
     items = _items(index)
     used = sum(_dimensions(i) for i in items)
+    if x.ndim == 0 and len(items) == 1 and isinstance(items[0], slice):
+        raise DimensionError("slice() cannot be applied to a 0-dim tensor.")
     if used > x.ndim:
         raise DimensionError(f"too many indices for tensor of dimension {x.ndim}")
     if sum(i is Ellipsis for i in items) > 1:
@@ -177,6 +184,8 @@ def _item(item: Any) -> Any:
             raise DimensionError("tensors used as indices must be long, int, byte or bool tensors")
         if item.ndim == 0 and item.dtype is not dtypes.bool_:
             return int(item)  # a view, so the recorder hears that the value was read
+        if item.ndim == 0:
+            return bool(item)
         return item
     try:
         return operator.index(item)
@@ -372,9 +381,11 @@ def _check_gather(name: str, input: Tensor, d: int, index: Tensor) -> int:
         raise ShapeError(f"Index tensor must have the same number of dimensions as {whose} tensor")
     for axis in range(input.ndim):
         if axis != d and index.shape[axis] > input.shape[axis]:
+            what = f"Size does not match at dimension {axis} expected index"
+            what = "Expected index" if name == "scatter" else what
             raise ShapeError(
-                f"Size does not match at dimension {axis} expected index {list(index.shape)} to be "
-                f"no larger than self {list(input.shape)} apart from dimension {d}"
+                f"{what} {list(index.shape)} to be no larger than self {list(input.shape)} apart "
+                f"from dimension {d}"
             )
     return d
 
@@ -408,11 +419,11 @@ def scatter_add(input: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
 
 
 def _scatter(name: str, input: Tensor, dim: int, index: Tensor, src: Any, put: Any) -> Tensor:
+    if isinstance(src, Tensor) and src.ndim != index.ndim == input.ndim:
+        raise ShapeError("Index tensor must have the same number of dimensions as src tensor")
     d = _check_gather(name, input, wrap_dim(dim, input.ndim), index)
     updates = _as_value(input, src)
-    if isinstance(src, Tensor) and (
-        src.ndim != index.ndim or any(n > m for n, m in zip(index.shape, src.shape))
-    ):
+    if isinstance(src, Tensor) and any(n > m for n, m in zip(index.shape, src.shape)):
         raise ShapeError(
             f"Expected index {list(index.shape)} to be no larger than self {list(input.shape)} "
             f"apart from dimension {d} and to be no larger size than src {list(src.shape)}"

@@ -134,9 +134,22 @@ def _overlap(target: Tensor, other: Tensor, same: bool) -> bool:
     a, b = target._array, other._array
     if other is target or a is b:
         return not same
-    if a.shape == b.shape and a.strides == b.strides and target._ptr() == other._ptr():
-        return not same
-    return a.size > 0 and b.size > 0 and np.shares_memory(a, b)
+    if not (a.size and b.size and is_dense(a) and is_dense(b)):
+        return False  # the new value is complete before it is written, so it is as if cloned
+    first, start = target._ptr(), other._ptr()
+    if (first, a.nbytes) == (start, b.nbytes):
+        return not same or a.strides != b.strides
+    return first < start + b.nbytes and start < first + a.nbytes
+
+
+def is_dense(array: np.ndarray) -> bool:
+    """Whether the elements fill a stretch of memory, each once, in some order of dimensions."""
+    step = array.itemsize
+    for stride, n in sorted((s, n) for s, n in zip(array.strides, array.shape) if n > 1):
+        if stride != step:
+            return False
+        step *= n
+    return True
 
 
 _WITHOUT_OVERLAP = frozenset(
@@ -159,19 +172,19 @@ def apply(
     """
     if profilers and state.profiler is not None:
         return state.profiler.inplace(apply, name, target, compute, operands, params)
-    if operands and name not in _ANY_OVERLAP:
-        check_apart(target, operands, same=name not in _WITHOUT_OVERLAP)
-    source = target
-    if tracked(target, *operands, *params.values()):
+    recorded = tracked(target, *operands, *params.values())
+    if recorded:
         check_history(target, *operands, *params.values())
-        check_layout(target)
+    check_layout(target)
+    source = target
+    if recorded:
         source = _twin(target)
         operands = tuple(source if x is target else x for x in operands)
-    else:
-        check_layout(target)
-        if state.recorder is None and not params and _directly(name, target, *operands):
-            return target
-    value = compute(source, *operands, **params)
+    elif state.recorder is None and not params and _directly(name, target, *operands):
+        return target
+    value = _fitted(target, compute(source, *operands, **params))
+    if operands and name not in _ANY_OVERLAP:
+        check_apart(target, operands, same=name not in _WITHOUT_OVERLAP)
     return write(name, target, value)
 
 

@@ -30,18 +30,25 @@ def _move(name: str, label: str, target: Tensor, compute: Callable[..., Any], *a
         state.recorder.note(f"{name}()")
     inplace.check_history(target)
     before = target._array
-    moved = compute(target, *args)
-    recorded = inplace.tracked(target)
+    recorded = target._grad_fn is not None if target._view is None else inplace.tracked(target)
+    mode = state.grad_enabled
+    state.grad_enabled = mode or recorded  # the history of a result follows its layout in any mode
+    try:
+        moved = compute(target, *args)
+    finally:
+        state.grad_enabled = mode
     target._storage.bump(name)
     view = target._view
     if view is None:
         back = _way_back(before, moved._view.chain[-1])
         target._moves = (back, *getattr(target, "_moves", ()))
     else:
-        view.chain, view.version = moved._view.chain, target._storage.version
+        view.chain = moved._view.chain
     _place(target, moved._array)
-    if recorded:
+    if recorded:  # else a view makes its history anew, for its new layout
         target._grad_fn, target._output_nr = named(moved, label)._grad_fn, 0
+        if view is not None:
+            view.version = target._storage.version
     return target
 
 

@@ -286,6 +286,8 @@ def _reversed(self: Tensor) -> Tensor:
 
 
 def _matrix_transpose(self: Tensor) -> Tensor:
+    if self.ndim == 0:
+        return self
     if self.ndim < 2:
         raise ShapeError(
             "tensor.mT is only supported on matrices or batches of matrices. Got "

@@ -17,7 +17,7 @@ from tracegrad.ir.primitive import TABLE
 from tracegrad.tracer import tape
 from tracegrad.tracer.dispatch import make_view
 from tracegrad.tracer.pointwise import need_tensor
-from tracegrad.tracer.shapes import wrap_dim
+from tracegrad.tracer.shapes import slice_dim, wrap_dim
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tensor import Tensor, literal, wrap
 from tracegrad.tracer.views import Region, class_of_views
@@ -165,15 +165,17 @@ def unfold(input: Any, dimension: int, size: int, step: int) -> Any:
     """
     need_tensor("unfold", "input", 1, input)
     axis = wrap_dim(dimension, input.ndim)
-    whole = input if input.ndim else ops.reshape(input, shape=(1,))
+    reach = input.shape[axis] if input.ndim else 1
     if size < 0:
         raise ShapeError(f"size is {size} but must be >= 0")
-    if size > whole.shape[axis]:
+    if size > reach:
         raise ShapeError(
-            f"maximum size for tensor at dimension {axis} is {whole.shape[axis]} but size is {size}"
+            f"maximum size for tensor at dimension {axis} is {reach} but size is {size}"
         )
     if step <= 0:
         raise ShapeError(f"step is {step} but must be > 0")
+    if input.ndim == 0:
+        return ops.reshape(input, shape=(1,)) if size else slice_dim(input[None], 0, 0, 0)
     params = {"axis": axis, "size": int(size), "step": int(step)}
-    taken = _take_windows(whole, **params)
-    return _laid_over(taken, whole, _WINDOWS, "UnfoldBackward0", **params)
+    taken = _take_windows(input, **params)
+    return _laid_over(taken, input, _WINDOWS, "UnfoldBackward0", **params)

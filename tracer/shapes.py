@@ -198,14 +198,14 @@ def expand(input: Any, *shape: Any) -> Any:
             f"sizes provided ({len(wanted)}) must be greater or equal to the number of dimensions "
             f"in the tensor ({input.ndim})"
         )
-    for i, n in enumerate(wanted):
+    for i in reversed(range(len(wanted))):
+        n = wanted[i]
         have = input.shape[i - offset] if i >= offset else None
         if n == -1:
             if have is None:
                 raise ShapeError(
-                    f"expand({scalar_text(input)}{{{list(input.shape)}}}, size={wanted}): the "
-                    "expanded size of the tensor (-1) isn't allowed in a leading, non-existing "
-                    f"dimension {i}"
+                    "The expanded size of the tensor (-1) isn't allowed in a leading, "
+                    f"non-existing dimension {i}"
                 )
             wanted[i] = have
         elif have is not None and have not in (1, n):

@@ -93,7 +93,7 @@ def refresh(tensor: Tensor, view: View) -> None:
         GradientError: the base requires grad, and autograd cannot follow writes to this view.
     """
     base = view.base
-    if base.requires_grad:
+    if base.requires_grad or tensor._grad_fn is not None:  # or the base was detached since
         if view.made:
             raise refusal(tensor, view.made, indirect=True)
         chain = path(tensor, view)
@@ -276,7 +276,8 @@ def _outside(base: np.ndarray, chain: Sequence[Any]) -> np.ndarray:
     for op, params, _ in chain:
         region = op.eager(region, **params)
     assert region.size == 0 or np.may_share_memory(region, mask), "a view's chain made a copy"
-    region.flags.writeable = True
+    if not region.flags.writeable:
+        region.flags.writeable = True
     region[...] = False
     return mask
 
@@ -296,3 +297,4 @@ def rebase(target: Tensor, value: Tensor) -> None:
     base._grad_fn = CopySlices(edges, base, path(target, view))
     base._output_nr = 0
     base._requires_grad = True
+    refresh(target, view)
