@@ -31,6 +31,7 @@ from tracegrad.tracer import indexing as _indexing
 from tracegrad.tracer import joining as _joining
 from tracegrad.tracer import linalg as _linalg
 from tracegrad.tracer import methods as _methods
+from tracegrad.tracer import out as _out
 from tracegrad.tracer import pointwise as _pointwise
 from tracegrad.tracer import queries as _queries
 from tracegrad.tracer import random_factories as _random
@@ -70,7 +71,9 @@ for _table in (
     _linalg.FUNCTIONS, _indexing.FUNCTIONS, _regions.FUNCTIONS, _updates.FUNCTIONS, _factories.FUNCTIONS, _random.FUNCTIONS,
     _methods.INPLACE_FUNCTIONS, _queries.FUNCTIONS,
 ):  # fmt: skip
-    globals().update(_table)
+    globals().update(
+        {name: _out.with_out(name, f) if name in _out.NAMES else f for name, f in _table.items()}
+    )
 
 
 _LAYERS = ("codegen", "ir", "runtime", "tracer")  # packages inside, no part of the public names

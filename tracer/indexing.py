@@ -465,7 +465,7 @@ def masked_fill(input: Tensor, mask: Tensor, value: Any) -> Tensor:
         ShapeError: `value` has dimensions.
     """
     if mask.dtype is not dtypes.bool_:
-        kind = _C_NAMES.get(mask.dtype.name, mask.dtype.name)
+        kind = C_NAMES.get(mask.dtype.name, mask.dtype.name)
         raise DTypeError(f"masked_fill_ only supports boolean masks, but got mask with dtype {kind}")
     if isinstance(value, Tensor) and value.ndim:
         raise ShapeError(
@@ -478,7 +478,7 @@ def masked_fill(input: Tensor, mask: Tensor, value: Any) -> Tensor:
     )
 
 
-_C_NAMES = {
+C_NAMES = {
     "float32": "float", "float64": "double", "float16": "c10::Half", "bfloat16": "c10::BFloat16",
     "int64": "long int", "int32": "int", "int16": "short int", "int8": "signed char",
     "uint8": "unsigned char",
