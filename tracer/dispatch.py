@@ -129,6 +129,8 @@ def make_view(
     """A Tensor over `array`, a view of `source` made by `op`, sharing its version counter."""
     storage = source._storage
     out = wrap(array, storage)
+    if storage.inference:
+        return out
     step = (op, params, array.shape)
     above = source._view
     if above is None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tracegrad.tracer.state import state
+from tracegrad.tracer.storage import inferring
 
 
 class _Mode:
@@ -27,8 +28,12 @@ class _Mode:
         state.grad_enabled = self._enabled
         if self._inference is not None:
             state.inference = self._inference
+            if self._inference:
+                inferring.append(self)
 
     def __exit__(self, *exc: object) -> None:
+        if self._inference:
+            inferring.remove(self)
         state.grad_enabled, state.inference = self._before.pop()
 
     def _fresh(self) -> _Mode:

@@ -28,6 +28,11 @@ _LEAF = "a leaf Variable that requires grad is being used in an in-place operati
 _VIEW_OF_LEAF = (
     "a view of a leaf Variable that requires grad is being used in an in-place operation."
 )
+_INFERENCE = (
+    "Inplace update to inference tensor outside InferenceMode is not allowed.You can make a clone "
+    "to get a normal tensor before doing inplace update.See "
+    "https://github.com/pytorch/rfcs/pull/17 for more details."
+)
 _OVERLAP = (
     "unsupported operation: more than one element of the written-to tensor refers to a single "
     "memory location. Please clone() the tensor before performing the operation."
@@ -78,12 +83,24 @@ def check_writable(target: Tensor, *operands: Any) -> None:
 
 
 def check_layout(target: Tensor) -> None:
-    """Refuse to write where elements share memory, or where the memory is not ours to write."""
+    """Refuse to write where elements share memory, or where the memory is not ours to write.
+
+    Raises:
+        GradientError: an inference tensor, outside inference mode.
+        ShapeError: as above.
+    """
+    check_mode(target)
     array = target._array
     if array.size > 1 and overlaps_itself(array):
         raise ShapeError(_OVERLAP)
     if not array.flags.writeable:
         make_writeable(array)
+
+
+def check_mode(target: Tensor) -> None:
+    """Refuse to change an inference tensor outside inference mode."""
+    if target._storage.inference and not state.inference:
+        raise GradientError(_INFERENCE)
 
 
 def overlaps_itself(array: np.ndarray) -> bool:

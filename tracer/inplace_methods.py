@@ -83,6 +83,7 @@ def fill_(self: Tensor, value: Any) -> Tensor:
 
 def _filled(name: str, self: Tensor, source: Tensor, label: str) -> Tensor:
     inplace.check_history(self, source)
+    inplace.check_mode(self)
     if inplace.tracked(source):  # elements at one place would count several times
         inplace.check_layout(self)
     elif not self._array.flags.writeable:

@@ -29,6 +29,7 @@ def _move(name: str, label: str, target: Tensor, compute: Callable[..., Any], *a
     if state.recorder is not None:
         state.recorder.note(f"{name}()")
     inplace.check_history(target)
+    inplace.check_mode(target)
     before = target._array
     recorded = target._grad_fn is not None if target._view is None else inplace.tracked(target)
     mode = state.grad_enabled
@@ -39,7 +40,9 @@ def _move(name: str, label: str, target: Tensor, compute: Callable[..., Any], *a
         state.grad_enabled = mode
     target._storage.bump(name)
     view = target._view
-    if view is None:
+    if moved._view is None:
+        assert target._storage.inference, "only inference tensors have no views"
+    elif view is None:
         back = _way_back(before, moved._view.chain[-1])
         target._moves = (back, *getattr(target, "_moves", ()))
     else:
@@ -154,6 +157,7 @@ def set_(self: Tensor, source: Tensor | None = None) -> Tensor:
             f"({type(source).__name__}), but expected () or (Tensor source)"
         )
     inplace.check_history(self)
+    inplace.check_mode(self)
     if self.requires_grad:
         raise GradientError(
             "set_() cannot change the memory of a tensor that requires grad; use set_() on its "
@@ -166,7 +170,7 @@ def set_(self: Tensor, source: Tensor | None = None) -> Tensor:
         )
     if state.recorder is not None:
         state.recorder.note("set_()")
-    version = self._storage.version + 1
+    version = 0 if self._storage.inference else self._storage.version + 1
     given = wrap(np.empty(0, self._array.dtype)) if source is None else source
     self._storage = Storage(given._storage.memory)
     self._storage.version = version
@@ -205,6 +209,7 @@ def resize_as_(self: Tensor, the_template: Tensor, *, memory_format: Any = None)
 def _resize(name: str, self: Tensor, size: Sequence[int]) -> Tensor:
     if self.requires_grad:
         raise GradientError("cannot resize variables that require grad")
+    inplace.check_mode(self)
     if min(size, default=0) < 0:
         raise ShapeError(f"{name}(): sizes must not be negative, got {list(size)}")
     have, array = prod(size), self._array

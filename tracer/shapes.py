@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from tracegrad.ir import ops
-from tracegrad.ir.errors import DimensionError, OperandError, ShapeError
+from tracegrad.ir.dtypes import DType
+from tracegrad.ir.errors import DimensionError, OperandError, ShapeError, UnsupportedError
 from tracegrad.ir.primitive import TABLE
 from tracegrad.tracer.dispatch import dispatch
 from tracegrad.tracer.pointwise import named, need_tensor
@@ -75,8 +76,16 @@ def view(input: Any, *shape: Any) -> Any:
     Raises:
         ShapeError: the strides do not allow a view.
     """
+    need_tensor("view", "input", 1, input)
+    if len(shape) == 1 and isinstance(shape[0], DType):
+        if shape[0] is not input.dtype:
+            raise UnsupportedError(
+                f"view(dtype): reading {input.dtype} as {shape[0]} is not supported; use to(dtype)"
+            )
+        shape = tuple(input.shape)
     out = ops.reshape(input, shape=sizes(shape))
-    if not out._is_view():
+    shares = out._array.size == 0 or np.may_share_memory(out._array, input._array)
+    if not shares:
         raise ShapeError(
             "view size is not compatible with input tensor's size and stride (at least one "
             "dimension spans across two contiguous subspaces). Use .reshape(...) instead."
@@ -87,6 +96,7 @@ def view(input: Any, *shape: Any) -> Any:
 @_public
 def view_as(input: Any, other: Any) -> Any:
     """`input.view(other.shape)`."""
+    need_tensor("view_as", "other", 1, other)
     return view(input, other.shape)
 
 

@@ -22,7 +22,7 @@ from tracegrad.ir.operators import Operators
 from tracegrad.ir.types import TensorType
 from tracegrad.tracer.device import CPU, Size, device
 from tracegrad.tracer.state import state
-from tracegrad.tracer.storage import Storage
+from tracegrad.tracer.storage import Storage, inferring, new_storage
 
 if TYPE_CHECKING:
     from tracegrad.tracer.tape import BackwardNode
@@ -99,7 +99,7 @@ class Tensor(Operators):
         shape = (0,) if data is None else data if isinstance(data, int) else None
         dtype = dtypes.get_default_dtype().numpy
         _fill(
-            made, np.empty(shape, dtype) if shape is not None else np.array(data, dtype), Storage()
+            made, np.empty(shape, dtype) if shape is not None else np.array(data, dtype), new_storage()
         )
         return made
 
@@ -176,6 +176,11 @@ class Tensor(Operators):
             raise GradientError("requires_grad must be a bool")
         if self.grad_fn is not None and not flag:
             raise GradientError(_NON_LEAF_FLAG)
+        if flag and self._storage.inference and not state.inference:
+            raise GradientError(
+                "Setting requires_grad=True on inference tensor outside InferenceMode is not "
+                "allowed."
+            )
         if flag and not self.dtype.is_floating_point:
             raise GradientError("only Tensors of floating point dtype can require gradients")
         if state.recorder is not None:
@@ -301,7 +306,10 @@ class Tensor(Operators):
 
     def detach(self) -> Tensor:
         """The same memory without history; writes through either are seen by both."""
-        made = wrap(self._array, self._storage)
+        storage = self._storage
+        if storage.inference and not state.inference:
+            storage = Storage(storage.memory)
+        made = wrap(self._array, storage)
         if state.recorder is not None:
             from tracegrad.ir.primitive import TABLE
 
@@ -343,7 +351,7 @@ class Tensor(Operators):
         if state.recorder is not None:
             state.recorder.note(".data", self)
         self._array = value._array
-        version = self._storage.version
+        version = 0 if self._storage.inference else self._storage.version
         self._storage = Storage(value._storage.memory)
         self._storage.version = version
         self._view = None
@@ -355,6 +363,8 @@ class Tensor(Operators):
     def _version(self) -> int:
         """How often the memory was written in place."""
         _noted("_version")
+        if self._storage.inference:
+            raise GradientError("Inference tensors do not track version counter.")
         return self._storage.version
 
     @property
@@ -362,6 +372,10 @@ class Tensor(Operators):
         """The tensor that this one is a view of, or None."""
         _noted("_base")
         return None if self._view is None else self._view.base
+
+    def is_inference(self) -> bool:
+        """True for a tensor made in inference mode, or a view of one: it is never saved."""
+        return self._storage.inference
 
     def _is_view(self) -> bool:
         """True for a view of another tensor."""
@@ -401,7 +415,9 @@ def wrap(array: np.ndarray, storage: Storage | None = None) -> Tensor:
     """A Tensor over `array` (which it shares), with no history."""
     made = _new(Tensor)
     made._array = array
-    made._storage = Storage() if storage is None else storage
+    if storage is None:
+        storage = new_storage() if inferring else Storage()
+    made._storage = storage
     made._requires_grad = False
     made._grad = None
     made._grad_fn = None
