@@ -305,12 +305,16 @@ def write(name: str, target: Tensor, value: Tensor, label: str = "") -> Tensor:
     """
     value = _fitted(target, value)
     recorded = tracked(target, value)
+    was_tracked = recorded and target.requires_grad
     history = _new_history(name, label, target, value) if recorded else value
     target._array[...] = value._array
     target._storage.bump(name)
     if recorded:
         rebase(target, history)
     if state.recorder is not None:
+        if history is not value and was_tracked:  # the old history gets a gradient of zeros
+            state.recorder.record(TABLE["where"], (np.True_, value, target), {}, history)
+            value = history
         state.recorder.record_inplace(name, target, value)
     return target
 
