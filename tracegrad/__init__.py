@@ -68,7 +68,8 @@ pi, e, inf, nan = _math.pi, _math.e, _math.inf, _math.nan
 
 for _table in (
     _pointwise.FUNCTIONS, _reductions.FUNCTIONS, _shapes.FUNCTIONS, _joining.FUNCTIONS,
-    _linalg.FUNCTIONS, _indexing.FUNCTIONS, _regions.FUNCTIONS, _updates.FUNCTIONS, _factories.FUNCTIONS, _random.FUNCTIONS,
+    _linalg.FUNCTIONS, _indexing.FUNCTIONS, _regions.FUNCTIONS, _updates.FUNCTIONS,
+    _factories.FUNCTIONS, _random.FUNCTIONS,
     _methods.INPLACE_FUNCTIONS, _queries.FUNCTIONS,
 ):  # fmt: skip
     globals().update(

@@ -329,15 +329,11 @@ def check_put(input: Tensor, indices: Any, values: Any) -> None:
         )
     used = sum(_dimensions(i) for i in indices)
     if used > input.ndim:
-        raise DimensionError(
-            f"too many indices for tensor of dimension {input.ndim} (got {used})"
-        )
+        raise DimensionError(f"too many indices for tensor of dimension {input.ndim} (got {used})")
     _check_dtypes(input, values)
 
 
-def index_put(
-    input: Tensor, indices: Any, values: Tensor, accumulate: bool = False
-) -> Tensor:
+def index_put(input: Tensor, indices: Any, values: Tensor, accumulate: bool = False) -> Tensor:
     """`input` with `values` (its dtype, broadcast) put or added at `indices`, out of place.
 
     Raises:
@@ -395,7 +391,9 @@ def scatter(input: Tensor, dim: int, index: Tensor, src: Any, *, reduce: Any = N
     if reduce is None:
         if isinstance(src, Tensor):
             _same_dtype(input, src)
-        return named(_scatter("scatter", input, dim, index, src, ops.scatter_set), "ScatterBackward0")
+        return named(
+            _scatter("scatter", input, dim, index, src, ops.scatter_set), "ScatterBackward0"
+        )
     if reduce not in ("add", "multiply"):
         raise ShapeError("reduce argument must be either add or multiply.")
     if reduce == "multiply":
@@ -412,7 +410,9 @@ def scatter_add(input: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
     """`input` with `src[i, j, k]` added at `[i, index[i, j, k], k]` (dim = 1), out of place."""
     if not isinstance(src, Tensor):
         kind = type(src).__name__
-        raise OperandError(f"scatter_add_(): argument 'src' (position 3) must be Tensor, not {kind}")
+        raise OperandError(
+            f"scatter_add_(): argument 'src' (position 3) must be Tensor, not {kind}"
+        )
     _same_dtype(input, src)
     out = _scatter("scatter", input, dim, index, src, ops.scatter_add)
     return named(out, "ScatterAddBackward0")
@@ -466,7 +466,9 @@ def masked_fill(input: Tensor, mask: Tensor, value: Any) -> Tensor:
     """
     if mask.dtype is not dtypes.bool_:
         kind = C_NAMES.get(mask.dtype.name, mask.dtype.name)
-        raise DTypeError(f"masked_fill_ only supports boolean masks, but got mask with dtype {kind}")
+        raise DTypeError(
+            f"masked_fill_ only supports boolean masks, but got mask with dtype {kind}"
+        )
     if isinstance(value, Tensor) and value.ndim:
         raise ShapeError(
             "masked_fill_ only supports a 0-dimensional value tensor, but got tensor with "

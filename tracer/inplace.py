@@ -169,10 +169,10 @@ def is_dense(array: np.ndarray) -> bool:
     return True
 
 
-_WITHOUT_OVERLAP = frozenset(
-    "index_put_ scatter_ scatter_add_ index_add_ index_copy_".split()
+_WITHOUT_OVERLAP = frozenset("index_put_ scatter_ scatter_add_ index_add_ index_copy_".split())
+_ANY_OVERLAP = frozenset(
+    "masked_fill_ masked_scatter_ addmm_ addmv_ addr_ addbmm_ baddbmm_".split()
 )
-_ANY_OVERLAP = frozenset("masked_fill_ masked_scatter_ addmm_ addmv_ addr_ addbmm_ baddbmm_".split())
 
 
 def apply(

@@ -47,8 +47,7 @@ def split(input: Any, split_size_or_sections: Any, dim: int = 0) -> tuple[Any, .
             raise ShapeError(f"split expects split_size be non-negative, but got split_size={each}")
         if each == 0 and size:
             raise ShapeError(
-                "split_size can only be 0 if dimension size is 0, but got dimension size of "
-                f"{size}"
+                f"split_size can only be 0 if dimension size is 0, but got dimension size of {size}"
             )
         bounds = list(range(0, max(size, 1), max(each, 1)))
         lengths = [min(each, size - b) for b in bounds]

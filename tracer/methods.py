@@ -201,7 +201,10 @@ def _new(name: str) -> Callable[..., Tensor]:
 
 # ---- attaching ----------------------------------------------------------------------------------
 
-_NOT_METHODS = ("detach", "real", "where", "cat", "concat", "concatenate", "stack", "einsum", "tensordot", "rsub")
+_NOT_METHODS = (
+    "detach", "real", "where", "cat", "concat", "concatenate", "stack", "einsum", "tensordot",
+    "rsub",
+)  # fmt: skip
 _METHODS = (
     *protocols.METHODS, size, dim, numel, element_size,
     stride, storage_offset, is_contiguous, data_ptr, is_floating_point, to, cpu, type_as,

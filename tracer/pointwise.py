@@ -352,7 +352,8 @@ FUNCTIONS.update(subtract=sub, divide=div, true_divide=div)
 INPLACE = sorted({*_unlisted(1), *_unlisted(2), *(
     "add sub subtract mul multiply div divide true_divide pow fmod remainder floor_divide neg "
     "negative abs absolute sign sgn exp exp2 expm1 log log2 log10 log1p sin cos tan asin arcsin "
-    "acos arccos atan arctan sinh cosh tanh asinh acosh atanh arcsinh arccosh arctanh sqrt rsqrt reciprocal erf erfc "
+    "acos arccos atan arctan sinh cosh tanh asinh acosh atanh arcsinh arccosh arctanh sqrt rsqrt "
+    "reciprocal erf erfc "
     "erfinv lgamma digamma floor ceil round trunc fix frac clamp clip clamp_min clamp_max relu "
     "sigmoid square lerp addcmul addcdiv eq ne lt le gt ge logical_and logical_or logical_xor "
     "logical_not bitwise_and bitwise_or bitwise_xor bitwise_not bitwise_left_shift "

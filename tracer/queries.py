@@ -51,5 +51,6 @@ def allclose(
 
 
 FUNCTIONS = {
-    f.__name__: f for f in (is_tensor, is_floating_point, is_inference, numel, result_type, equal, allclose)
+    f.__name__: f
+    for f in (is_tensor, is_floating_point, is_inference, numel, result_type, equal, allclose)
 } | {"promote_types": promote_types}

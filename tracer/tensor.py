@@ -99,7 +99,9 @@ class Tensor(Operators):
         shape = (0,) if data is None else data if isinstance(data, int) else None
         dtype = dtypes.get_default_dtype().numpy
         _fill(
-            made, np.empty(shape, dtype) if shape is not None else np.array(data, dtype), new_storage()
+            made,
+            np.empty(shape, dtype) if shape is not None else np.array(data, dtype),
+            new_storage(),
         )
         return made
 

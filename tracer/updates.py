@@ -477,5 +477,3 @@ def fill_diagonal(input: Any, fill_value: Any, wrap: bool = False) -> Any:
         ops.where(literal(mask), _as_value(input, fill_value).to(input.dtype), input),
         "FillDiagonalBackward0",
     )
-
-
