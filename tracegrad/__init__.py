@@ -28,6 +28,7 @@ from tracegrad.ir.dtypes import (
 from tracegrad.ir.dtypes import bool_ as bool
 from tracegrad.tracer import factories as _factories
 from tracegrad.tracer import indexing as _indexing
+from tracegrad.tracer import inplace_methods as _inplace
 from tracegrad.tracer import joining as _joining
 from tracegrad.tracer import linalg as _linalg
 from tracegrad.tracer import methods as _methods
@@ -70,7 +71,7 @@ for _table in (
     _pointwise.FUNCTIONS, _reductions.FUNCTIONS, _shapes.FUNCTIONS, _joining.FUNCTIONS,
     _linalg.FUNCTIONS, _indexing.FUNCTIONS, _regions.FUNCTIONS, _updates.FUNCTIONS,
     _factories.FUNCTIONS, _random.FUNCTIONS,
-    _methods.INPLACE_FUNCTIONS, _queries.FUNCTIONS,
+    _inplace.INPLACE_FUNCTIONS, _queries.FUNCTIONS,
 ):  # fmt: skip
     globals().update(
         {name: _out.with_out(name, f) if name in _out.NAMES else f for name, f in _table.items()}

@@ -123,9 +123,7 @@ def _shares(out: np.ndarray, arrays: Sequence[Any]) -> bool:
     return any(isinstance(a, np.ndarray) and np.may_share_memory(out, a) for a in arrays)
 
 
-def make_view(
-    source: Tensor, array: np.ndarray, op: Primitive, params: Mapping[str, Any]
-) -> Tensor:
+def make_view(source: Tensor, array: np.ndarray, op: Any, params: Mapping[str, Any]) -> Tensor:
     """A Tensor over `array`, a view of `source` made by `op`, sharing its version counter."""
     storage = source._storage
     out = wrap(array, storage)
