@@ -419,9 +419,10 @@ def scatter_add(input: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
 
 
 def _scatter(name: str, input: Tensor, dim: int, index: Tensor, src: Any, put: Any) -> Tensor:
+    d = wrap_dim(dim, input.ndim)
     if isinstance(src, Tensor) and src.ndim != index.ndim == input.ndim:
         raise ShapeError("Index tensor must have the same number of dimensions as src tensor")
-    d = _check_gather(name, input, wrap_dim(dim, input.ndim), index)
+    d = _check_gather(name, input, d, index)
     updates = _as_value(input, src)
     if isinstance(src, Tensor) and any(n > m for n, m in zip(index.shape, src.shape)):
         raise ShapeError(

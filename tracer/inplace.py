@@ -193,6 +193,8 @@ def apply(
     if recorded:
         check_history(target, *operands, *params.values())
     check_layout(target)
+    if operands and name not in _ANY_OVERLAP and name not in _WITHOUT_OVERLAP:
+        check_apart(target, operands)  # the writes at indices check what they compute first
     source = target
     if recorded:
         source = _twin(target)
@@ -200,8 +202,8 @@ def apply(
     elif state.recorder is None and not params and _directly(name, target, *operands):
         return target
     value = _fitted(target, compute(source, *operands, **params))
-    if operands and name not in _ANY_OVERLAP:
-        check_apart(target, operands, same=name not in _WITHOUT_OVERLAP)
+    if name in _WITHOUT_OVERLAP:
+        check_apart(target, operands, same=False)
     return write(name, target, value)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from tracegrad.ir import dtypes, ops
 from tracegrad.ir.errors import OperandError, ParameterError
 from tracegrad.ir.primitive import INTEGRAL, NO_PROMOTION, TABLE, is_scalar
+from tracegrad.ir.types import broadcast_shapes
 from tracegrad.tracer.dispatch import dispatch
 from tracegrad.tracer.tape import node_class
 from tracegrad.tracer.tensor import Tensor, wrap
@@ -304,6 +305,9 @@ def where(condition: Any, input: Any = None, other: Any = None) -> Any:
 @_public
 def lerp(input: Any, end: Any, weight: Any) -> Any:
     """`input + weight * (end - input)`."""
+    need_tensor("lerp", "input", 1, input)
+    need_tensor("lerp", "end", 2, end)
+    broadcast_shapes(tuple(input.shape), tuple(end.shape))  # names the size of `input` first
     return apply2("add", input, apply2("mul", weight, apply2("sub", end, input)))
 
 
