@@ -82,24 +82,54 @@ def triu(input: Any, diagonal: int = 0) -> Any:
 # ---- running sums and products ------------------------------------------------------------------
 
 
+_BLOCK = 16
+
+
 def _running(name: str, input: Any, dim: int, dtype: Any) -> Any:
-    """Sums (products) of the elements up to each: of neighbours 1, 2, 4 ... apart, log2(n) times."""
     need_tensor(name, "input", 1, input)
     d = wrap_dim(dim, input.ndim)
     if dtype is not None:
         input = input.to(dtypes.as_dtype(dtype))
     elif not input.dtype.is_floating_point:
         input = input.to(dtypes.int64)
-    size = input.shape[d] if input.ndim else 1
-    combine = "add" if name == "cumsum" else "mul"
-    out, reach = input, 1
-    while reach < size:
-        head = slice_dim(out, d, 0, reach)
-        tail = apply2(combine, slice_dim(out, d, reach, size), slice_dim(out, d, 0, size - reach))
-        out = ops.concat(head, tail, axis=d)
-        reach *= 2
-    out = input.clone() if out is input else out
-    return named(out, f"{name.title()}Backward0")
+    label = f"{name.title()}Backward0"
+    if input.ndim == 0 or input.shape[d] < 2:
+        return named(input.clone(), label)
+    axes = (*(i for i in range(input.ndim) if i != d), d)
+    out = _prefixes(ops.permute(input, axes=axes), name == "cumsum")
+    back = tuple(sorted(range(len(axes)), key=axes.__getitem__))
+    return named(ops.permute(out, axes=back).clone(), label)
+
+
+def _prefixes(x: Any, add: bool) -> Any:
+    """Running sums (products) along the last axis, in blocks; then those of the blocks' totals.
+
+    Reductions of masked elements, never products with zeros: an infinity stays where it is.
+    """
+    *rest, size = x.shape
+    width = min(size, _BLOCK)
+    count = -(-size // width)
+    if count * width > size:
+        shape = (*rest, count * width - size)
+        x = ops.concat(x, _neutral(shape, x.dtype, add), axis=len(rest))
+    blocks = ops.reshape(x, shape=(*rest, count, 1, width))
+    kept = literal(np.tril(np.ones((width, width), np.bool_)))
+    masked = ops.where(kept, blocks, 0 if add else 1)
+    reduce = ops.reduce_sum if add else ops.reduce_prod
+    inside = reduce(masked, axes=(len(rest) + 2,), keepdims=False)
+    if count > 1:
+        totals = slice_dim(inside, len(rest) + 1, width - 1, width)
+        so_far = _prefixes(ops.reshape(totals, shape=(*rest, count)), add)
+        before = slice_dim(so_far, len(rest), 0, count - 1)
+        before = ops.concat(_neutral((*rest, 1), x.dtype, add), before, axis=len(rest))
+        before = ops.reshape(before, shape=(*rest, count, 1))
+        inside = apply2("add" if add else "mul", inside, before)
+    flat = ops.reshape(inside, shape=(*rest, count * width))
+    return slice_dim(flat, len(rest), 0, size)
+
+
+def _neutral(shape: tuple[int, ...], dtype: dtypes.DType, add: bool) -> Tensor:
+    return literal(np.full(shape, 0 if add else 1, dtype.numpy))
 
 
 @_public
