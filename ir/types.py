@@ -49,8 +49,8 @@ def broadcast_shapes(*shapes: Shape) -> Shape:
     result = [1] * ndim
     for shape in shapes:
         offset = ndim - len(shape)
-        for axis, size in enumerate(shape):
-            seen = result[offset + axis]
+        for axis in reversed(range(len(shape))):
+            seen, size = result[offset + axis], shape[axis]
             if seen == 1:
                 result[offset + axis] = size
             elif size != 1 and size != seen:

@@ -28,14 +28,18 @@ from tracegrad.ir.dtypes import (
 from tracegrad.ir.dtypes import bool_ as bool
 from tracegrad.tracer import factories as _factories
 from tracegrad.tracer import indexing as _indexing
+from tracegrad.tracer import inplace_methods as _inplace
 from tracegrad.tracer import joining as _joining
 from tracegrad.tracer import linalg as _linalg
 from tracegrad.tracer import methods as _methods
+from tracegrad.tracer import out as _out
 from tracegrad.tracer import pointwise as _pointwise
 from tracegrad.tracer import queries as _queries
 from tracegrad.tracer import random_factories as _random
 from tracegrad.tracer import reductions as _reductions
+from tracegrad.tracer import regions as _regions
 from tracegrad.tracer import shapes as _shapes
+from tracegrad.tracer import updates as _updates
 from tracegrad.tracer.device import Size, device
 from tracegrad.tracer.grad_mode import (
     enable_grad,
@@ -65,10 +69,13 @@ pi, e, inf, nan = _math.pi, _math.e, _math.inf, _math.nan
 
 for _table in (
     _pointwise.FUNCTIONS, _reductions.FUNCTIONS, _shapes.FUNCTIONS, _joining.FUNCTIONS,
-    _linalg.FUNCTIONS, _indexing.FUNCTIONS, _factories.FUNCTIONS, _random.FUNCTIONS,
-    _methods.INPLACE_FUNCTIONS, _queries.FUNCTIONS,
+    _linalg.FUNCTIONS, _indexing.FUNCTIONS, _regions.FUNCTIONS, _updates.FUNCTIONS,
+    _factories.FUNCTIONS, _random.FUNCTIONS,
+    _inplace.INPLACE_FUNCTIONS, _queries.FUNCTIONS,
 ):  # fmt: skip
-    globals().update(_table)
+    globals().update(
+        {name: _out.with_out(name, f) if name in _out.NAMES else f for name, f in _table.items()}
+    )
 
 
 _LAYERS = ("codegen", "ir", "runtime", "tracer")  # packages inside, no part of the public names

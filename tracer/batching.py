@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tracegrad.tracer.capture_hook import Recorder
     from tracegrad.tracer.function_node import FunctionNode
     from tracegrad.tracer.random import Generator
+    from tracegrad.tracer.views import Region
 
 _ITEM = (
     "vmap: It looks like you're calling .item() on a Tensor. We don't support vmap over calling "
@@ -105,11 +106,14 @@ class Examples(Lockstep):
         with self.outside():
             return x.expand(self.size, *x.shape)
 
-    def along(self, companion: Tensor, chain: Sequence[Any]) -> Tensor:
-        """The batch of a view, from that of its base."""
-        for op, params, _ in chain:
-            companion = op.batch(self.size, (True,), companion, **params)
-        return companion
+    def moved(self, op: Primitive, companion: Tensor, params: Mapping[str, Any]) -> Tensor:
+        """The batch of a movement operation's result."""
+        made: Tensor = op.batch(self.size, (True,), companion, **params)  # type: ignore[operator]
+        return made
+
+    def region(self, region: Region, companion: Tensor, params: Mapping[str, Any]) -> Tensor:
+        """The batch of a region: the same one, a dimension further in."""
+        return super().region(region, companion, region.batched(params))
 
     # ---- the protocol ---------------------------------------------------------------------------
 

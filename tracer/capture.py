@@ -21,11 +21,13 @@ from tracegrad.ir.location import Location, here, user_frame
 from tracegrad.ir.primitive import Primitive
 from tracegrad.ir.types import Shape, contiguous_strides
 from tracegrad.tracer.capture_hook import Recorder
+from tracegrad.tracer.state import state
 from tracegrad.tracer.tensor import Tensor, wrap
 
 if TYPE_CHECKING:
     from tracegrad.tracer.function_node import FunctionNode
     from tracegrad.tracer.random import Generator
+    from tracegrad.tracer.views import Region
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,8 @@ class GraphRecorder(Recorder):
         self._read_names()
         location = here()
         inputs = [self.value_of(x) if isinstance(x, Tensor) else self._array(x) for x in operands]
+        if state.grad_enabled and op.name != "detach" and any(map(self._cut_view, operands)):
+            self.stay_eager("a view that was made under no_grad() is a leaf of its own")
         value = self.builder.append(op, inputs, params, location=location)
         if not out._requires_grad and self._cut(op, operands, value):
             detach = primitive.TABLE["detach"]
@@ -181,6 +185,13 @@ class GraphRecorder(Recorder):
             for i, x in enumerate(operands)
         )
 
+    def _cut_view(self, x: Any) -> bool:
+        """Whether `x` is a view made here that requires grad without a history (`View.made`)."""
+        if not isinstance(x, Tensor) or x._view is None or not x._view.made:
+            return False
+        leaf = x._requires_grad and x._grad_fn is None
+        return leaf and all(s.value is not self._values[id(x)] for s in self.sources)
+
     def record_inplace(self, name: str, target: Tensor, value: Tensor) -> None:
         """Give a local tensor its new value; a write that outsiders could see stays eager."""
         new = self.value_of(value)
@@ -189,7 +200,7 @@ class GraphRecorder(Recorder):
             self.stay_eager(f"{name} writes to a tensor from outside the function")
         elif len({id(t) for t in self._memory[memory]}) > 1:
             self.stay_eager(f"{name} writes to memory that several tensors share")
-        if target._requires_grad and not value._requires_grad:
+        if target._requires_grad and not value._requires_grad and not state.grad_enabled:
             self.stay_eager(f"{name} writes without history to a tensor that has one")
         self._values[id(target)] = new
 
@@ -218,6 +229,12 @@ class GraphRecorder(Recorder):
         """The same value."""
         if not self.knows(made):
             self._know(made, self.value_of(tensor))
+
+    def laid_over(
+        self, taken: Tensor, source: Tensor, region: Region, params: Mapping[str, Any]
+    ) -> None:
+        """Know the memory that it has now."""
+        self.record(primitive.TABLE["reshape"], (taken,), {"shape": taken._array.shape}, taken)
 
     def for_function(self, node: FunctionNode, args: Sequence[Any]) -> Recorder | None:
         """This one: the run goes on to be recorded, though it will stay eager."""

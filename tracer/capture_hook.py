@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tracegrad.tracer.function_node import FunctionNode
     from tracegrad.tracer.random import Generator
     from tracegrad.tracer.tensor import Tensor
+    from tracegrad.tracer.views import Region
 
 
 class Recorder:
@@ -55,6 +56,12 @@ class Recorder:
 
     def alias(self, made: Tensor, tensor: Tensor) -> None:
         """`made` is another object with the value of `tensor`: no operation, no cut of history."""
+        raise NotImplementedError
+
+    def laid_over(
+        self, taken: Tensor, source: Tensor, region: Region, params: Mapping[str, Any]
+    ) -> None:
+        """`taken`, which recorded operations took of `source`, is a view of it from now on."""
         raise NotImplementedError
 
     def for_function(self, node: FunctionNode, args: Sequence[Any]) -> Recorder | None:

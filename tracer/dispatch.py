@@ -42,7 +42,7 @@ def dispatch(op: Primitive, operands: Sequence[Any], params: Mapping[str, Any]) 
         if isinstance(x, Tensor):
             array = x._array
             view = x._view
-            if view is not None and view.version != x._storage.version:
+            if view is not None and view.version != x._storage.version and state.grad_enabled:
                 refresh(x, view)
             if x._requires_grad:
                 tracked |= bit
@@ -262,19 +262,21 @@ def _shares(out: np.ndarray, arrays: Sequence[Any]) -> bool:
     return any(isinstance(a, np.ndarray) and np.may_share_memory(out, a) for a in arrays)
 
 
-def make_view(
-    source: Tensor, array: np.ndarray, op: Primitive, params: Mapping[str, Any]
-) -> Tensor:
+def make_view(source: Tensor, array: np.ndarray, op: Any, params: Mapping[str, Any]) -> Tensor:
     """A Tensor over `array`, a view of `source` made by `op`, sharing its version counter."""
     storage = source._storage
     out = wrap(array, storage)
+    if storage.inference:
+        return out
     step = (op, params, array.shape)
     above = source._view
     if above is None:
-        out._view = View(source, (step,), storage.version, state.grad_enabled)
+        out._view = View(source, (step,), storage.version, "")
     else:
-        recorded = above.recorded and state.grad_enabled
-        out._view = View(above.base, (*above.chain, step), storage.version, recorded)
+        out._view = View(above.base, (*above.chain, step), storage.version, above.made)
+    if not state.grad_enabled:
+        out._view.made = "inference" if state.inference else "no_grad"
+        out._requires_grad = source.requires_grad  # of a leaf of its own, as in PyTorch
     return out
 
 

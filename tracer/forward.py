@@ -23,6 +23,7 @@ from tracegrad.tracer.tensor import Tensor, literal
 if TYPE_CHECKING:
     from tracegrad.ir.primitive import Primitive
     from tracegrad.tracer.function_node import FunctionNode
+    from tracegrad.tracer.views import Region
 
 
 class Tangents(Lockstep):
@@ -90,6 +91,14 @@ class Tangents(Lockstep):
         made = self.companion(target)
         assert made is not None, "a view follows its base"
         return made
+
+    def laid_over(
+        self, taken: Tensor, source: Tensor, region: Region, params: Mapping[str, Any]
+    ) -> None:
+        """Lay the tangent over that of the source, and the value outside."""
+        super().laid_over(taken, source, region, params)
+        if self.above is not None and self.companion(source) is not None:
+            self.above.laid_over(taken, source, region, params)
 
     def function(self, node: FunctionNode, args: Sequence[Any], outputs: Sequence[Any]) -> None:
         """Ask a `Function` that the user wrote for the tangents of its outputs."""

@@ -53,7 +53,18 @@ def attach_results(node: FunctionNode, args: Sequence[Any], outputs: Sequence[An
         if isinstance(made, Tensor) and id(x) not in constant and made.dtype.is_floating_point:
             made._requires_grad = True
             made._grad_fn, made._output_nr = node, number
+    _note_views(given, {id(x) for x in node._dirty})
     return given
+
+
+def _note_views(given: Sequence[Any], dirty: set[int]) -> None:
+    """Say of the views among the results that autograd cannot follow writes to them."""
+    made = "function" if sum(isinstance(x, Tensor) for x in given) == 1 else "several"
+    for x in given:
+        if isinstance(x, Tensor) and x._view is not None and id(x) not in dirty:
+            x._view.made = made
+            if x._grad_fn is None:
+                x._requires_grad = False
 
 
 _NOTHING = TensorType((), float32)
@@ -88,7 +99,7 @@ def _result(node: FunctionNode, x: Tensor, is_input: bool, is_dirty: bool) -> Te
     # returned as it is: another tensor over the same memory, as PyTorch's view_as gives
     made = wrap(x._array, x._storage)
     base = x if x._view is None else x._view.base  # the caller may not write through it
-    made._view = View(base, (), x._storage.version, False)
+    made._view = View(base, (), x._storage.version, "function")
     if not node._recorded:
         made._requires_grad = x.requires_grad
     return made

@@ -15,6 +15,7 @@ from typing import Any
 from tracegrad.ir.errors import OperandError
 from tracegrad.ir.location import user_stacklevel
 from tracegrad.tracer.state import state
+from tracegrad.tracer.storage import inferring
 
 _CLASS = (
     "Decorating classes is deprecated and will be disabled in future versions. You should only "
@@ -36,8 +37,12 @@ class _Mode:
         state.grad_enabled = self._enabled
         if self._inference is not None:
             state.inference = self._inference
+            if self._inference:
+                inferring.append(self)
 
     def __exit__(self, *exc: object) -> None:
+        if self._inference:
+            inferring.remove(self)
         state.grad_enabled, state.inference = self._before.pop()
 
     def _fresh(self) -> _Mode:

@@ -13,11 +13,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tracegrad.ir import dtypes, ops
-from tracegrad.ir.errors import DimensionError, OperandError, ParameterError, ShapeError
+from tracegrad.ir.errors import (
+    DimensionError,
+    DTypeError,
+    OperandError,
+    ParameterError,
+    ShapeError,
+    UnsupportedError,
+)
+from tracegrad.ir.types import broadcast_shapes
 from tracegrad.tracer import inplace
 from tracegrad.tracer.pointwise import named
 from tracegrad.tracer.shapes import scalar_text, select, slice_dim, wrap_dim
 from tracegrad.tracer.state import state
+from tracegrad.tracer.tape import scalar_type_name
 from tracegrad.tracer.tensor import Tensor, literal, wrap
 
 _BAD = (
@@ -43,30 +52,47 @@ def getitem(x: Tensor, index: Any) -> Tensor:
     """
     viewed, arrays = _parse(x, index)
     if not arrays:
-        return _alias(x) if viewed is x else viewed
+        return _alias(x, index) if viewed is x else viewed
     return _gathered(viewed, arrays)
 
 
 def setitem(x: Tensor, index: Any, value: Any) -> None:
     """`x[index] = value`, in place, with autograd history."""
     viewed, arrays = _parse(x, index)
-    if not arrays and viewed is x:
-        viewed = _alias(x)
-    inplace.check_writable(viewed)
     source = _as_value(viewed, value)
     if not arrays:
         shape = viewed._array.shape
         source = _trimmed(source, shape)
-        inplace.write("copy_", viewed, source.to(viewed.dtype))
+        inplace.copy(viewed, source if source._array.shape == shape else source.expand(shape))
         return
-    if source.ndim == 0 or not isinstance(value, Tensor):
+    if not isinstance(value, Tensor) or (source._array.size == 1 and _has_mask(index)):
         source = source.to(viewed.dtype)
-    inplace.apply("index_put_", viewed, _put, arrays, source)
+    _check_dtypes(viewed, source)
+    inplace.apply("index_put_", viewed, _put_at, source, arrays=arrays)
 
 
-def _alias(x: Tensor) -> Tensor:
+def _put_at(x: Tensor, value: Tensor, arrays: dict[int, Tensor]) -> Tensor:
+    return named(_put(x, arrays, value), "IndexPutBackward0")
+
+
+def _has_mask(index: Any) -> bool:
+    return any(_is_mask(i) for i in (index if isinstance(index, tuple) else (index,)))
+
+
+def _check_dtypes(x: Tensor, value: Tensor) -> None:
+    if value.dtype is not x.dtype:
+        raise DTypeError(
+            "Index put requires the source and destination dtypes match, got "
+            f"{scalar_type_name(x.dtype)} for the destination and {scalar_type_name(value.dtype)} "
+            "for the source."
+        )
+
+
+def _alias(x: Tensor, index: Any) -> Tensor:
     """A view of all of `x`."""
-    return named(ops.reshape(x, shape=tuple(x.shape)), "AliasBackward0")
+    items = index if isinstance(index, tuple) else (index,)
+    name = "SliceBackward0" if any(isinstance(i, slice) for i in items) else "AliasBackward0"
+    return named(ops.reshape(x, shape=tuple(x.shape)), name)
 
 
 def _as_value(x: Tensor, value: Any) -> Tensor:
@@ -95,7 +121,8 @@ def _trimmed(value: Tensor, shape: tuple[int, ...]) -> Tensor:
             f"in the tensor ({len(have)})"
         )
     offset = len(shape) - len(have)
-    for d, n in enumerate(have):
+    for d in reversed(range(len(have))):
+        n = have[d]
         if n not in (1, shape[offset + d]):
             raise ShapeError(
                 f"The expanded size of the tensor ({shape[offset + d]}) must match the existing "
@@ -111,6 +138,8 @@ def _trimmed(value: Tensor, shape: tuple[int, ...]) -> Tensor:
 def _parse(x: Tensor, index: Any) -> Parsed:
     items = _items(index)
     used = sum(_dimensions(i) for i in items)
+    if x.ndim == 0 and len(items) == 1 and isinstance(items[0], slice):
+        raise DimensionError("slice() cannot be applied to a 0-dim tensor.")
     if used > x.ndim:
         raise DimensionError(f"too many indices for tensor of dimension {x.ndim}")
     if sum(i is Ellipsis for i in items) > 1:
@@ -157,6 +186,8 @@ def _item(item: Any) -> Any:
             if state.recorder is not None and state.recorder.varies(item):
                 return item  # vmap: another element for each example
             return int(item)  # a view, so the recorder hears that the value was read
+        if item.ndim == 0:
+            return bool(item)
         return item
     try:
         return operator.index(item)
@@ -263,21 +294,60 @@ def _put(x: Tensor, arrays: dict[int, Tensor], value: Tensor, accumulate: bool =
     order = _order(x.ndim, axes, len(common))
     whole = (*common, *rest)
     shape = tuple(whole[a] for a in order)
-    value = _trimmed(value, shape)
-    if value._array.shape != shape:
-        value = ops.broadcast(value, shape=shape)
+    value = _broadcast(value, shape)
     back = tuple(sorted(range(len(order)), key=order.__getitem__))
     updates = ops.permute(value, axes=back)
     put = ops.scatter_add if accumulate else ops.scatter_set
     return put(x, updates, *arrays.values(), axes=axes)
 
 
-def index_put(
-    input: Tensor, indices: tuple[Tensor, ...], values: Tensor, accumulate: bool = False
-) -> Tensor:
-    """`input` with `values` put (or added) at `indices`, out of place."""
-    _, arrays = _parse(input, tuple(indices))
-    return _put(input, arrays, values, accumulate)
+def _broadcast(value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """`value` in the shape that indexing gives; leading sizes of 1 may be too many."""
+    have = tuple(value._array.shape)
+    while len(have) > len(shape) and have[0] == 1:
+        have = have[1:]
+    paired = zip(reversed(have), reversed(shape))
+    if len(have) > len(shape) or any(n not in (1, m) for n, m in paired):
+        raise ShapeError(
+            f"shape mismatch: value tensor of shape {list(value.shape)} cannot be broadcast to "
+            f"indexing result of shape {list(shape)}"
+        )
+    if have != value._array.shape:
+        value = ops.reshape(value, shape=have)
+    return value if have == shape else ops.broadcast(value, shape=shape)
+
+
+def check_put(input: Tensor, indices: Any, values: Any) -> None:
+    """PyTorch's checks of the arguments of `index_put_`."""
+    if not isinstance(indices, tuple | list):
+        raise OperandError(
+            "index_put_(): argument 'indices' (position 1) must be tuple of Tensors, not "
+            f"{type(indices).__name__}"
+        )
+    if not isinstance(values, Tensor):
+        raise OperandError(
+            "index_put_(): argument 'values' (position 2) must be Tensor, not "
+            f"{type(values).__name__}"
+        )
+    used = sum(_dimensions(i) for i in indices)
+    if used > input.ndim:
+        raise DimensionError(f"too many indices for tensor of dimension {input.ndim} (got {used})")
+    _check_dtypes(input, values)
+
+
+def index_put(input: Tensor, indices: Any, values: Tensor, accumulate: bool = False) -> Tensor:
+    """`input` with `values` (its dtype, broadcast) put or added at `indices`, out of place.
+
+    Raises:
+        DTypeError: the dtypes differ.
+        ShapeError: `values` does not broadcast to what the indices choose.
+        DimensionError: too many indices, or one out of range.
+    """
+    check_put(input, indices, values)
+    viewed, arrays = _parse(input, tuple(indices))
+    if not arrays:
+        raise ParameterError("index_put_(): at least one index must be a tensor")
+    return named(_put(viewed, arrays, values, accumulate), "IndexPutBackward0")
 
 
 def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
@@ -302,34 +372,65 @@ def gather(input: Tensor, dim: int, index: Tensor) -> Tensor:
 
 
 def _check_gather(name: str, input: Tensor, d: int, index: Tensor) -> int:
-    if index.dtype is not dtypes.int64:
-        raise ShapeError(f"{name}(): Expected dtype int64 for index")
+    if index.dtype not in (dtypes.int32, dtypes.int64):
+        raise ShapeError(f"{name}(): Expected dtype int32/int64 for index")
     if index.ndim != input.ndim:
-        raise ShapeError("Index tensor must have the same number of dimensions as input tensor")
+        whose = "self" if name == "scatter" else "input"
+        raise ShapeError(f"Index tensor must have the same number of dimensions as {whose} tensor")
     for axis in range(input.ndim):
         if axis != d and index.shape[axis] > input.shape[axis]:
+            what = f"Size does not match at dimension {axis} expected index"
+            what = "Expected index" if name == "scatter" else what
             raise ShapeError(
-                f"Size does not match at dimension {axis} expected index {list(index.shape)} to be "
-                f"no larger than self {list(input.shape)} apart from dimension {d}"
+                f"{what} {list(index.shape)} to be no larger than self {list(input.shape)} apart "
+                f"from dimension {d}"
             )
     return d
 
 
 def scatter(input: Tensor, dim: int, index: Tensor, src: Any, *, reduce: Any = None) -> Tensor:
     """`input` with `src[i, j, k]` put at `[i, index[i, j, k], k]` (dim = 1), out of place."""
-    if reduce is not None:
-        raise ParameterError("scatter(): reduce is not supported; use scatter_add")
-    return _scatter("scatter", input, dim, index, src, ops.scatter_set)
+    if reduce is None:
+        if isinstance(src, Tensor):
+            _same_dtype(input, src)
+        return named(
+            _scatter("scatter", input, dim, index, src, ops.scatter_set), "ScatterBackward0"
+        )
+    if reduce not in ("add", "multiply"):
+        raise ShapeError("reduce argument must be either add or multiply.")
+    if reduce == "multiply":
+        raise UnsupportedError("scatter(): reduce='multiply' is not supported; only 'add' is")
+    return _scatter("scatter", input, dim, index, src, ops.scatter_add)
+
+
+def _same_dtype(input: Tensor, src: Tensor) -> None:
+    if src.dtype is not input.dtype:
+        raise DTypeError("scatter(): Expected self.dtype to be equal to src.dtype")
 
 
 def scatter_add(input: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
     """`input` with `src[i, j, k]` added at `[i, index[i, j, k], k]` (dim = 1), out of place."""
-    return _scatter("scatter_add", input, dim, index, src, ops.scatter_add)
+    if not isinstance(src, Tensor):
+        kind = type(src).__name__
+        raise OperandError(
+            f"scatter_add_(): argument 'src' (position 3) must be Tensor, not {kind}"
+        )
+    _same_dtype(input, src)
+    out = _scatter("scatter", input, dim, index, src, ops.scatter_add)
+    return named(out, "ScatterAddBackward0")
 
 
 def _scatter(name: str, input: Tensor, dim: int, index: Tensor, src: Any, put: Any) -> Tensor:
-    d = _check_gather(name, input, wrap_dim(dim, input.ndim), index)
+    d = wrap_dim(dim, input.ndim)
+    if isinstance(src, Tensor) and src.ndim != index.ndim == input.ndim:
+        raise ShapeError("Index tensor must have the same number of dimensions as src tensor")
+    d = _check_gather(name, input, d, index)
     updates = _as_value(input, src)
+    if isinstance(src, Tensor) and any(n > m for n, m in zip(index.shape, src.shape)):
+        raise ShapeError(
+            f"Expected index {list(index.shape)} to be no larger than self {list(input.shape)} "
+            f"apart from dimension {d} and to be no larger size than src {list(src.shape)}"
+        )
     if updates._array.shape != index._array.shape:
         if updates.ndim == 0:
             updates = ops.broadcast(updates, shape=tuple(index.shape))
@@ -360,11 +461,33 @@ def masked_select(input: Tensor, mask: Tensor) -> Tensor:
 
 
 def masked_fill(input: Tensor, mask: Tensor, value: Any) -> Tensor:
-    """`input` with `value` where `mask` (broadcast) holds."""
+    """`input` with `value` (a number or a 0-d tensor, cast) where `mask` (bool, broadcast) holds.
+
+    Raises:
+        DTypeError: `mask` is not bool.
+        ShapeError: `value` has dimensions.
+    """
+    if mask.dtype is not dtypes.bool_:
+        kind = C_NAMES.get(mask.dtype.name, mask.dtype.name)
+        raise DTypeError(
+            f"masked_fill_ only supports boolean masks, but got mask with dtype {kind}"
+        )
+    if isinstance(value, Tensor) and value.ndim:
+        raise ShapeError(
+            "masked_fill_ only supports a 0-dimensional value tensor, but got tensor with "
+            f"{value.ndim} dimension(s)."
+        )
+    broadcast_shapes(tuple(input.shape), tuple(mask.shape))  # names the tensor's size first
     return named(
         ops.where(mask, _as_value(input, value).to(input.dtype), input), "MaskedFillBackward0"
     )
 
+
+C_NAMES = {
+    "float32": "float", "float64": "double", "float16": "c10::Half", "bfloat16": "c10::BFloat16",
+    "int64": "long int", "int32": "int", "int16": "short int", "int8": "signed char",
+    "uint8": "unsigned char",
+}  # fmt: skip
 
 FUNCTIONS = {
     f.__name__: f

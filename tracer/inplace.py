@@ -7,38 +7,32 @@ What has no sound meaning is refused with PyTorch's words. Start reading at `app
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
-from tracegrad.ir import ops
 from tracegrad.ir.dtypes import DType
 from tracegrad.ir.errors import DTypeError, GradientError, ShapeError
-from tracegrad.tracer.pointwise import named
+from tracegrad.ir.primitive import TABLE
+from tracegrad.ir.types import broadcast_shapes
+from tracegrad.tracer import tape
+from tracegrad.tracer.dispatch import dispatch
 from tracegrad.tracer.profiling import profilers
 from tracegrad.tracer.state import state
 from tracegrad.tracer.storage import announce, before_write
 from tracegrad.tracer.tape import scalar_type_name
 from tracegrad.tracer.tensor import Tensor, wrap
-from tracegrad.tracer.views import rebase
+from tracegrad.tracer.views import rebase, refusal
 
 _LEAF = "a leaf Variable that requires grad is being used in an in-place operation."
 _VIEW_OF_LEAF = (
     "a view of a leaf Variable that requires grad is being used in an in-place operation."
 )
-_NO_GRAD_VIEW = (
-    "A view was created in no_grad mode and is being modified inplace with grad mode enabled. "
-    "Given that this use case is ambiguous and error-prone, it is forbidden. You can clarify your "
-    "code by moving both the view and the inplace either both inside the no_grad block (if you "
-    "don't want the inplace to be tracked) or both outside (if you want the inplace to be tracked)."
-)
-_VIEW_OF_FUNCTION = (
-    "Output {number} of {name} is a view and is being modified inplace. This view was created "
-    "inside a custom Function (or because an input was returned as-is) and the autograd logic to "
-    "handle view+inplace would override the custom backward associated with the custom Function, "
-    "leading to incorrect gradients. This behavior is forbidden. You can fix this by cloning the "
-    "output of the custom Function."
+_INFERENCE = (
+    "Inplace update to inference tensor outside InferenceMode is not allowed.You can make a clone "
+    "to get a normal tensor before doing inplace update.See "
+    "https://github.com/pytorch/rfcs/pull/17 for more details."
 )
 _OVERLAP = (
     "unsupported operation: more than one element of the written-to tensor refers to a single "
@@ -46,31 +40,140 @@ _OVERLAP = (
 )
 
 
-def check_writable(target: Tensor) -> None:
+_SHARED = (
+    "unsupported operation: some elements of the input tensor and the written-to tensor refer to a "
+    "single memory location. Please clone() the tensor before performing the operation."
+)
+
+
+def tracked(*operands: Any) -> bool:
+    """True under grad mode where one of `operands` is a tensor that requires grad."""
+    return state.grad_enabled and any(isinstance(x, Tensor) and x.requires_grad for x in operands)
+
+
+def check_history(target: Tensor, *operands: Any) -> None:
+    """Refuse writes that autograd cannot follow; only where the write would be recorded.
+
+    Args:
+        operands: what the new value is computed from, beside the target.
+    Raises:
+        GradientError: `target` is a leaf that requires grad (or a view of one), or a view that was
+            made under `no_grad()` or by a function that returns several views.
+    """
+    if not tracked(target, *operands):
+        return
+    view = target._view
+    if view is not None:
+        if view.made:
+            raise refusal(target, view.made, indirect=False)
+        if target.requires_grad and view.base.is_leaf:
+            raise GradientError(_VIEW_OF_LEAF)
+    if target.requires_grad and target.is_leaf:
+        raise GradientError(_LEAF)
+
+
+def check_writable(target: Tensor, *operands: Any) -> None:
     """Refuse writes that autograd or the memory layout does not allow.
 
     Raises:
-        GradientError: `target` is a leaf that requires grad (or a view of one) under grad mode.
+        GradientError: see `check_history`.
         ShapeError: several elements of `target` share memory (an expanded tensor).
     """
-    if state.grad_enabled:
-        view = target._view
-        node = target._grad_fn
-        if view is not None and node is not None and node.runs_user_code:
-            text = _VIEW_OF_FUNCTION.format(number=target._output_nr, name=node.name())
-            raise GradientError(text)
-        if target.requires_grad and target.is_leaf:
-            raise GradientError(_LEAF)
-        if view is not None:
-            if view.base.requires_grad and view.base.is_leaf:
-                raise GradientError(_VIEW_OF_LEAF)
-            if view.base.requires_grad and not view.recorded:
-                raise GradientError(_NO_GRAD_VIEW)
+    check_history(target, *operands)
+    check_layout(target)
+
+
+def check_layout(target: Tensor) -> None:
+    """Refuse to write where elements share memory, or where the memory is not ours to write.
+
+    Raises:
+        GradientError: an inference tensor, outside inference mode.
+        ShapeError: as above.
+    """
+    check_mode(target)
     array = target._array
+    if array.size > 1 and overlaps_itself(array):
+        raise ShapeError(_OVERLAP)
     if not array.flags.writeable:
-        if 0 in array.strides and array.size > 1:
-            raise ShapeError(_OVERLAP)
-        raise ShapeError("cannot write in place: the memory is read-only; clone() the tensor first")
+        make_writeable(array)
+
+
+def check_mode(target: Tensor) -> None:
+    """Refuse to change an inference tensor outside inference mode."""
+    if target._storage.inference and not state.inference:
+        raise GradientError(_INFERENCE)
+
+
+def overlaps_itself(array: np.ndarray) -> bool:
+    """Whether two elements lie at one place: expanded (stride 0), or windows that overlap."""
+    if array.flags.c_contiguous or array.flags.f_contiguous:
+        return False
+    sizes = sorted((s, n) for s, n in zip(array.strides, array.shape) if n > 1)
+    reach = 0  # bytes between the first and the last element of the dimensions so far
+    for stride, n in sizes:
+        if stride <= reach or stride == 0:
+            return stride == 0 or array.size > len(np.unique(_offsets(array)))
+        reach += stride * (n - 1)
+    return False
+
+
+def _offsets(array: np.ndarray) -> np.ndarray:
+    places = np.zeros(array.shape, np.int64)
+    for axis, (stride, n) in enumerate(zip(array.strides, array.shape)):
+        places += (np.arange(n) * stride).reshape((-1,) + (1,) * (array.ndim - axis - 1))
+    return places
+
+
+def make_writeable(array: np.ndarray) -> None:
+    """Undo the protection that NumPy puts on broadcast and diagonal views of writable memory."""
+    try:
+        array.flags.writeable = True
+    except ValueError:
+        raise ShapeError(
+            "cannot write in place: the memory is read-only; clone() the tensor first"
+        ) from None
+
+
+def check_apart(target: Tensor, operands: Iterable[Any], same: bool = True) -> None:
+    """Refuse operands that share some memory with the target, but not element for element.
+
+    Args:
+        same: whether an operand may be exactly the target's memory.
+    Raises:
+        ShapeError: an operand overlaps the target (PyTorch's text).
+    """
+    memory = target._storage.memory
+    for x in operands:
+        if isinstance(x, Tensor) and x._storage.memory is memory and _overlap(target, x, same):
+            raise ShapeError(_SHARED)
+
+
+def _overlap(target: Tensor, other: Tensor, same: bool) -> bool:
+    a, b = target._array, other._array
+    if other is target or a is b:
+        return not same
+    if not (a.size and b.size and is_dense(a) and is_dense(b)):
+        return False  # the new value is complete before it is written, so it is as if cloned
+    first, start = target._ptr(), other._ptr()
+    if (first, a.nbytes) == (start, b.nbytes):
+        return not same or a.strides != b.strides
+    return first < start + b.nbytes and start < first + a.nbytes
+
+
+def is_dense(array: np.ndarray) -> bool:
+    """Whether the elements fill a stretch of memory, each once, in some order of dimensions."""
+    step = array.itemsize
+    for stride, n in sorted((s, n) for s, n in zip(array.strides, array.shape) if n > 1):
+        if stride != step:
+            return False
+        step *= n
+    return True
+
+
+_WITHOUT_OVERLAP = frozenset("index_put_ scatter_ scatter_add_ index_add_ index_copy_".split())
+_ANY_OVERLAP = frozenset(
+    "masked_fill_ masked_scatter_ addmm_ addmv_ addr_ addbmm_ baddbmm_".split()
+)
 
 
 def apply(
@@ -87,16 +190,21 @@ def apply(
     """
     if profilers and state.profiler is not None:
         return state.profiler.inplace(apply, name, target, compute, operands, params)
-    check_writable(target)
+    recorded = tracked(target, *operands, *params.values())
+    if recorded:
+        check_history(target, *operands, *params.values())
+    check_layout(target)
+    if operands and name not in _ANY_OVERLAP and name not in _WITHOUT_OVERLAP:
+        check_apart(target, operands)  # the writes at indices check what they compute first
     source = target
-    if state.grad_enabled and any(
-        isinstance(x, Tensor) and x.requires_grad for x in (target, *operands, *params.values())
-    ):
+    if recorded:
         source = _twin(target)
         operands = tuple(source if x is target else x for x in operands)
     elif state.recorder is None and not params and _directly(name, target, *operands):
         return target
-    value = compute(source, *operands, **params)
+    value = _fitted(target, compute(source, *operands, **params))
+    if name in _WITHOUT_OVERLAP:
+        check_apart(target, operands, same=False)
     return write(name, target, value)
 
 
@@ -126,7 +234,51 @@ def _directly(name: str, target: Tensor, *operands: Any) -> bool:
     return True
 
 
-_COPIES = {"copy_": "CopyBackwards", "fill_": "FillBackward1"}
+_LABELS = {
+    "copy_": "CopyBackwards", "fill_": "FillBackward3", "bernoulli_": "BernoulliBackward2",
+    "random_": "RandomBackward2",
+}  # fmt: skip
+_TAKES_VALUE = ("CopyBackwards", "FillBackward3")
+
+
+class Overwrite(tape.BackwardNode):
+    """The backward of a write whose value does not depend on what the memory held before.
+
+    Edges: the old history, and, where a tensor was written, its own.
+    """
+
+    __slots__ = ("label",)
+
+    def __init__(self, label: str, edges: tuple[tape.Edge, ...], target: Tensor) -> None:
+        super().__init__(edges, (target.type_info,))
+        self.label = label
+
+    def name(self) -> str:
+        """The name that PyTorch prints."""
+        return self.label
+
+    def apply(self, cotangents: list[Tensor | None], create_graph: bool) -> list[Tensor | None]:
+        """Zeros for what the memory held before; the cotangent itself for the new value."""
+        ct = cotangents[0]
+        assert ct is not None, "the engine runs a node with one output only with its cotangent"
+        old = None
+        if self.edges[0][0] is not None:
+            old = wrap(np.zeros(ct._array.shape, ct._array.dtype))
+        return [old, ct][: len(self.edges)]
+
+
+def _new_history(name: str, label: str, target: Tensor, value: Tensor) -> Tensor:
+    """What carries the history that `target` has after `value` was written to it."""
+    label = label or _LABELS.get(name) or f"{name.strip('_').title().replace('_', '')}Backward0"
+    keeps = value._requires_grad and label not in _TAKES_VALUE
+    if keeps or target._view is not None:
+        return value
+    edges = [tape.gradient_edge(target)]
+    if label in _TAKES_VALUE:
+        edges.append(tape.gradient_edge(value))
+    carrier = wrap(value._array)
+    tape.attach(Overwrite(label, tuple(edges), target), (carrier,))
+    return carrier
 
 
 def _twin(target: Tensor) -> Tensor:
@@ -135,44 +287,58 @@ def _twin(target: Tensor) -> Tensor:
     twin._requires_grad = target._requires_grad
     twin._grad_fn, twin._output_nr = target._grad_fn, target._output_nr
     if state.recorder is not None:
-        from tracegrad.ir.primitive import TABLE
-
         state.recorder.record(TABLE["cast"], (target,), {"dtype": target.dtype}, twin)
     return twin
 
 
-def write(name: str, target: Tensor, value: Tensor) -> Tensor:
-    """Put `value` (cast, and broadcast if it must) into `target`'s memory with its history."""
-    value = _fitted(name, target, value)
-    if name in _COPIES and state.grad_enabled and value._requires_grad:
-        # a node of its own, not that of the user's tensor (a leaf has none)
-        value = named(ops.cast(value, dtype=value.dtype), _COPIES[name])
+def copy(target: Tensor, source: Tensor) -> Tensor:
+    """Write `source`, cast and broadcast, to `target`: what `copy_` and assignment do."""
+    check_writable(target, source)
+    check_apart(target, (source,))
+    if source.dtype is not target.dtype:
+        source = dispatch(TABLE["cast"], (source,), {"dtype": target.dtype})
+    return write("copy_", target, source)
+
+
+def write(name: str, target: Tensor, value: Tensor, label: str = "") -> Tensor:
+    """Put `value` (cast, and broadcast if it must) into `target`'s memory with its history.
+
+    Args:
+        name: of the in-place operation, for messages.
+        label: name of the node where the value does not depend on the old one; by default made
+            from `name`.
+    """
+    value = _fitted(target, value)
+    recorded = tracked(target, value)
+    was_tracked = recorded and target.requires_grad
+    history = _new_history(name, label, target, value) if recorded else value
     if before_write:
         announce(target._storage)
     target._array[...] = value._array
     target._storage.bump(name)
-    if state.grad_enabled and (value._requires_grad or target.requires_grad):
-        rebase(target, value)
-    elif target._view is not None and not state.grad_enabled:
-        target.grad_fn  # noqa: B018  (a no_grad write leaves the history as it was, made anew)
+    if recorded:
+        rebase(target, history)
     if state.recorder is not None:
+        if history is not value and was_tracked:  # the old history gets a gradient of zeros
+            state.recorder.record(TABLE["where"], (np.True_, value, target), {}, history)
+            value = history
         state.recorder.record_inplace(name, target, value)
     return target
 
 
-def _fitted(name: str, target: Tensor, value: Tensor) -> Tensor:
+def _fitted(target: Tensor, value: Tensor) -> Tensor:
     have, want = value.dtype, target.dtype
     if have is not want:
         check_cast(have, want)
-        value = value.to(want)
+        value = dispatch(TABLE["cast"], (value,), {"dtype": want})
     shape = target._array.shape
     if value._array.shape != shape:
-        if np.broadcast_shapes(value._array.shape, shape) != shape:
+        if broadcast_shapes(shape, value._array.shape) != shape:
             raise ShapeError(
                 f"output with shape {list(shape)} doesn't match the broadcast shape "
                 f"{list(value._array.shape)}"
             )
-        value = value.expand(shape)
+        value = dispatch(TABLE["broadcast"], (value,), {"shape": shape})
     return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,9 +10,15 @@ import numpy as np
 
 from tracegrad.ir import ops
 from tracegrad.ir.errors import OperandError, ParameterError, ShapeError
-from tracegrad.tracer.pointwise import named
+from tracegrad.tracer.pointwise import named, need_tensor
 from tracegrad.tracer.shapes import narrow, reshape, sizes, slice_dim, unsqueeze, wrap_dim
-from tracegrad.tracer.tensor import Tensor, literal
+from tracegrad.tracer.tensor import Tensor
+from tracegrad.tracer.views import (
+    SeveralViews,
+    SplitBackward0,
+    SplitWithSizesBackward0,
+    share_node,
+)
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
 
@@ -28,16 +35,30 @@ def split(input: Any, split_size_or_sections: Any, dim: int = 0) -> tuple[Any, .
     Raises:
         ShapeError: the sizes do not add up to the dimension.
     """
+    need_tensor("split", "tensor", 1, input)
+    if input.ndim == 0:
+        raise ShapeError("split expects at least a 1-dimensional tensor")
     d = wrap_dim(dim, input.ndim)
     size = input.shape[d]
+    node: type[SeveralViews] = SplitBackward0
     if isinstance(split_size_or_sections, int):
         each = split_size_or_sections
-        if each < 0 or (each == 0 and size):
+        if each < 0:
             raise ShapeError(f"split expects split_size be non-negative, but got split_size={each}")
+        if each == 0 and size:
+            raise ShapeError(
+                f"split_size can only be 0 if dimension size is 0, but got dimension size of {size}"
+            )
         bounds = list(range(0, max(size, 1), max(each, 1)))
         lengths = [min(each, size - b) for b in bounds]
     else:
-        lengths = list(split_size_or_sections)
+        node = SplitWithSizesBackward0
+        lengths = _sections(split_size_or_sections)
+        if min(lengths, default=0) < 0:
+            raise ShapeError(
+                "split_with_sizes expects split_sizes have only non-negative entries, but got "
+                f"split_sizes={lengths}"
+            )
         if sum(lengths) != size:
             raise ShapeError(
                 f"split_with_sizes expects split_sizes to sum exactly to {size} (input tensor's "
@@ -47,12 +68,68 @@ def split(input: Any, split_size_or_sections: Any, dim: int = 0) -> tuple[Any, .
     for n in lengths:
         parts.append(narrow(input, d, at, n))
         at += n
-    return tuple(parts)
+    return share_node(node, input, tuple(parts), d)
+
+
+def _sections(given: Any) -> list[int]:
+    try:
+        return [operator.index(n) for n in (() if isinstance(given, str) else given)]
+    except TypeError:
+        raise OperandError(
+            "split_with_sizes(): argument 'split_sizes' (position 2) must be tuple of ints, not "
+            f"{type(given).__name__}"
+        ) from None
+
+
+@_public
+def split_with_sizes(input: Any, split_sizes: Sequence[int], dim: int = 0) -> tuple[Any, ...]:
+    """`split` into parts of the given sizes."""
+    return split(input, list(split_sizes), dim)
+
+
+@_public
+def tensor_split(input: Any, indices_or_sections: Any, dim: int = 0) -> tuple[Any, ...]:
+    """Views of `input` along `dim`: so many of nearly equal size, or cut at the given indices.
+
+    Unlike the parts of `split`, they may be written to under autograd.
+
+    Raises:
+        ShapeError: a 0-d tensor, or fewer than one section.
+
+    Example:
+        >>> import tracegrad as tg
+        >>> tg.tensor_split(tg.arange(5), 2)
+        (tensor([0, 1, 2]), tensor([3, 4]))
+    """
+    need_tensor("tensor_split", "input", 1, input)
+    if input.ndim == 0:
+        raise ShapeError(
+            "tensor_split expected at least a 1-dimensional tensor, but got a tensor with 0 dims"
+        )
+    d = wrap_dim(dim, input.ndim)
+    size = input.shape[d]
+    if isinstance(indices_or_sections, int):
+        count = indices_or_sections
+        if count <= 0:
+            raise ShapeError(f"number of sections must be larger than 0, got {count}")
+        each, more = divmod(size, count)
+        cuts = [i * each + min(i, more) for i in range(count + 1)]
+        bounds = list(zip(cuts, cuts[1:]))
+    else:
+        cuts = [slice(None, i).indices(size)[1] for i in indices_or_sections]
+        bounds = [(a, max(a, b)) for a, b in zip([0, *cuts], [*cuts, size])]
+    return tuple(slice_dim(input, d, a, b) for a, b in bounds)
 
 
 @_public
 def chunk(input: Any, chunks: int, dim: int = 0) -> tuple[Any, ...]:
     """At most `chunks` views of equal size along `dim` (the last may be smaller)."""
+    need_tensor("chunk", "input", 1, input)
+    if input.ndim == 0:
+        raise ShapeError("chunk expects at least a 1-dimensional tensor")
+    if not isinstance(chunks, int):
+        kind = type(chunks).__name__
+        raise OperandError(f"chunk(): argument 'chunks' (position 1) must be int, not {kind}")
     if chunks <= 0:
         raise ShapeError(f"chunk expects `chunks` to be greater than 0, got: {chunks}")
     size = input.shape[wrap_dim(dim, input.ndim)]
@@ -159,20 +236,6 @@ def roll(input: Any, shifts: Any, dims: Any = None) -> Any:
             parts = (slice_dim(input, d, size - k, size), slice_dim(input, d, 0, size - k))
             input = ops.concat(*parts, axis=d)
     return input
-
-
-@_public
-def diagonal(input: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
-    """The diagonal over two dimensions, as the last dimension of the result (a copy)."""
-    a, b = wrap_dim(dim1, input.ndim), wrap_dim(dim2, input.ndim)
-    n, m = input.shape[a], input.shape[b]
-    length = max(min(n - max(-offset, 0), m - max(offset, 0)), 0)
-    rows = np.arange(length) + max(-offset, 0)
-    columns = np.arange(length) + max(offset, 0)
-    if a > b:
-        a, b, rows, columns = b, a, columns, rows
-    taken = ops.gather(input, literal(rows), literal(columns), axes=(a, b))
-    return ops.permute(taken, axes=(*range(1, taken.ndim), 0))
 
 
 FUNCTIONS.update(concat=cat, concatenate=cat)

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tracegrad.ir.errors import UnsupportedError
+from tracegrad.ir.primitive import bind
 from tracegrad.tracer.capture_hook import Recorder, recording
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tensor import Tensor
-from tracegrad.tracer.views import replay
+from tracegrad.tracer.views import Region
 
 if TYPE_CHECKING:
     from tracegrad.ir.primitive import Primitive
@@ -85,7 +86,24 @@ class Lockstep(Recorder):
 
     def along(self, companion: Tensor, chain: Sequence[Any]) -> Tensor:
         """The companion of a view, from that of its base."""
-        made: Tensor = replay(companion, chain)
+        for op, params, _ in chain:
+            companion = (
+                self.region(op, companion, params)
+                if isinstance(op, Region)
+                else (self.moved(op, companion, params))
+            )
+        return companion
+
+    def moved(self, op: Primitive, companion: Tensor, params: Mapping[str, Any]) -> Tensor:
+        """The companion of a movement operation's result: of a tangent, its tangent."""
+        made: Tensor = bind(op, (companion,), params)
+        return made
+
+    def region(self, region: Region, companion: Tensor, params: Mapping[str, Any]) -> Tensor:
+        """The companion of a region of a tensor."""
+        from tracegrad.tracer.regions import lay
+
+        made: Tensor = lay(region, companion, dict(params))
         return made
 
     @contextmanager
@@ -154,6 +172,17 @@ class Lockstep(Recorder):
         companion = self.companion(tensor)
         if companion is not None and made._array is not tensor._array:
             self.accompany(made, companion)
+
+    def laid_over(
+        self, taken: Tensor, source: Tensor, region: Region, params: Mapping[str, Any]
+    ) -> None:
+        """Pass it on, and lay the companion over that of the source."""
+        companion = self.companion(source)
+        if companion is not None:
+            with self.outside():
+                self.accompany(taken, self.region(region, companion, params))
+        elif self.above is not None:
+            self.above.laid_over(taken, source, region, params)
 
     def for_function(self, node: FunctionNode, args: Sequence[Any]) -> Recorder | None:
         """The recorder outside: `function` makes the companions."""

@@ -23,11 +23,14 @@ from tracegrad.tracer import (
     pointwise,
     protocols,
     reductions,
+    regions,
     shapes,
+    updates,
 )
 from tracegrad.tracer.device import Size, as_device, device
 from tracegrad.tracer.dispatch import dispatch
 from tracegrad.tracer.hooks import register_hook, register_post_accumulate_grad_hook
+from tracegrad.tracer.inplace_methods import INPLACE_FUNCTIONS
 from tracegrad.tracer.pointwise import apply1, apply2
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tape import scalar_type_name
@@ -69,27 +72,16 @@ _COMPARISONS = {
 }  # fmt: skip
 
 
-def _in_place(name: str, compute: Callable[..., Any]) -> Callable[..., Tensor]:
-    def method(self: Tensor, *operands: Any, **params: Any) -> Tensor:
-        pointwise.need_tensor(name, "input", 1, self)
-        return inplace.apply(name, self, compute, *operands, **params)
-
-    method.__name__ = method.__qualname__ = name
-    method.__doc__ = f"`{name[:-1]}`, written into the tensor's own memory. Returns the tensor."
-    return method
-
-
 def _augmented(name: str, primitive: str) -> Callable[[Tensor, Any], Any]:
+    def compute(x: Any, y: Any) -> Any:
+        return apply2(primitive, x, y)
+
     def method(self: Tensor, other: Any) -> Any:
         if not _known(other):
             return NotImplemented
-        return inplace.apply(name, self, _applied(primitive), other)
+        return inplace.apply(name, self, compute, other)
 
     return method
-
-
-def _applied(primitive: str) -> Callable[[Any, Any], Any]:
-    return lambda x, y: apply2(primitive, x, y)
 
 
 # ---- meta-data ----------------------------------------------------------------------------------
@@ -197,62 +189,6 @@ def type_as(self: Tensor, other: Tensor) -> Tensor:
     return to(self, other.dtype)
 
 
-# ---- in place, beyond the generated ones --------------------------------------------------------
-
-
-def zero_(self: Tensor) -> Tensor:
-    """Set all elements to 0."""
-    return fill_(self, 0)
-
-
-def fill_(self: Tensor, value: Any) -> Tensor:
-    """Set all elements to `value` (a number or a 0-d tensor)."""
-    inplace.check_writable(self)
-    source = indexing._as_value(self, value)
-    if source.ndim:
-        raise ShapeError(
-            "fill_ only supports 0-dimension value tensor but got tensor with "
-            f"{source.ndim} dimensions."
-        )
-    return inplace.write("fill_", self, to(source, self.dtype))
-
-
-def copy_(self: Tensor, src: Any, non_blocking: bool = False) -> Tensor:
-    """Set the elements to those of `src`, broadcast and cast."""
-    inplace.check_writable(self)
-    source = indexing._trimmed(indexing._as_value(self, src), self._array.shape)
-    return inplace.write("copy_", self, to(source, self.dtype))
-
-
-def index_put_(
-    self: Tensor, indices: tuple[Tensor, ...], values: Tensor, accumulate: bool = False
-) -> Tensor:
-    """Put (or add) `values` at `indices`."""
-    return inplace.apply("index_put_", self, indexing.index_put, indices, values, accumulate)
-
-
-def _random_fill(name: str, compute: Callable[..., Any]) -> Callable[..., Tensor]:
-    def method(self: Tensor, *args: Any, **options: Any) -> Tensor:
-        inplace.check_writable(self)
-        return inplace.write(name, self, compute(self, *args, **options))
-
-    method.__name__ = name
-    method.__doc__ = f"Fill with random numbers ({name[:-1]})."
-    return method
-
-
-def _uniform(x: Tensor, low: float = 0.0, high: float = 1.0, *, generator: Any = None) -> Tensor:
-    from tracegrad.tracer.random_factories import rand
-
-    return rand(tuple(x.shape), dtype=x.dtype, generator=generator) * (high - low) + low
-
-
-def _normal(x: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: Any = None) -> Tensor:
-    from tracegrad.tracer.random_factories import randn
-
-    return randn(tuple(x.shape), dtype=x.dtype, generator=generator) * std + mean
-
-
 def _new(name: str) -> Callable[..., Tensor]:
     def method(self: Tensor, *args: Any, dtype: Any = None, **options: Any) -> Tensor:
         from tracegrad.tracer.factories import FUNCTIONS
@@ -265,18 +201,10 @@ def _new(name: str) -> Callable[..., Tensor]:
 
 # ---- attaching ----------------------------------------------------------------------------------
 
-INPLACE_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    f"{name}_": _in_place(f"{name}_", pointwise.FUNCTIONS[name]) for name in pointwise.INPLACE
-}
-INPLACE_FUNCTIONS.update(
-    zero_=zero_, fill_=fill_, copy_=copy_, index_put_=index_put_,
-    masked_fill_=_in_place("masked_fill_", indexing.masked_fill),
-    scatter_=_in_place("scatter_", indexing.scatter),
-    scatter_add_=_in_place("scatter_add_", indexing.scatter_add),
-    uniform_=_random_fill("uniform_", _uniform), normal_=_random_fill("normal_", _normal),
+_NOT_METHODS = (
+    "detach", "real", "where", "cat", "concat", "concatenate", "stack", "einsum", "tensordot",
+    "rsub",
 )  # fmt: skip
-
-_NOT_METHODS = ("where", "cat", "concat", "concatenate", "stack", "einsum", "tensordot", "rsub")
 _METHODS = (
     *protocols.METHODS, size, dim, numel, element_size,
     stride, storage_offset, is_contiguous, data_ptr, is_floating_point, to, cpu, type_as,
@@ -312,7 +240,8 @@ def _attach() -> None:
     cls.__getitem__ = indexing.getitem
     cls.__setitem__ = indexing.setitem
     tables = (pointwise.FUNCTIONS, reductions.FUNCTIONS, shapes.FUNCTIONS, joining.FUNCTIONS,
-              linalg.FUNCTIONS, indexing.FUNCTIONS, INPLACE_FUNCTIONS)  # fmt: skip
+              linalg.FUNCTIONS, indexing.FUNCTIONS, regions.FUNCTIONS,
+              updates.FUNCTIONS, INPLACE_FUNCTIONS)  # fmt: skip
     for table in tables:
         for name, function in table.items():
             if name not in _NOT_METHODS:
@@ -326,6 +255,9 @@ def _attach() -> None:
     cls.where = _where
     cls.type = type_
     cls.T = property(_reversed, doc="Dimensions in reverse order; a view.")
+    cls.H = property(_matrix_adjoint, doc="The transpose of a matrix; a view.")
+    cls.mH = property(_adjoint, doc="Last two dimensions exchanged; a view.")
+    cls.real = property(lambda self: self, doc="The tensor itself: complex dtypes do not exist.")
     cls.mT = property(_matrix_transpose, doc="Last two dimensions exchanged; a view.")
     cls.is_cuda = property(lambda self: False, doc="True on a CUDA device.")
     cls.nelement, cls.ndimension = numel, dim
@@ -339,11 +271,26 @@ def _rmatmul(self: Tensor, other: Any) -> Tensor:
     return linalg.matmul(other, self)
 
 
+def _matrix_adjoint(self: Tensor) -> Tensor:
+    if self.ndim not in (0, 2):
+        raise ShapeError(
+            f"tensor.H is only supported on matrices (2-D tensors). Got {self.ndim}-D tensor."
+            + (" For batches of matrices, consider using tensor.mH" if self.ndim > 2 else "")
+        )
+    return shapes.transpose(self, 0, 1) if self.ndim else self
+
+
+def _adjoint(self: Tensor) -> Tensor:
+    return shapes.transpose(self, -2, -1) if self.ndim >= 2 else _matrix_transpose(self)
+
+
 def _reversed(self: Tensor) -> Tensor:
     return ops.permute(self, axes=tuple(reversed(range(self.ndim))))
 
 
 def _matrix_transpose(self: Tensor) -> Tensor:
+    if self.ndim == 0:
+        return self
     if self.ndim < 2:
         raise ShapeError(
             "tensor.mT is only supported on matrices or batches of matrices. Got "

@@ -15,6 +15,7 @@ import numpy as np
 from tracegrad.ir import dtypes, ops
 from tracegrad.ir.errors import OperandError, ParameterError
 from tracegrad.ir.primitive import INTEGRAL, NO_PROMOTION, TABLE, is_scalar
+from tracegrad.ir.types import broadcast_shapes
 from tracegrad.tracer.dispatch import dispatch1, dispatch2
 from tracegrad.tracer.tape import node_class
 from tracegrad.tracer.tensor import Tensor, wrap
@@ -303,6 +304,9 @@ def where(condition: Any, input: Any = None, other: Any = None) -> Any:
 @_public
 def lerp(input: Any, end: Any, weight: Any) -> Any:
     """`input + weight * (end - input)`."""
+    need_tensor("lerp", "input", 1, input)
+    need_tensor("lerp", "end", 2, end)
+    broadcast_shapes(tuple(input.shape), tuple(end.shape))  # names the size of `input` first
     return apply2("add", input, apply2("mul", weight, apply2("sub", end, input)))
 
 
@@ -351,9 +355,12 @@ FUNCTIONS.update(subtract=sub, divide=div, true_divide=div)
 INPLACE = sorted({*_unlisted(1), *_unlisted(2), *(
     "add sub subtract mul multiply div divide true_divide pow fmod remainder floor_divide neg "
     "negative abs absolute sign sgn exp exp2 expm1 log log2 log10 log1p sin cos tan asin arcsin "
-    "acos arccos atan arctan sinh cosh tanh asinh acosh atanh sqrt rsqrt reciprocal erf erfc "
+    "acos arccos atan arctan sinh cosh tanh asinh acosh atanh arcsinh arccosh arctanh sqrt rsqrt "
+    "reciprocal erf erfc "
     "erfinv lgamma digamma floor ceil round trunc fix frac clamp clip clamp_min clamp_max relu "
     "sigmoid square lerp addcmul addcdiv eq ne lt le gt ge logical_and logical_or logical_xor "
-    "logical_not bitwise_and bitwise_or bitwise_xor bitwise_not atan2 hypot copysign nan_to_num"
+    "logical_not bitwise_and bitwise_or bitwise_xor bitwise_not bitwise_left_shift "
+    "bitwise_right_shift atan2 arctan2 hypot copysign nan_to_num not_equal less less_equal greater "
+    "greater_equal"
 ).split()})  # fmt: skip
 """Functions that also exist in place, with an underscore."""

@@ -20,6 +20,11 @@ def is_floating_point(input: Tensor) -> bool:
     return input.dtype.is_floating_point
 
 
+def is_inference(input: Tensor) -> bool:
+    """True for tensors made in inference mode, and views of them."""
+    return input.is_inference()
+
+
 def numel(input: Tensor) -> int:
     """Number of elements."""
     return input.numel()
@@ -46,5 +51,6 @@ def allclose(
 
 
 FUNCTIONS = {
-    f.__name__: f for f in (is_tensor, is_floating_point, numel, result_type, equal, allclose)
+    f.__name__: f
+    for f in (is_tensor, is_floating_point, is_inference, numel, result_type, equal, allclose)
 } | {"promote_types": promote_types}

@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 
 from tracegrad.ir import ops
-from tracegrad.ir.errors import DimensionError, OperandError, ShapeError
+from tracegrad.ir.dtypes import DType
+from tracegrad.ir.errors import DimensionError, OperandError, ShapeError, UnsupportedError
 from tracegrad.ir.primitive import TABLE
 from tracegrad.tracer.dispatch import dispatch
 from tracegrad.tracer.pointwise import named, need_tensor
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tensor import Tensor, wrap
+from tracegrad.tracer.views import UnbindBackward0, as_one, share_node
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
 
@@ -75,8 +77,16 @@ def view(input: Any, *shape: Any) -> Any:
     Raises:
         ShapeError: the strides do not allow a view.
     """
+    need_tensor("view", "input", 1, input)
+    if len(shape) == 1 and isinstance(shape[0], DType):
+        if shape[0] is not input.dtype:
+            raise UnsupportedError(
+                f"view(dtype): reading {input.dtype} as {shape[0]} is not supported; use to(dtype)"
+            )
+        shape = tuple(input.shape)
     out = ops.reshape(input, shape=sizes(shape))
-    if not out._is_view():
+    shares = out._array.size == 0 or np.may_share_memory(out._array, input._array)
+    if not shares:
         raise ShapeError(
             "view size is not compatible with input tensor's size and stride (at least one "
             "dimension spans across two contiguous subspaces). Use .reshape(...) instead."
@@ -87,6 +97,7 @@ def view(input: Any, *shape: Any) -> Any:
 @_public
 def view_as(input: Any, other: Any) -> Any:
     """`input.view(other.shape)`."""
+    need_tensor("view_as", "other", 1, other)
     return view(input, other.shape)
 
 
@@ -198,14 +209,14 @@ def expand(input: Any, *shape: Any) -> Any:
             f"sizes provided ({len(wanted)}) must be greater or equal to the number of dimensions "
             f"in the tensor ({input.ndim})"
         )
-    for i, n in enumerate(wanted):
+    for i in reversed(range(len(wanted))):
+        n = wanted[i]
         have = input.shape[i - offset] if i >= offset else None
         if n == -1:
             if have is None:
                 raise ShapeError(
-                    f"expand({scalar_text(input)}{{{list(input.shape)}}}, size={wanted}): the "
-                    "expanded size of the tensor (-1) isn't allowed in a leading, non-existing "
-                    f"dimension {i}"
+                    "The expanded size of the tensor (-1) isn't allowed in a leading, "
+                    f"non-existing dimension {i}"
                 )
             wanted[i] = have
         elif have is not None and have not in (1, n):
@@ -245,7 +256,8 @@ def squeeze(input: Any, dim: Any = None) -> Any:
     else:
         chosen = {wrap_dim(d, input.ndim) for d in ((dim,) if isinstance(dim, int) else dim)}
     shape = tuple(n for i, n in enumerate(input.shape) if not (i in chosen and n == 1))
-    name = "SqueezeBackward0" if dim is None else "SqueezeBackward1"
+    number = 0 if dim is None else 1 if isinstance(dim, int) else 2
+    name = f"SqueezeBackward{number}"
     return named(ops.reshape(input, shape=shape), name)
 
 
@@ -299,10 +311,13 @@ def select(input: Any, dim: int, index: int) -> Any:
             f"select(): index {index} out of range for tensor of size {list(input.shape)} at "
             f"dimension {d}"
         )
-    i = int(index) % size
+    return _select(input, d, int(index) % size)
+
+
+def _select(input: Any, d: int, i: int) -> Any:
     part = slice_dim(input, d, i, i + 1)
-    shape = (*input.shape[:d], *input.shape[d + 1 :])
-    return named(moved("reshape", part, shape=shape), "SelectBackward0")
+    out = moved("reshape", part, shape=(*input.shape[:d], *input.shape[d + 1 :]))
+    return as_one(out, input, "SelectBackward0", 2)
 
 
 @_public
@@ -311,7 +326,9 @@ def unbind(input: Any, dim: int = 0) -> tuple[Any, ...]:
     need_tensor("unbind", "input", 1, input)
     if input.ndim == 0:
         raise DimensionError("Dimension specified as 0 but tensor has no dimensions")
-    return tuple(select(input, dim, i) for i in range(input.shape[wrap_dim(dim, input.ndim)]))
+    d = wrap_dim(dim, input.ndim)
+    parts = tuple(_select(input, d, i) for i in range(input.shape[d]))
+    return share_node(UnbindBackward0, input, parts, d)
 
 
 @_public
@@ -333,6 +350,36 @@ def clone(input: Any) -> Any:
     """A copy with memory of its own, through which gradients flow."""
     need_tensor("clone", "input", 1, input)
     return named(ops.cast(input, dtype=input.dtype), "CloneBackward0")
+
+
+@_public
+def detach(input: Any) -> Any:
+    """The same memory without history; writes through either are seen by both."""
+    need_tensor("detach", "input", 1, input)
+    return input.detach()
+
+
+@_public
+def real(input: Any) -> Any:
+    """The real part of a tensor, which is the tensor itself: complex dtypes do not exist here."""
+    need_tensor("real", "input", 1, input)
+    return input
+
+
+@_public
+def adjoint(input: Any) -> Any:
+    """Last two dimensions exchanged (and conjugated, were there complex dtypes); a view.
+
+    Raises:
+        ShapeError: fewer than two dimensions.
+    """
+    need_tensor("adjoint", "input", 1, input)
+    if input.ndim < 2:
+        raise ShapeError(
+            "tensor.adjoint() is only supported on matrices or batches of matrices. Got "
+            f"{input.ndim}-D tensor."
+        )
+    return transpose(input, -2, -1)
 
 
 FUNCTIONS.update(swapaxes=transpose, swapdims=transpose, moveaxis=movedim)

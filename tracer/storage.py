@@ -8,9 +8,11 @@ function to `before_write`; empty, the usual case, it costs a write one truth te
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from tracegrad.ir.errors import GradientError
 from tracegrad.ir.location import Location, here
+from tracegrad.tracer.state import state
 
 _KEPT = 8
 
@@ -38,6 +40,8 @@ class Storage:
 
     __slots__ = ("version", "changes", "of")
 
+    inference = False
+
     def __init__(self, of: Storage | None = None) -> None:
         self.version = 0
         self.changes: tuple[Change, ...] = ()
@@ -58,3 +62,43 @@ class Storage:
     def change_after(self, version: int) -> Change | None:
         """The earliest kept change that came after `version`."""
         return next((c for c in self.changes if c.version > version), None)
+
+
+# ---- inference mode -----------------------------------------------------------------------------
+
+inferring: list[object] = []
+"""One entry per open `inference_mode()` block of any thread; empty, the usual case, it costs a new
+tensor one truth test."""
+
+
+class InferenceStorage(Storage):
+    """Memory of tensors made in inference mode: nothing counts the writes to it.
+
+    Raises:
+        GradientError: its version is read, as saving a tensor for the backward does.
+    """
+
+    __slots__ = ()
+    inference = True
+
+    def __init__(self, of: Storage | None = None) -> None:
+        self.changes = ()
+        self.of = of
+
+    @property
+    def version(self) -> Any:  # type: ignore[override]
+        """There is none; only what would save the tensor for a backward asks."""
+        raise GradientError(
+            "Inference tensors cannot be saved for backward. Please do not use Tensors created in "
+            "inference mode in computation tracked by autograd. To work around this, you can make "
+            "a clone to get a normal tensor and use it in autograd, or use `torch.no_grad()` "
+            "instead of `torch.inference_mode()`."
+        )
+
+    def bump(self, name: str) -> None:
+        """Nothing: see `inplace.check_layout`, which refuses writes outside inference mode."""
+
+
+def new_storage() -> Storage:
+    """The storage of a new tensor's memory: in inference mode, one that counts no writes."""
+    return InferenceStorage() if inferring and state.inference else Storage()

@@ -432,6 +432,11 @@ class _StandIn(Operators):
         )
 
 
+def stand_in(op: Primitive, type: TensorType) -> Any:
+    """An operand of `op` for vjp rules that look at its shape and dtype only."""
+    return _StandIn(op, type)
+
+
 class Plan:
     """What the dispatcher knows of one primitive applied to operands of given types.
 

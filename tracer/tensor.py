@@ -22,7 +22,7 @@ from tracegrad.ir.operators import Operators
 from tracegrad.ir.types import TensorType
 from tracegrad.tracer.device import CPU, Size, device
 from tracegrad.tracer.state import state
-from tracegrad.tracer.storage import Storage
+from tracegrad.tracer.storage import Storage, inferring, new_storage
 
 if TYPE_CHECKING:
     from tracegrad.tracer.tape import BackwardNode
@@ -66,16 +66,18 @@ class View:
     """How a view came from its base: the chain of movement operations, and when.
 
     `version` is the storage version for which the view's `grad_fn` holds; after a later in-place
-    write through any alias it is made anew by replaying the chain on the base.
+    write through any alias it is made anew from the chain. `made` is "", or the reason why autograd
+    cannot follow writes to the view: it was made under "no_grad" or in "inference" mode, is one of
+    "several" results, or was returned by a custom "function".
     """
 
-    __slots__ = ("base", "chain", "version", "recorded")
+    __slots__ = ("base", "chain", "version", "made")
 
-    def __init__(self, base: Tensor, chain: tuple[Any, ...], version: int, recorded: bool) -> None:
+    def __init__(self, base: Tensor, chain: tuple[Any, ...], version: int, made: str) -> None:
         self.base = base
         self.chain = chain
         self.version = version
-        self.recorded = recorded
+        self.made = made
 
 
 class Tensor(Operators):
@@ -86,7 +88,7 @@ class Tensor(Operators):
     """
 
     __slots__ = ("_array", "_storage", "_requires_grad", "_grad", "_grad_fn", "_output_nr",
-                 "_view", "_accumulator", "_address", "__weakref__")  # fmt: skip
+                 "_view", "_accumulator", "_address", "_moves", "__weakref__")  # fmt: skip
     __array_priority__ = 1000
 
     _array: np.ndarray
@@ -97,6 +99,7 @@ class Tensor(Operators):
     _output_nr: int
     _view: View | None
     _accumulator: Any  # weak reference to the AccumulateGrad of a leaf
+    _moves: tuple[Any, ...]  # unset, or the steps that undo `t_` and the like, newest first
 
     def __new__(cls, data: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Wrap `data` (a sequence, array or Tensor) in the default dtype; prefer `tensor()`."""
@@ -107,7 +110,9 @@ class Tensor(Operators):
         shape = (0,) if data is None else data if isinstance(data, int) else None
         dtype = dtypes.get_default_dtype().numpy
         _fill(
-            made, np.empty(shape, dtype) if shape is not None else np.array(data, dtype), Storage()
+            made,
+            np.empty(shape, dtype) if shape is not None else np.array(data, dtype),
+            new_storage(),
         )
         return made
 
@@ -171,22 +176,37 @@ class Tensor(Operators):
     @property
     def requires_grad(self) -> bool:
         """True where gradients are computed for this tensor or flow through it."""
-        if self._view is not None:
-            self.grad_fn  # noqa: B018  (brings the history of a view up to date)
+        view = self._view
+        if view is not None:
+            if not view.made:
+                self.grad_fn  # noqa: B018  (brings the history of a view up to date)
+            return self._requires_grad or view.base.requires_grad
         return self._requires_grad
 
     @requires_grad.setter
     def requires_grad(self, flag: bool) -> None:
+        if type(flag) is not bool:
+            raise GradientError("requires_grad must be a bool")
         if self.grad_fn is not None and not flag:
             raise GradientError(_NON_LEAF_FLAG)
+        if flag and self._storage.inference and not state.inference:
+            raise GradientError(
+                "Setting requires_grad=True on inference tensor outside InferenceMode is not "
+                "allowed."
+            )
         if flag and not self.dtype.is_floating_point:
             raise GradientError("only Tensors of floating point dtype can require gradients")
         if state.recorder is not None:
             state.recorder.note("requires_grad_", self)
-        self._requires_grad = bool(flag)
+        self._requires_grad = flag
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
         """Set `requires_grad` and return self."""
+        if type(requires_grad) is not bool:
+            raise OperandError(
+                "requires_grad_(): argument 'requires_grad' (position 1) must be bool, not "
+                f"{type(requires_grad).__name__}"
+            )
         self.requires_grad = requires_grad
         return self
 
@@ -300,7 +320,10 @@ class Tensor(Operators):
 
     def detach(self) -> Tensor:
         """The same memory without history; writes through either are seen by both."""
-        made = wrap(self._array, self._storage)
+        storage = self._storage
+        if storage.inference and not state.inference:
+            storage = Storage(storage.memory)
+        made = wrap(self._array, storage)
         if state.recorder is not None:
             from tracegrad.ir.primitive import TABLE
 
@@ -315,7 +338,7 @@ class Tensor(Operators):
                 "DistributedDataParallel (DDP) for training, and gradient_as_bucket_view is set as "
                 "True, gradients are views of DDP buckets, and hence detach_() cannot be called on "
                 "these gradients. To fix this error, please refer to the Optimizer.zero_grad() "
-                "function in torch/optim/optimizer.py as a solution."
+                "function in torch/optim/optimizer.py as the solution."
             )
         self._grad_fn, self._output_nr, self._requires_grad = None, 0, False
         return self
@@ -334,11 +357,19 @@ class Tensor(Operators):
     def data(self, value: Tensor) -> None:
         if not isinstance(value, Tensor):
             raise OperandError(f"Variable data has to be a tensor, but got {type(value).__name__}")
+        if self.requires_grad and not value.dtype.is_floating_point:
+            raise GradientError(
+                "data set to a tensor that requires gradients must be floating point or complex "
+                "dtype"
+            )
         if state.recorder is not None:
             state.recorder.note(".data", self)
         self._array = value._array
+        version = 0 if self._storage.inference else self._storage.version
         self._storage = Storage(value._storage.memory)
+        self._storage.version = version
         self._view = None
+        self._moves = ()
         if hasattr(self, "_address"):
             del self._address
 
@@ -346,6 +377,8 @@ class Tensor(Operators):
     def _version(self) -> int:
         """How often the memory was written in place."""
         _noted("_version")
+        if self._storage.inference:
+            raise GradientError("Inference tensors do not track version counter.")
         return self._storage.version
 
     @property
@@ -353,6 +386,10 @@ class Tensor(Operators):
         """The tensor that this one is a view of, or None."""
         _noted("_base")
         return None if self._view is None else self._view.base
+
+    def is_inference(self) -> bool:
+        """True for a tensor made in inference mode, or a view of one: it is never saved."""
+        return self._storage.inference
 
     def _is_view(self) -> bool:
         """True for a view of another tensor."""
@@ -403,7 +440,9 @@ def wrap(array: np.ndarray, storage: Storage | None = None) -> Tensor:
     """A Tensor over `array` (which it shares), with no history."""
     made = _new(Tensor)
     made._array = array
-    if storage is None:  # Storage(), written out
+    if storage is None and inferring:
+        storage = new_storage()
+    elif storage is None:  # Storage(), written out
         storage = _new(Storage)
         storage.version = 0
         storage.changes = ()

@@ -14,10 +14,19 @@ import pytest
 from beside import assert_same, gradients
 
 import tracegrad as tg
-from tracegrad.tracer import indexing, joining, linalg, pointwise, reductions, shapes
+from tracegrad.tracer import (
+    indexing,
+    joining,
+    linalg,
+    pointwise,
+    reductions,
+    regions,
+    shapes,
+    updates,
+)
 from tracegrad.tracer.pytree import flatten
 
-TABLES = (pointwise, reductions, shapes, joining, linalg, indexing)
+TABLES = (pointwise, reductions, shapes, joining, linalg, indexing, regions, updates)
 PUBLIC = {name: f for module in TABLES for name, f in module.FUNCTIONS.items()}
 A_TIME = 12  # functions in one compiled function
 
@@ -62,7 +71,7 @@ ROWS: dict[str, Call] = {
            "cosh tanh asinh arcsinh erf erfc floor ceil trunc fix isnan isinf isfinite sigmoid "
            "round positive frac relu square ravel t flatten contiguous clone count_nonzero sum mean "
            "prod amax amin any all argmax argmin max min var std norm nan_to_num unbind squeeze "
-           "diagonal logical_not".split()),
+           "diagonal logical_not real adjoint detach tril triu deg2rad rad2deg".split()),
     **each(positive, *"log log2 log10 log1p sqrt rsqrt reciprocal lgamma digamma".split()),
     **each(above_one, "acosh", "arccosh"),
     **each(inside, *"asin arcsin acos arccos atanh arctanh erfinv".split()),
@@ -96,6 +105,19 @@ ROWS: dict[str, Call] = {
     "unsqueeze": lambda f, x, y, p, i, k, s: f(x, 1),
     "narrow": lambda f, x, y, p, i, k, s: f(x, 1, 1, 2),
     "select": lambda f, x, y, p, i, k, s: f(x, 1, -1),
+    "unfold": lambda f, x, y, p, i, k, s: (f(x, 1, 2, 1), f(x, 0, 3, 1)),
+    "tensor_split": lambda f, x, y, p, i, k, s: (f(x, 2), f(x, (1, 2), 1)),
+    "split_with_sizes": lambda f, x, y, p, i, k, s: f(x, [1, 2], 1),
+    "cumsum": lambda f, x, y, p, i, k, s: (f(x, 0), f(i, 1)),
+    "cumprod": lambda f, x, y, p, i, k, s: f(x, 1),
+    "index_add": lambda f, x, y, p, i, k, s: f(x, 1, k, y[:, :2], alpha=2),
+    "index_copy": lambda f, x, y, p, i, k, s: f(x, 0, k, y[:2]),
+    "index_fill": lambda f, x, y, p, i, k, s: (f(x, 0, k, 2.0), f(x, 1, k, y[0, 0])),
+    "addmv": lambda f, x, y, p, i, k, s: f(x[0], y, p[0], beta=0.5),
+    "addr": lambda f, x, y, p, i, k, s: f(x, y[0], p[0], alpha=2),
+    "addbmm": lambda f, x, y, p, i, k, s: f(x, y[None], p[None]),
+    "xlogy": lambda f, x, y, p, i, k, s: f(x, p),
+    "logit": lambda f, x, y, p, i, k, s: (f(p * 0.5), f(x, 0.1)),
     "split": lambda f, x, y, p, i, k, s: (f(x, 2), f(x, [1, 2], 1)),
     "chunk": lambda f, x, y, p, i, k, s: f(x, 2, 1),
     "cat": lambda f, x, y, p, i, k, s: f([x, y], 1),
@@ -128,6 +150,7 @@ ROWS: dict[str, Call] = {
 EAGER = {
     "nonzero": "the size of its result depends on values",
     "masked_select": "the size of its result depends on values",
+    "masked_scatter": "how many elements it takes depends on values",
 }
 
 
@@ -179,6 +202,8 @@ def test_what_cannot_be_compiled_stays_eager(name: str) -> None:
     def f(x: Any, y: Any) -> Any:
         if name == "nonzero":
             return (x * 2)[PUBLIC[name](y > 0, as_tuple=True)]
+        if name == "masked_scatter":
+            return PUBLIC[name](x * 2, y > 0, x * 3)
         return PUBLIC[name](x * 2, y > 0)
 
     x, y = arguments()[:2]
