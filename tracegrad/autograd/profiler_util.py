@@ -1,21 +1,42 @@
 """What a profiler recorded: events, their averages, and lists of either.
 
-A `FunctionEvent` is one run of an operation, node, kernel or labelled block; a `FunctionEventAvg`
-sums the events of one group; an `EventList` holds one kind and answers the questions. Times are
-microseconds (floats), memory is bytes. Start reading at `EventList.key_averages`.
+A `FunctionEvent` is one run of an operation, backward node, compiled function, kernel or labelled
+block; a `FunctionEventAvg` sums the events of one group; an `EventList` holds one kind and answers
+the questions. Times are microseconds (floats), memory is bytes. Start reading at
+`EventList.key_averages`.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from enum import Enum
+from typing import Any, NamedTuple
 
 from tracegrad.ir.errors import ParameterError
+from tracegrad.ir.location import user_stacklevel
 
-STACK_METRICS = ("self_cpu_time_total", "self_cuda_time_total")
+__all__ = ["DeviceType", "EventList", "FormattedTimesMixin", "FunctionEvent", "FunctionEventAvg",
+           "Interval", "Kernel", "format_time"]  # fmt: skip
+
+FUNCTION, BACKWARD, LABEL = 0, 1, 7  # `scope`, as PyTorch numbers them
+
+
+class DeviceType(Enum):
+    """Where an event ran; everything runs on the CPU here."""
+
+    CPU = 0
+    CUDA = 1
+
+
+class Kernel(NamedTuple):
+    """A kernel on a device, as PyTorch lists them; there is none here."""
+
+    name: str
+    device: int
+    duration: float
 
 
 def format_time(microseconds: float) -> str:
@@ -27,28 +48,59 @@ def format_time(microseconds: float) -> str:
     return f"{microseconds:.3f}us"
 
 
-class Times:
+def _in_words(name: str) -> Any:
+    return property(lambda self: format_time(getattr(self, name)), doc=f"`{name}` as text.")
+
+
+def _old_name(name: str, text: str) -> Any:
+    """A property under PyTorch's former name, which warns as PyTorch does."""
+
+    def read(self: Any) -> Any:
+        warnings.warn(text, FutureWarning, stacklevel=user_stacklevel())
+        return getattr(self, name)
+
+    return property(read, doc=f"Deprecated by PyTorch: `{name}`.")
+
+
+class FormattedTimesMixin:
     """What events and averages have in common; nothing here runs on a device."""
 
     count: int
     cpu_time_total: float
     self_cpu_time_total: float
-    cuda_time = cuda_time_total = self_cuda_time_total = 0.0
-    device_time = device_time_total = self_device_time_total = 0.0
-    xpu_time = xpu_time_total = self_xpu_time_total = 0.0
-    cuda_memory_usage = self_cuda_memory_usage = 0
-    device_memory_usage = self_device_memory_usage = 0
-    xpu_memory_usage = self_xpu_memory_usage = 0
+    device_time_total: float = 0
+    self_device_time_total: float = 0
+    device_memory_usage: int = 0
+    self_device_memory_usage: int = 0
+    node_id = -1
+    device_type = DeviceType.CPU
+    use_device: str | None = None
+    is_async = is_remote = is_legacy = False
 
     @property
     def cpu_time(self) -> float:
         """Mean time of one run, microseconds."""
         return self.cpu_time_total / self.count if self.count else 0.0
 
+    @property
+    def device_time(self) -> float:
+        """Mean time of one run on a device, microseconds."""
+        return self.device_time_total / self.count if self.count else 0.0
+
+    cpu_time_str = _in_words("cpu_time")
+    cpu_time_total_str = _in_words("cpu_time_total")
+    self_cpu_time_total_str = _in_words("self_cpu_time_total")
+    device_time_str = _in_words("device_time")
+    device_time_total_str = _in_words("device_time_total")
+    self_device_time_total_str = _in_words("self_device_time_total")
+    cuda_time = _old_name(
+        "device_time", "`cuda_time` is deprecated, please use `device_time` instead."
+    )
+
 
 @dataclass(frozen=True)
 class Interval:
-    """Start and end on the monotonic clock, microseconds."""
+    """Start and end, microseconds since the profile began."""
 
     start: float
     end: float
@@ -59,19 +111,29 @@ class Interval:
 
 
 @dataclass(eq=False)
-class FunctionEvent(Times):
-    """One run of an operation, a backward node, a compiled function or a labelled block.
+class FunctionEvent(FormattedTimesMixin):
+    """One run of an operation, a backward node, a compiled function, a kernel or a labelled block.
 
     Attributes:
         id: its number in the order of starting.
         name: `aten::mul`, `MulBackward0`, or the label.
-        start_ns, end_ns: `time.perf_counter_ns()` before and after.
-        thread: identifier of the thread.
-        cpu_parent: the event that it ran inside, or None.
+        start_ns, end_ns: nanoseconds since the profile began, of a monotonic clock.
+        thread: identifier of the thread; fwd_thread: that of the operation it differentiates, or 0.
+        cpu_parent: the event that it ran inside, or None; cpu_children: those inside it.
         input_shapes: a list per operand (`[]` for a number); empty unless shapes were recorded.
-        stack: the user's lines, innermost first; empty unless stacks were recorded.
-        self_cpu_memory_usage: bytes of new memory that its result holds (a view holds none).
+        stack: the user's lines, innermost first; empty unless stacks were recorded. Those of a
+            backward node are the lines of the operation it differentiates.
+        self_cpu_memory_usage: bytes allocated less bytes freed, without the events inside.
         flops: floating-point operations, 0 where they are not known.
+        sequence_nr: number of the tape's node that it recorded or ran, or -1.
+        scope: 0 for a function, 1 for a backward node, 7 for a label.
+        activity_type: `cpu_op`, `user_annotation`, `compiled_call`, `capture`, `kernel` or
+            `memory`.
+        is_estimated: its time was not measured but is a share of a measured one, see
+            `tracegrad.autograd.profiler_kernels`.
+        shown_name: its name in a trace file, where that differs.
+        is_overlapping: it began inside another event and ended after it, as blocks in coroutines
+            may; neither is then the other's parent.
     """
 
     id: int
@@ -86,11 +148,36 @@ class FunctionEvent(Times):
     self_cpu_memory_usage: int = 0
     flops: int = 0
     count: int = 1
+    sequence_nr: int = -1
+    fwd_thread: int = 0
+    scope: int = FUNCTION
+    activity_type: str = "cpu_op"
+    is_estimated: bool = False
+    shown_name: str = ""
+    is_overlapping: bool = False
+
+    overload_name = ""
+    device_index = 0
 
     @property
     def key(self) -> str:
         """The name, under which averages are grouped."""
         return self.name
+
+    @property
+    def trace_name(self) -> str | None:
+        """The name in a trace file; None for memory that was freed outside all events."""
+        return None if self.activity_type == "memory" else self.shown_name or self.name
+
+    @property
+    def kernels(self) -> list[Kernel]:
+        """Kernels on a device: none. Those of compiled functions are events among the children."""
+        return []
+
+    @property
+    def is_user_annotation(self) -> bool:
+        """Whether it is a block that the user labelled."""
+        return self.activity_type == "user_annotation"
 
     @property
     def time_range(self) -> Interval:
@@ -110,67 +197,106 @@ class FunctionEvent(Times):
 
     @property
     def cpu_memory_usage(self) -> int:
-        """Bytes of new memory, the events inside included."""
+        """Bytes allocated less bytes freed, the events inside included."""
         return self.self_cpu_memory_usage + sum(c.cpu_memory_usage for c in self.cpu_children)
+
+    cuda_time_total = _old_name(
+        "device_time_total",
+        "`cuda_time_total` is deprecated. Use `device_time_total` instead.",
+    )
+    self_cuda_time_total = _old_name(
+        "self_device_time_total",
+        "`self_cuda_time_total` is deprecated. Use `self_device_time_total` instead.",
+    )
+    self_cuda_memory_usage = _old_name(
+        "self_device_memory_usage",
+        "`self_cuda_memory_usage` is deprecated. Use `self_device_memory_usage` instead.",
+    )
 
     def __repr__(self) -> str:
         return (
-            f"<FunctionEvent id={self.id} name={self.name} "
-            f"cpu_time={format_time(self.cpu_time_total)} thread={self.thread} "
-            f"input_shapes={self.input_shapes} cpu_memory_usage={self.cpu_memory_usage}>"
+            f"<FunctionEvent id={self.id} name={self.name} overload_name={self.overload_name} "
+            f"device_type={self.device_type} node_id={self.node_id} cpu_time={self.cpu_time_str} "
+            f"start_us={self.time_range.start} end_us={self.time_range.end} "
+            f"cpu_children={[child.id for child in self.cpu_children]} "
+            f"{self.use_device}_time={self.device_time_str} name={self.name} thread={self.thread} "
+            f"input_shapes={self.input_shapes} cpu_memory_usage={self.cpu_memory_usage} "
+            f"{self.use_device}_memory_usage={self.device_memory_usage} is_async={self.is_async} "
+            f"is_remote={self.is_remote} seq_nr={self.sequence_nr} is_legacy={self.is_legacy}>"
         )
 
 
-@dataclass(eq=False)
-class FunctionEventAvg(Times):
-    """The sums over a group of events; `cpu_time` is their mean."""
+class FunctionEventAvg(FormattedTimesMixin):
+    """The sums over a group of events; `cpu_time` is their mean.
 
-    key: str
-    input_shapes: Any = ""
-    stack: list[str] = field(default_factory=list)
-    cpu_parent: FunctionEvent | None = None
-    count: int = 0
-    cpu_time_total: float = 0.0
-    self_cpu_time_total: float = 0.0
-    cpu_memory_usage: int = 0
-    self_cpu_memory_usage: int = 0
-    flops: int = 0
+    Shapes, stack, scope and parent are those of the first event that was added.
+    """
 
-    def add(self, event: Any) -> None:
-        """Count one more event, or the events of another average."""
-        self.count += event.count
-        self.cpu_time_total += event.cpu_time_total
-        self.self_cpu_time_total += event.self_cpu_time_total
-        self.cpu_memory_usage += event.cpu_memory_usage
-        self.self_cpu_memory_usage += event.self_cpu_memory_usage
-        self.flops += event.flops
+    def __init__(self) -> None:
+        self.key: str | None = None
+        self.count: int = 0
+        self.cpu_time_total: float = 0
+        self.self_cpu_time_total: float = 0
+        self.cpu_memory_usage: int = 0
+        self.self_cpu_memory_usage: int = 0
+        self.flops: int = 0
+        self.input_shapes: Any = None
+        self.overload_name: str | None = None
+        self.stack: list[str] | None = None
+        self.scope: int | None = None
+        self.cpu_parent: FunctionEvent | None = None
+        self.cpu_children: list[FunctionEvent] | None = None
+        self.is_user_annotation = False
+        self.is_estimated = False
+
+    def add(self, other: FunctionEvent | FunctionEventAvg) -> FunctionEventAvg:
+        """Count one more event, or the events of another average; returns itself.
+
+        Raises:
+            AssertionError: `other` is neither, or its key is another.
+        """
+        if not isinstance(other, FunctionEvent | FunctionEventAvg):
+            raise AssertionError("Expected other to be a FunctionEvent or FunctionEventAvg")
+        if self.key is None:
+            for name in ("key", "input_shapes", "overload_name", "stack", "scope", "cpu_parent",
+                         "cpu_children", "is_user_annotation"):  # fmt: skip
+                setattr(self, name, getattr(other, name))
+        if other.key != self.key:
+            raise AssertionError(f"Expected keys to match, but got {other.key} vs {self.key}")
+        for name in ("count", "cpu_time_total", "self_cpu_time_total", "cpu_memory_usage",
+                     "self_cpu_memory_usage", "flops"):  # fmt: skip
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.is_estimated |= other.is_estimated
+        return self
+
+    def __iadd__(self, other: FunctionEvent | FunctionEventAvg) -> FunctionEventAvg:
+        return self.add(other)
 
     def __repr__(self) -> str:
         return (
-            f"<FunctionEventAvg key={self.key} "
-            f"self_cpu_time={format_time(self.self_cpu_time_total)} "
-            f"cpu_time={format_time(self.cpu_time)}  self_cuda_time={format_time(0.0)} "
-            f"cuda_time={format_time(0.0)} input_shapes={self.input_shapes} "
-            f"cpu_memory_usage={self.cpu_memory_usage} cuda_memory_usage=0>"
+            f"<FunctionEventAvg key={self.key} self_cpu_time={self.self_cpu_time_total_str} "
+            f"cpu_time={self.cpu_time_str}  self_cuda_time={self.self_device_time_total_str} "
+            f"cuda_time={self.device_time_str} input_shapes={self.input_shapes} "
+            f"cpu_memory_usage={self.cpu_memory_usage} "
+            f"cuda_memory_usage={self.device_memory_usage}>"
         )
 
 
 class EventList(list[Any]):
-    """Events or averages, with the memory and stack columns that were asked for.
+    """Events or averages, with the memory and FLOPs columns that were asked for.
 
     Args:
         events: what it holds.
-        profile_memory, with_flops, with_stack: what was recorded beside times.
+        use_device: accepted for PyTorch's sake; nothing runs on a device.
+        profile_memory, with_flops: what was recorded beside times.
     """
 
     def __init__(
-        self, events: Iterable[Any] = (), *, profile_memory: bool = False,
-        with_flops: bool = False, with_stack: bool = False,
+        self, events: Iterable[Any] = (), *, use_device: str | None = None,
+        profile_memory: bool = False, with_flops: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(events)
-        self.recorded = {
-            "profile_memory": profile_memory, "with_flops": with_flops, "with_stack": with_stack,
-        }  # fmt: skip
+        self.recorded = {"profile_memory": profile_memory, "with_flops": with_flops}
 
     def __str__(self) -> str:
         return self.table()
@@ -186,41 +312,53 @@ class EventList(list[Any]):
     ) -> EventList:  # fmt: skip
         """Sum the events by name; also by shapes, and by the innermost lines of the stack.
 
+        Labels and estimates form groups of their own beside operations of the same name.
+
         Args:
             group_by_input_shapes: events on other shapes form groups of their own.
             group_by_stack_n: how many lines of the stack must agree.
             group_by_overload_name: accepted for PyTorch's sake; operations have no overloads here.
         Raises:
             ParameterError: `group_by_stack_n` is negative.
+            AssertionError: these are averages already.
         """
         if group_by_stack_n < 0:
             raise ParameterError(
                 f"key_averages: group_by_stack_n must be at least 0, got {group_by_stack_n}"
             )
+        if any(isinstance(event, FunctionEventAvg) for event in self):
+            raise AssertionError(
+                "Expected tree to be built before calling key_averages: these are averages already"
+            )
         groups: dict[Any, FunctionEventAvg] = {}
         for event in self:
             shapes = str(event.input_shapes) if group_by_input_shapes else ""
-            stack = event.stack[:group_by_stack_n]
-            group = groups.get((event.key, shapes, *stack))
+            kind = (event.key, event.is_user_annotation, event.is_estimated)
+            key = (*kind, shapes, *event.stack[:group_by_stack_n])
+            group = groups.get(key)
             if group is None:
-                kept = event.input_shapes if group_by_input_shapes else ""
-                group = FunctionEventAvg(event.key, kept, stack, event.cpu_parent)
-                groups[(event.key, shapes, *stack)] = group
+                group = groups[key] = FunctionEventAvg()
             group.add(event)
+        for group in groups.values():
+            group.stack = (group.stack or [])[:group_by_stack_n]
+            if not group_by_input_shapes:
+                group.input_shapes = ""
         return EventList(groups.values(), **self.recorded)
 
     def total_average(self) -> FunctionEventAvg:
         """One average over all events, named Total."""
-        total = FunctionEventAvg("Total")
+        total = FunctionEventAvg()
         for event in self:
-            total.add(event)
+            total.key = event.key if total.count else None
+            total += event
+        total.key = "Total"
         return total
 
     def table(
-        self, sort_by: str | None = None, row_limit: int = 100, max_src_column_width: int = 75,
-        max_name_column_width: int = 55, max_shapes_column_width: int = 80,
-        header: str | None = None, top_level_events_only: bool = False,
-        time_unit: str | None = None,
+        self, sort_by: str | None = None, row_limit: int = 100,
+        max_src_column_width: int | None = 75, max_name_column_width: int | None = 55,
+        max_shapes_column_width: int | None = 80, header: str | None = None,
+        top_level_events_only: bool = False, time_unit: str | None = None,
     ) -> str:  # fmt: skip
         """The events as text, one row each; see `profile.table`."""
         from tracegrad.autograd.profiler_table import Layout, render
@@ -232,19 +370,19 @@ class EventList(list[Any]):
         return render(self, sort_by, layout)
 
     def export_chrome_trace(self, path: str | os.PathLike[str]) -> None:
-        """Write the events as JSON for Perfetto or chrome://tracing: a list of complete events.
+        """Write the events as a JSON list of trace events, for Perfetto or chrome://tracing.
 
-        Each is `{"name", "ph": "X", "ts", "dur", "tid", "pid", "args"}`, times in microseconds.
+        Each is `{"name", "ph": "X", "ts", "dur", "tid", "pid", "cat", "args"}` with times in
+        microseconds; between them are the arrows and names of lanes that `profile` exports too.
         """
-        events = [
-            {
-                "name": event.name, "ph": "X", "ts": event.start_ns / 1e3,
-                "dur": event.cpu_time_total, "tid": event.thread, "pid": os.getpid(),
-                "args": _details(event),
-            } for event in self
-        ]  # fmt: skip
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(events, file)
+        from tracegrad.autograd.profiler_trace import trace_events, write_json
+
+        write_json(path, trace_events(self))
+
+    def supported_export_stacks_metrics(self) -> list[str]:
+        """What `export_stacks` takes as `metric`."""
+        return ["self_cpu_time_total", "self_cuda_time_total", "self_xpu_time_total",
+                "self_privateuse1_time_total"]  # fmt: skip
 
     def export_stacks(
         self, path: str | os.PathLike[str], metric: str = "self_cpu_time_total"
@@ -252,26 +390,27 @@ class EventList(list[Any]):
         """Write one line per event, `outer;...;inner microseconds`: the input of flame graphs.
 
         Raises:
-            ParameterError: `metric` is none of `self_cpu_time_total`, `self_cuda_time_total`.
+            ParameterError: `metric` is none of `supported_export_stacks_metrics()`.
         """
-        if metric not in STACK_METRICS:
-            raise ParameterError("metric should be one of: " + str(list(STACK_METRICS)))
+        metrics = self.supported_export_stacks_metrics()
+        if metric not in metrics:
+            raise ParameterError(f"metric should be one of: {metrics}")
         blanks = str.maketrans(" ;\t\n", "____")
         with open(path, "w", encoding="utf-8") as file:
             for event in self:
-                value = int(getattr(event, metric))
+                value = int(getattr(event, on_device(metric)))
                 if event.stack and value > 0:
                     frames = [line.translate(blanks) for line in reversed(event.stack)]
                     file.write(f"{';'.join(frames)} {value}\n")
 
 
-def _details(event: FunctionEvent) -> dict[str, Any]:
-    """What a trace viewer shows when an event is selected."""
-    found: dict[str, Any] = {"id": event.id}
-    if event.input_shapes:
-        found["Input Dims"] = event.input_shapes
-    if event.stack:
-        found["Call stack"] = ";".join(event.stack)
-    if event.self_cpu_memory_usage:
-        found["Bytes"] = event.self_cpu_memory_usage
-    return found
+def on_device(metric: str) -> str:
+    """The attribute that holds a metric of a device.
+
+    Example:
+        >>> on_device("self_cuda_time_total")
+        'self_device_time_total'
+    """
+    for device in ("cuda", "xpu", "privateuse1"):
+        metric = metric.replace(device, "device")
+    return metric

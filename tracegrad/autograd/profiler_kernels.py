@@ -1,0 +1,122 @@
+"""Rows for what happens inside compiled functions: kernels, and the operations fused into them.
+
+A compiled function, or its backward, calls its translation unit once, and that call is measured.
+The unit runs kernels one after the other, and each kernel computes many operations at once, element
+by element, so their times cannot be read from a clock. They are shares:
+
+- a kernel that is alone in its unit has the time of the call; several share it in proportion to
+  what their plans say of operations and bytes (`codegen.costs`), and are marked as estimates;
+- the operations fused into a kernel share its time by `Primitive.cost` times elements, and are
+  always marked as estimates.
+
+The shares are laid end to end, so self times add up to what was measured. Start reading at
+`events_of_launch`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+from tracegrad.codegen.costs import FusedOperation, KernelCost, kernel_costs
+from tracegrad.codegen.plan import Target
+from tracegrad.ir.errors import CompilerNotFound
+from tracegrad.runtime import executable
+from tracegrad.runtime.history import Launchable
+
+from tracegrad.autograd.profiler_util import FunctionEvent  # isort: skip
+
+if TYPE_CHECKING:
+    from tracegrad.autograd.profiler_timeline import Timeline
+
+NOTE = (
+    "(est.): part of a compiled function, whose kernels run many operations at once. Its time is a "
+    "share\nof a measured one, by the cost model: operations and bytes of each kernel, cost and "
+    "elements of each\noperation in it."
+)
+"""What a table with estimates says below."""
+
+_costs: WeakKeyDictionary[Launchable, tuple[KernelCost, ...]] = WeakKeyDictionary()
+
+
+def costs_of(what: Launchable) -> tuple[KernelCost, ...]:
+    """The kernels of a unit and their operations; found once."""
+    found = _costs.get(what)
+    if found is None:
+        try:
+            target = executable.target()
+        except CompilerNotFound:
+            target = Target()
+        found = _costs[what] = kernel_costs(what.graph, target, what.strides)
+    return found
+
+
+def events_of_launch(
+    around: FunctionEvent, what: Launchable, span: tuple[int, int], timeline: Timeline
+) -> list[FunctionEvent]:
+    """The events of one call of a unit: each kernel, followed by its operations.
+
+    Args:
+        around: the event in which it was called; it becomes the kernels' parent.
+        span: start and end of the call, nanoseconds.
+        timeline: says whether shapes, lines and operations were to be recorded.
+    """
+    costs = costs_of(what)
+    events: list[FunctionEvent] = []
+    for cost, (start, end) in zip(costs, shared(span, [c.seconds for c in costs]), strict=True):
+        kernel = _event(f"{what.graph.name}: {cost.name}", start, end, around)
+        kernel.activity_type, kernel.stack = "kernel", around.stack
+        kernel.is_estimated = len(costs) > 1
+        events.append(kernel)
+        parts = shared((start, end), [op.work for op in cost.operations])
+        for op, (first, last) in zip(cost.operations, parts, strict=True):
+            events.append(_operation(op, first, last, kernel, timeline))
+    return events
+
+
+def _operation(
+    op: FusedOperation, start: int, end: int, kernel: FunctionEvent, timeline: Timeline
+) -> FunctionEvent:
+    from tracegrad.autograd.profiler_timeline import aten_name, flops
+
+    node = op.node
+    event = _event(aten_name(node.primitive), start, end, kernel)
+    event.is_estimated = True
+    if timeline.shapes:
+        event.input_shapes = [list(v.shape) for v in node.inputs]
+    if timeline.flops:
+        event.flops = flops(node.primitive, node.inputs, node.params, node.out.type.size)
+    if timeline.stacks:
+        at = node.location
+        own = [] if at is None else [f"{at.file}({at.line}): {at.function}"]
+        event.stack = own + kernel.stack
+    return event
+
+
+def _event(name: str, start: int, end: int, parent: FunctionEvent) -> FunctionEvent:
+    event = FunctionEvent(0, name, start, parent.thread, parent, end)
+    parent.cpu_children.append(event)
+    return event
+
+
+def shared(span: tuple[int, int], weights: Sequence[float]) -> list[tuple[int, int]]:
+    """A stretch of time cut into parts in proportion to `weights`, none of it lost.
+
+    Example:
+        >>> shared((100, 200), [3.0, 1.0, 0.0])
+        [(100, 175), (175, 200), (200, 200)]
+        >>> shared((0, 9), [0.0, 0.0])
+        [(0, 4), (4, 9)]
+    """
+    start, end = span
+    total = sum(weights)
+    if total <= 0:
+        weights, total = [1.0] * len(weights), float(len(weights))
+    cuts, below = [start], 0.0
+    for weight in weights:
+        below += weight
+        cuts.append(start + round((end - start) * (below / total)))
+    if weights:
+        cuts[-1] = end
+    return list(zip(cuts, cuts[1:], strict=False))

@@ -1,0 +1,364 @@
+"""The recorder of one profile: writes events down while the tracer runs operations.
+
+`Timeline` is the `Profiler` that the tracer's hot paths meet (`tracer/profiling.py`). While it
+records it only appends; when it has ended, `finished` puts the events into a tree, gives backward
+nodes the lines of the operations they differentiate, and lists what compiled functions did.
+Start reading at `Timeline.operation`, then `finished`.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from tracegrad.autograd.profiler_util import BACKWARD, LABEL, FunctionEvent
+from tracegrad.ir.errors import ProfilerError
+from tracegrad.ir.primitive import Primitive
+from tracegrad.runtime import history
+from tracegrad.tracer.modules import is_user_frame
+from tracegrad.tracer.profiling import ACCUMULATE, Profiler, profilers
+from tracegrad.tracer.state import state
+from tracegrad.tracer.tape import BackwardNode
+from tracegrad.tracer.tensor import Tensor
+
+ATEN_NAMES = {
+    "broadcast": "expand", "cast": "to", "concat": "cat", "conv": "convolution",
+    "dot_general": "matmul", "equal": "eq", "greater": "gt", "greater_equal": "ge", "less": "lt",
+    "less_equal": "le", "not_equal": "ne", "random_bernoulli": "bernoulli",
+    "random_normal": "randn", "random_randint": "randint", "random_uniform": "rand",
+    "reduce_all": "all", "reduce_any": "any", "reduce_max": "amax", "reduce_min": "amin",
+    "reduce_prod": "prod", "reduce_sum": "sum",
+}  # fmt: skip
+"""Where PyTorch's name of an operation is not the primitive's."""
+
+STEP = "ProfilerStep#"  # the labels of `profiler.profile.step`; they are one row of the table
+
+Launch = tuple[FunctionEvent, history.Launchable, int, int]
+"""A call of a translation unit: the event it ran in, what was called, start and end."""
+
+
+def aten_name(op: Primitive) -> str:
+    """How PyTorch's profiler calls an operation.
+
+    Example:
+        >>> from tracegrad.ir import ops
+        >>> aten_name(ops.reduce_sum)
+        'aten::sum'
+    """
+    return "aten::" + ATEN_NAMES.get(op.name, op.name)
+
+
+def flops(op: Primitive, operands: Sequence[Any], params: Mapping[str, Any], size: int) -> int:
+    """Floating-point operations of products, convolutions, additions and multiplications.
+
+    Args:
+        operands: tensors or IR values; size: number of elements of the result.
+    """
+    if op.name in ("add", "mul"):
+        return size
+    if op.name == "dot_general":
+        inner = 1
+        for axis in params["contract"][0]:
+            inner *= operands[0].shape[axis]
+        return 2 * size * inner
+    if op.name == "conv":
+        inner = 1
+        for n in operands[1].shape[1:]:
+            inner *= n
+        return 2 * size * inner
+    return 0
+
+
+class Timeline(Profiler):
+    """Writes down what one thread runs, with the clock read right before and after.
+
+    Attributes:
+        events: in the order in which they started, on the clock of `time.perf_counter_ns`.
+        launches: the calls of compiled code.
+        origin_ns, epoch_ns: when it was started, on that clock and since 1970.
+    """
+
+    def __init__(self, shapes: bool, stacks: bool, flops: bool, memory: bool) -> None:
+        self.events: list[FunctionEvent] = []
+        self.launches: list[Launch] = []
+        self.shapes, self.stacks, self.flops, self.memory = shapes, stacks, flops, memory
+        self.thread = threading.get_native_id()
+        self._ident = threading.get_ident()
+        self.origin_ns = self.epoch_ns = 0
+        self._open: list[FunctionEvent] = []
+        self._alive: dict[int, weakref.ref[np.ndarray]] = {}  # memory allocated meanwhile
+        self._running = False
+
+    def start(self) -> None:
+        """Listen to this thread."""
+        profilers.append(self)
+        history.listen(self._launched)
+        self._running = True
+        state.profiler = self
+        self.origin_ns, self.epoch_ns = time.perf_counter_ns(), time.time_ns()
+
+    def stop(self) -> None:
+        """Listen no more, and end whatever is still open.
+
+        Raises:
+            ProfilerError: this is another thread than the one that is listened to.
+        """
+        if state.profiler is not self:
+            raise ProfilerError(
+                "a profiler must be stopped in the thread in which it was started; it goes on there"
+            )
+        now = time.perf_counter_ns()
+        self._running = False
+        state.profiler = None
+        profilers.remove(self)
+        history.unlisten(self._launched)
+        for event in self._open:
+            event.end_ns = now
+        self._open.clear()
+        self._alive.clear()
+
+    # ---- events ---------------------------------------------------------------------------------
+
+    def _enter(self, name: str, operands: Sequence[Any] = (), **more: Any) -> FunctionEvent:
+        event = FunctionEvent(len(self.events), name, 0, self.thread, **more)
+        if self.shapes:
+            event.input_shapes = [list(getattr(x, "shape", ())) for x in operands]
+        if self.stacks:
+            event.stack = user_stack()
+        self.events.append(event)
+        self._open.append(event)
+        event.start_ns = time.perf_counter_ns()
+        return event
+
+    def _leave(self, event: FunctionEvent) -> None:
+        """Close `event`; blocks of coroutines may close before those that they began in."""
+        now = time.perf_counter_ns()
+        if event.end_ns:
+            return  # by `stop`
+        event.end_ns = now
+        if self._open[-1] is event:
+            self._open.pop()
+        else:
+            self._open.remove(event)
+
+    @contextmanager
+    def block(self, name: str) -> Iterator[FunctionEvent]:
+        """An event around a `with` block; what runs inside belongs to it."""
+        if name == ACCUMULATE:
+            event = self._enter(name, scope=BACKWARD)
+        else:
+            event = self._enter(name, scope=LABEL, activity_type="user_annotation")
+            if name.startswith(STEP):
+                event.name, event.shown_name = STEP[:-1] + "*", name
+        try:
+            yield event
+        finally:
+            self._leave(event)
+
+    def _alone(self, event: FunctionEvent, run: Callable[..., Any], *args: Any, **kw: Any) -> Any:
+        """Run something as one event: operations inside it are not listed."""
+        state.profiler = None
+        try:
+            return run(*args, **kw)
+        finally:
+            self._leave(event)
+            state.profiler = self
+
+    # ---- what the tracer runs -------------------------------------------------------------------
+
+    def operation(
+        self, run: Callable[..., Tensor], op: Primitive, operands: Sequence[Any],
+        params: Mapping[str, Any],
+    ) -> Tensor:  # fmt: skip
+        """One operation of the dispatcher."""
+        event = self._enter(aten_name(op), operands)
+        out = self._alone(event, run, op, operands, params)
+        if out._grad_fn is not None:
+            event.sequence_nr = out._grad_fn.sequence
+        if self.memory:
+            event.self_cpu_memory_usage += self._allocated([out], operands)
+        if self.flops:
+            event.flops = flops(op, operands, params, int(out._array.size))
+        return out
+
+    def inplace(
+        self, run: Callable[..., Tensor], name: str, target: Tensor, compute: Callable[..., Any],
+        operands: Sequence[Any], params: Mapping[str, Any],
+    ) -> Tensor:  # fmt: skip
+        """One in-place operation, with what computes its value."""
+        event = self._enter("aten::" + name, (target, *operands))
+        out: Tensor = self._alone(event, run, name, target, compute, *operands, **params)
+        if out._grad_fn is not None and state.grad_enabled:
+            event.sequence_nr = out._grad_fn.sequence
+        if self.flops and name in ("add_", "mul_"):
+            event.flops = int(out._array.size)
+        return out
+
+    def launch(self, label: str, run: Callable[[list[Any]], Any], leaves: list[Any]) -> Any:
+        """One replay of a compiled function; forgotten again where the trace did not apply."""
+        from tracegrad.tracer.launcher import MISS
+
+        tensors = [x for x in leaves if isinstance(x, Tensor)]
+        event = self._enter(label, tensors, activity_type="compiled_call")
+        results = self._alone(event, run, leaves)
+        if results is MISS:
+            self.events.remove(event)
+            return results
+        made = [x for x in results if isinstance(x, Tensor)]
+        event.sequence_nr = next((x._grad_fn.sequence for x in made if x._grad_fn is not None), -1)
+        if self.memory:
+            event.self_cpu_memory_usage += self._allocated(made, tensors)
+        return results
+
+    def capture(self, label: str, run: Callable[..., Any], *args: Any) -> Any:
+        """The run of a function that is recorded, and its compilation."""
+        event = self._enter(f"{label}: capture", activity_type="capture")
+        try:
+            return run(*args)
+        finally:
+            self._leave(event)
+
+    def backward(
+        self, run: Callable[..., Sequence[Tensor | None]], node: BackwardNode,
+        cotangents: list[Tensor | None], create_graph: bool,
+    ) -> Sequence[Tensor | None]:  # fmt: skip
+        """One step of the engine; the operations of its rule are events inside it."""
+        event = self._enter(node.name(), [c for c in cotangents if c is not None], scope=BACKWARD)
+        event.sequence_nr = node.sequence
+        try:
+            parts = run(node, cotangents, create_graph)
+        finally:
+            self._leave(event)
+        if self.memory:
+            event.self_cpu_memory_usage += self._allocated(parts, cotangents)
+        return parts
+
+    def _launched(self, what: history.Launchable, start_ns: int, end_ns: int) -> None:
+        """A call of a translation unit has returned: of a compiled function or its backward."""
+        if threading.get_ident() != self._ident or not self._open:
+            return
+        around = self._open[-1]
+        if around.scope == BACKWARD or around.activity_type == "compiled_call":
+            self.launches.append((around, what, start_ns, end_ns))
+
+    # ---- memory ---------------------------------------------------------------------------------
+
+    def _allocated(self, made: Sequence[Tensor | None], given: Sequence[Any]) -> int:
+        """Bytes of memory that results do not share with operands; from now on their end counts."""
+        total = 0
+        old = {id(owner(x._array)) for x in given if isinstance(x, Tensor)}
+        for x in made:
+            if x is None:
+                continue
+            memory = owner(x._array)
+            key = id(memory)
+            if key in old or key in self._alive:
+                continue
+            freed = functools.partial(self._freed, key, memory.nbytes)
+            self._alive[key] = weakref.ref(memory, freed)
+            total += memory.nbytes
+        return total
+
+    def _freed(self, key: int, nbytes: int, reference: Any) -> None:
+        """Memory allocated under this profile is gone: counted where that happens."""
+        self._alive.pop(key, None)
+        if not self._running:
+            return
+        if self._open and threading.get_ident() == self._ident:
+            self._open[-1].self_cpu_memory_usage -= nbytes
+            return
+        now = time.perf_counter_ns()
+        event = FunctionEvent(len(self.events), "[memory]", now, self.thread, end_ns=now)
+        event.activity_type, event.self_cpu_memory_usage = "memory", -nbytes
+        self.events.append(event)
+
+
+def owner(array: np.ndarray) -> np.ndarray:
+    """The array whose memory `array` shows."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
+def user_stack() -> list[str]:
+    """The user's lines that led here, innermost first: `train.py(41): step`."""
+    lines = []
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        if is_user_frame(frame):
+            code = frame.f_code
+            lines.append(f"{code.co_filename}({frame.f_lineno}): {code.co_name}")
+        frame = frame.f_back
+    return lines
+
+
+# ---- afterwards ---------------------------------------------------------------------------------
+
+
+def finished(timeline: Timeline) -> list[FunctionEvent]:
+    """The events of a timeline that was stopped: as a tree, in the order of their starts."""
+    from tracegrad.autograd.profiler_kernels import events_of_launch
+
+    events = timeline.events
+    for event in events:
+        event.start_ns -= timeline.origin_ns
+        event.end_ns -= timeline.origin_ns
+    events.sort(key=lambda e: (e.start_ns, -e.end_ns))
+    nest(events)
+    follow_forward(events)
+    for around, what, start_ns, end_ns in timeline.launches:
+        span = (start_ns - timeline.origin_ns, end_ns - timeline.origin_ns)
+        events.extend(events_of_launch(around, what, span, timeline))
+    events.sort(key=lambda e: (e.start_ns, -e.end_ns))
+    for number, event in enumerate(events):
+        event.id = number
+    timeline.launches.clear()
+    return events
+
+
+def nest(events: Sequence[FunctionEvent]) -> None:
+    """Make each event a child of the innermost one whose time contains its own.
+
+    Of two that overlap otherwise, neither is the other's parent (as in PyTorch).
+    Args:
+        events: of one thread, sorted by start, the longer first.
+    """
+    around: list[FunctionEvent] = []
+    for event in events:
+        while around:
+            parent = around[-1]
+            if event.start_ns < parent.end_ns and event.end_ns <= parent.end_ns:
+                event.cpu_parent = parent
+                parent.cpu_children.append(event)
+                break
+            event.is_overlapping |= event.start_ns < parent.end_ns
+            around.pop()
+        around.append(event)
+
+
+def follow_forward(events: Sequence[FunctionEvent]) -> None:
+    """Give backward nodes the thread and lines of the operation that they differentiate.
+
+    What runs inside such a node has its lines too: those that a user would want to change.
+    """
+    forward: dict[int, FunctionEvent] = {}
+    for event in events:
+        if event.scope != BACKWARD and event.sequence_nr >= 0:
+            forward.setdefault(event.sequence_nr, event)
+    inside: dict[int, list[str]] = {}  # id of event -> lines of the backward node around it
+    for event in events:
+        if event.scope == BACKWARD:
+            source = forward.get(event.sequence_nr)
+            event.fwd_thread = 0 if source is None else source.thread
+            event.stack = [] if source is None else source.stack
+            inside[id(event)] = event.stack
+        elif event.cpu_parent is not None and id(event.cpu_parent) in inside:
+            event.stack = inside[id(event)] = inside[id(event.cpu_parent)]
