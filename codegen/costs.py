@@ -18,6 +18,9 @@ from tracegrad.codegen.unit import plan_unit, prepared
 from tracegrad.ir.graph import Graph, Node, Value
 from tracegrad.ir.types import Shape
 
+PRODUCTS = ("contraction", "convolution")
+OPERATIONS_AT_ONCE = 4  # of BLAS, for one of a loop: it keeps more of its operands in registers
+
 
 @dataclass(frozen=True)
 class FusedOperation:
@@ -54,13 +57,15 @@ def kernel_costs(
     steps = schedule(graph, strides)
     stored = {v for step in steps for v in step.values}
     return tuple(
-        KernelCost(plan.name, _seconds(plan), tuple(_operations(graph, step, stored)))
+        KernelCost(plan.name, _seconds(plan, step), tuple(_operations(graph, step, stored)))
         for plan, step in zip(plans, steps, strict=True)
     )
 
 
-def _seconds(plan: KernelPlan) -> float:
-    return plan.ops * SECONDS_PER_OP + plan.nbytes * SECONDS_PER_BYTE
+def _seconds(plan: KernelPlan, step: Step) -> float:
+    products = step.node is not None and step.node.primitive.family in PRODUCTS
+    operation = SECONDS_PER_OP / (OPERATIONS_AT_ONCE if products else 1)
+    return plan.ops * operation + plan.nbytes * SECONDS_PER_BYTE
 
 
 def _operations(graph: Graph, step: Step, stored: set[Value]) -> Iterator[FusedOperation]:

@@ -3,7 +3,7 @@
 `kernel_history()` returns the records, oldest first. Each is also one line of the logger
 `tracegrad` at level info: `launch 3f9a1c (in=2, out=1, ops=5): cache miss, codegen 0.4 ms, build 61
 ms`. `timing(True)`, or `TRACEGRAD_TIMING=1` in the environment, adds up what the launches take;
-`listen` hands start and end of every launch to a profiler. Both are off unless asked for, and then
+`listen` tells a profiler of every launch. Both are off unless asked for, and then
 launches call the kernel bare.
 """
 
@@ -85,6 +85,8 @@ def record(entry: KernelRecord) -> KernelRecord:
     with _lock:
         _records.append(entry)
     logger.info("%s", entry)
+    for listener in _listeners:
+        listener.loaded(entry)
     return entry
 
 
@@ -127,8 +129,18 @@ class Launchable:
     strides: Mapping[Value, Shape]
 
 
-Listener = Callable[[Launchable, int, int], None]
-"""`listener(launchable, start, end)`, by `time.perf_counter_ns`, in the thread of the launch."""
+class Listener:
+    """Base of who wants to hear of launches and loads, in the threads in which they happen."""
+
+    def launched(self, what: Launchable, start_ns: int, end_ns: int) -> None:
+        """A launch has returned; times are those of `time.perf_counter_ns`."""
+        raise NotImplementedError
+
+    def loaded(self, entry: KernelRecord) -> None:
+        """A kernel was handed out just now; the record says how long that took."""
+        raise NotImplementedError
+
+
 
 _timing = os.environ.get("TRACEGRAD_TIMING", "") not in ("", "0")
 _listeners: tuple[Listener, ...] = ()
@@ -151,7 +163,7 @@ def timing(on: bool) -> None:
 
 
 def listen(listener: Listener) -> None:
-    """Call `listener` after every launch, of any thread, until `unlisten`."""
+    """Tell `listener` of every launch and load, of any thread, until `unlisten`."""
     global _listeners
     with _lock:
         _listeners = (*_listeners, listener)
@@ -162,7 +174,7 @@ def unlisten(listener: Listener) -> None:
     """Stop what `listen` began; without listeners and timing, launches are bare again."""
     global _listeners
     with _lock:
-        _listeners = tuple(x for x in _listeners if x != listener)
+        _listeners = tuple(x for x in _listeners if x is not listener)
         _bind_all()
 
 
@@ -197,7 +209,7 @@ def _timed(watched: Launchable) -> Run:
                 entry.timed += 1
                 entry.run_ms += (end - start) / 1e6
         for listener in _listeners:
-            listener(watched, start, end)
+            listener.launched(watched, start, end)
         return status
 
     return tg_run

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import uuid
 import warnings
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import ContextDecorator
 from typing import Any, NoReturn
@@ -134,7 +135,10 @@ class profile:
 
     def _start(self) -> None:
         """Begin to record; what was recorded before goes, or stays with `acc_events`."""
-        if state.profiler is not None:
+        running = state.profiler
+        if isinstance(running, Timeline) and running.owner() is None:
+            running.stop()  # it was started, and then forgotten
+        elif running is not None:
             raise ProfilerError("Profiler is already enabled on this thread")
         if self._ended and self.acc_events:
             self._earlier = list(self._finished())
@@ -142,14 +146,20 @@ class profile:
         make_id = self.custom_trace_id_callback
         self.trace_id = f"{uuid.uuid4().int:032X}" if make_id is None else make_id()
         self._timeline = Timeline(
-            self.record_shapes, self.with_stack, self.with_flops, self.profile_memory
-        )
+            self.record_shapes, self.with_stack, self.with_flops, self.profile_memory,
+            weakref.ref(self),
+        )  # fmt: skip
         self._timeline.start()
 
     def _stop(self) -> None:
         assert self._timeline is not None
         self._timeline.stop()
         self._ended = True
+
+    def _listen(self, on: bool) -> None:
+        """Record no more until it is called again."""
+        if self._timeline is not None and not self._ended:
+            self._timeline.listen(on)
 
     def _finished(self) -> EventList:
         if not self._ended or self._timeline is None:

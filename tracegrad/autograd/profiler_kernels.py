@@ -4,8 +4,10 @@ A compiled function, or its backward, calls its translation unit once, and that 
 The unit runs kernels one after the other, and each kernel computes many operations at once, element
 by element, so their times cannot be read from a clock. They are shares:
 
-- a kernel that is alone in its unit has the time of the call; several share it in proportion to
-  what their plans say of operations and bytes (`codegen.costs`), and are marked as estimates;
+- a kernel that is alone in its unit has the time of the call; several share it in the proportion
+  in which they shared a rehearsal (`runtime.rehearsal`: the same kernels, timed one by one), or,
+  where none can be had, that of the operations and bytes in their plans (`codegen.costs`). Those
+  are marked as estimates;
 - the operations fused into a kernel share its time by `Primitive.cost` times elements, and are
   always marked as estimates.
 
@@ -19,36 +21,40 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from tracegrad.autograd.profiler_names import aten_name, flops
+from tracegrad.autograd.profiler_util import FunctionEvent
 from tracegrad.codegen.costs import FusedOperation, KernelCost, kernel_costs
 from tracegrad.codegen.plan import Target
 from tracegrad.ir.errors import CompilerNotFound
 from tracegrad.runtime import executable
 from tracegrad.runtime.history import Launchable
-
-from tracegrad.autograd.profiler_util import FunctionEvent  # isort: skip
+from tracegrad.runtime.rehearsal import rehearse
 
 if TYPE_CHECKING:
     from tracegrad.autograd.profiler_timeline import Timeline
 
-NOTE = (
-    "(est.): part of a compiled function, whose kernels run many operations at once. Its time is a "
-    "share\nof a measured one, by the cost model: operations and bytes of each kernel, cost and "
-    "elements of each\noperation in it."
-)
+NOTE = """\
+(est.): part of one measured call of a compiled function. Its kernels share the time as they did in a
+rehearsal, timed one by one; the operations fused into a kernel share its time by the cost model."""
 """What a table with estimates says below."""
 
-_costs: WeakKeyDictionary[Launchable, tuple[KernelCost, ...]] = WeakKeyDictionary()
+Division = tuple[tuple[KernelCost, ...], list[float]]
+"""The kernels of a unit, and what each takes in proportion to the others."""
+
+_divisions: WeakKeyDictionary[Launchable, Division] = WeakKeyDictionary()
 
 
-def costs_of(what: Launchable) -> tuple[KernelCost, ...]:
-    """The kernels of a unit and their operations; found once."""
-    found = _costs.get(what)
+def division(what: Launchable) -> Division:
+    """How the time of a launch is divided; found once for each unit."""
+    found = _divisions.get(what)
     if found is None:
         try:
             target = executable.target()
         except CompilerNotFound:
             target = Target()
-        found = _costs[what] = kernel_costs(what.graph, target, what.strides)
+        costs = kernel_costs(what.graph, target, what.strides)
+        weights = rehearse(what) if len(costs) > 1 else None
+        found = _divisions[what] = (costs, weights or [cost.seconds for cost in costs])
     return found
 
 
@@ -62,9 +68,9 @@ def events_of_launch(
         span: start and end of the call, nanoseconds.
         timeline: says whether shapes, lines and operations were to be recorded.
     """
-    costs = costs_of(what)
+    costs, weights = division(what)
     events: list[FunctionEvent] = []
-    for cost, (start, end) in zip(costs, shared(span, [c.seconds for c in costs]), strict=True):
+    for cost, (start, end) in zip(costs, shared(span, weights), strict=True):
         kernel = _event(f"{what.graph.name}: {cost.name}", start, end, around)
         kernel.activity_type, kernel.stack = "kernel", around.stack
         kernel.is_estimated = len(costs) > 1
@@ -78,8 +84,6 @@ def events_of_launch(
 def _operation(
     op: FusedOperation, start: int, end: int, kernel: FunctionEvent, timeline: Timeline
 ) -> FunctionEvent:
-    from tracegrad.autograd.profiler_timeline import aten_name, flops
-
     node = op.node
     event = _event(aten_name(node.primitive), start, end, kernel)
     event.is_estimated = True

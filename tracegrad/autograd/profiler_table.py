@@ -127,7 +127,7 @@ def _lines(columns: list[Column], row: Any) -> list[str]:
     figures = "".join(c.cell(row).rjust(c.width) + GAP for c in others)
     stack = [_cut_source(line, source.width).ljust(source.width) + GAP for line in row.stack]
     first, *further = stack or [" " * (source.width + len(GAP))]
-    indent = " " * len(figures)
+    indent = " " * sum(c.width + len(GAP) for c in others)
     return [figures + first, *(indent + line for line in further), indent + " " * len(first)]
 
 

@@ -15,10 +15,12 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import numpy as np
 
+from tracegrad.autograd.profiler_names import aten_name, flops, public_call
 from tracegrad.autograd.profiler_util import BACKWARD, LABEL, FunctionEvent
 from tracegrad.ir.errors import ProfilerError
 from tracegrad.ir.primitive import Primitive
@@ -29,78 +31,43 @@ from tracegrad.tracer.state import state
 from tracegrad.tracer.tape import BackwardNode
 from tracegrad.tracer.tensor import Tensor
 
-ATEN_NAMES = {
-    "broadcast": "expand", "cast": "to", "concat": "cat", "conv": "convolution",
-    "dot_general": "matmul", "equal": "eq", "greater": "gt", "greater_equal": "ge", "less": "lt",
-    "less_equal": "le", "not_equal": "ne", "random_bernoulli": "bernoulli",
-    "random_normal": "randn", "random_randint": "randint", "random_uniform": "rand",
-    "reduce_all": "all", "reduce_any": "any", "reduce_max": "amax", "reduce_min": "amin",
-    "reduce_prod": "prod", "reduce_sum": "sum",
-}  # fmt: skip
-"""Where PyTorch's name of an operation is not the primitive's."""
-
 STEP = "ProfilerStep#"  # the labels of `profiler.profile.step`; they are one row of the table
+
+_LOADS = {"built": "compile", "disk": "load from disk", "memory": "load"}
 
 Launch = tuple[FunctionEvent, history.Launchable, int, int]
 """A call of a translation unit: the event it ran in, what was called, start and end."""
 
 
-def aten_name(op: Primitive) -> str:
-    """How PyTorch's profiler calls an operation.
-
-    Example:
-        >>> from tracegrad.ir import ops
-        >>> aten_name(ops.reduce_sum)
-        'aten::sum'
-    """
-    return "aten::" + ATEN_NAMES.get(op.name, op.name)
-
-
-def flops(op: Primitive, operands: Sequence[Any], params: Mapping[str, Any], size: int) -> int:
-    """Floating-point operations of products, convolutions, additions and multiplications.
-
-    Args:
-        operands: tensors or IR values; size: number of elements of the result.
-    """
-    if op.name in ("add", "mul"):
-        return size
-    if op.name == "dot_general":
-        inner = 1
-        for axis in params["contract"][0]:
-            inner *= operands[0].shape[axis]
-        return 2 * size * inner
-    if op.name == "conv":
-        inner = 1
-        for n in operands[1].shape[1:]:
-            inner *= n
-        return 2 * size * inner
-    return 0
-
-
-class Timeline(Profiler):
+class Timeline(Profiler, history.Listener):
     """Writes down what one thread runs, with the clock read right before and after.
 
     Attributes:
         events: in the order in which they started, on the clock of `time.perf_counter_ns`.
         launches: the calls of compiled code.
         origin_ns, epoch_ns: when it was started, on that clock and since 1970.
+        owner: returns the profiler that it belongs to; None when that is gone.
     """
 
-    def __init__(self, shapes: bool, stacks: bool, flops: bool, memory: bool) -> None:
+    def __init__(
+        self, shapes: bool, stacks: bool, flops: bool, memory: bool, owner: Callable[[], Any]
+    ) -> None:  # fmt: skip
         self.events: list[FunctionEvent] = []
         self.launches: list[Launch] = []
         self.shapes, self.stacks, self.flops, self.memory = shapes, stacks, flops, memory
+        self.owner = owner
         self.thread = threading.get_native_id()
         self._ident = threading.get_ident()
         self.origin_ns = self.epoch_ns = 0
         self._open: list[FunctionEvent] = []
+        self._call: tuple[FrameType, FunctionEvent | None] | None = None  # see `_in_call`
         self._alive: dict[int, weakref.ref[np.ndarray]] = {}  # memory allocated meanwhile
         self._running = False
 
     def start(self) -> None:
         """Listen to this thread."""
         profilers.append(self)
-        history.listen(self._launched)
+        history.listen(self)
         self._running = True
         state.profiler = self
         self.origin_ns, self.epoch_ns = time.perf_counter_ns(), time.time_ns()
@@ -111,19 +78,26 @@ class Timeline(Profiler):
         Raises:
             ProfilerError: this is another thread than the one that is listened to.
         """
-        if state.profiler is not self:
+        if threading.get_ident() != self._ident:
             raise ProfilerError(
                 "a profiler must be stopped in the thread in which it was started; it goes on there"
             )
         now = time.perf_counter_ns()
+        self._end_call()
         self._running = False
-        state.profiler = None
+        if state.profiler is self:
+            state.profiler = None
         profilers.remove(self)
-        history.unlisten(self._launched)
+        history.unlisten(self)
         for event in self._open:
             event.end_ns = now
         self._open.clear()
         self._alive.clear()
+
+    def listen(self, on: bool) -> None:
+        """Pause, or go on after a pause."""
+        if threading.get_ident() == self._ident and state.profiler in (None, self):
+            state.profiler = self if on else None
 
     # ---- events ---------------------------------------------------------------------------------
 
@@ -150,18 +124,27 @@ class Timeline(Profiler):
             self._open.remove(event)
 
     @contextmanager
-    def block(self, name: str) -> Iterator[FunctionEvent]:
-        """An event around a `with` block; what runs inside belongs to it."""
-        if name == ACCUMULATE:
-            event = self._enter(name, scope=BACKWARD)
-        else:
-            event = self._enter(name, scope=LABEL, activity_type="user_annotation")
-            if name.startswith(STEP):
-                event.name, event.shown_name = STEP[:-1] + "*", name
+    def _around(self, name: str, operands: Sequence[Any] = (), **more: Any) -> Iterator[Any]:
+        """An event inside which others are listed."""
+        self._end_call()
+        event = self._enter(name, operands, **more)
         try:
             yield event
         finally:
+            self._end_call()
             self._leave(event)
+
+    @contextmanager
+    def block(self, name: str) -> Iterator[FunctionEvent]:
+        """An event around a `with` block; what runs inside belongs to it."""
+        if name == ACCUMULATE:
+            more: dict[str, Any] = {"scope": BACKWARD}
+        else:
+            more = {"scope": LABEL, "activity_type": "user_annotation"}
+        with self._around(name, **more) as event:
+            if name.startswith(STEP):
+                event.name, event.shown_name = STEP[:-1] + "*", name
+            yield event
 
     def _alone(self, event: FunctionEvent, run: Callable[..., Any], *args: Any, **kw: Any) -> Any:
         """Run something as one event: operations inside it are not listed."""
@@ -172,6 +155,55 @@ class Timeline(Profiler):
             self._leave(event)
             state.profiler = self
 
+    def _operation(self, name: str, operands: Sequence[Any]) -> FunctionEvent:
+        """The event of an operation, inside that of the public function that is composed of it."""
+        self._in_call(name)
+        return self._enter(name, operands)
+
+    def _in_call(self, name: str) -> None:
+        """See which public function the operation `name` is part of, and list its call.
+
+        The frame of the call is kept until the next operation, so that two calls can be told apart.
+        """
+        found = public_call(sys._getframe(3))
+        if found is None:
+            self._end_call()
+            return
+        label, frame = found
+        if self._call is not None and self._call[0] is frame:
+            return
+        self._end_call()
+        if label == name:  # it is the operation itself, perhaps followed by others
+            self._call = (frame, None)
+            return
+        event = FunctionEvent(len(self.events), label, time.perf_counter_ns(), self.thread)
+        event.activity_type = "composite"
+        if self.shapes:
+            code = frame.f_code
+            names = code.co_varnames[: code.co_argcount]
+            given = [frame.f_locals.get(x) for x in names]
+            event.input_shapes = [list(getattr(x, "shape", ())) for x in given]
+        if self.stacks:
+            event.stack = user_stack()
+        self.events.append(event)
+        self._call = (frame, event)
+
+    def _end_operation(self) -> None:
+        if self._call is not None and self._call[1] is not None:
+            self._call[1].end_ns = time.perf_counter_ns()
+
+    def _end_call(self) -> None:
+        """Let go of the frame; memory that only it kept is freed by the call."""
+        if self._call is None:
+            return
+        event = self._call[1]
+        if event is None:
+            self._call = None
+            return
+        self._open.append(event)
+        self._call = None
+        self._open.pop()
+
     # ---- what the tracer runs -------------------------------------------------------------------
 
     def operation(
@@ -179,8 +211,11 @@ class Timeline(Profiler):
         params: Mapping[str, Any],
     ) -> Tensor:  # fmt: skip
         """One operation of the dispatcher."""
-        event = self._enter(aten_name(op), operands)
-        out = self._alone(event, run, op, operands, params)
+        event = self._operation(aten_name(op), operands)
+        try:
+            out: Tensor = self._alone(event, run, op, operands, params)
+        finally:
+            self._end_operation()
         if out._grad_fn is not None:
             event.sequence_nr = out._grad_fn.sequence
         if self.memory:
@@ -194,8 +229,11 @@ class Timeline(Profiler):
         operands: Sequence[Any], params: Mapping[str, Any],
     ) -> Tensor:  # fmt: skip
         """One in-place operation, with what computes its value."""
-        event = self._enter("aten::" + name, (target, *operands))
-        out: Tensor = self._alone(event, run, name, target, compute, *operands, **params)
+        event = self._operation("aten::" + name, (target, *operands))
+        try:
+            out: Tensor = self._alone(event, run, name, target, compute, *operands, **params)
+        finally:
+            self._end_operation()
         if out._grad_fn is not None and state.grad_enabled:
             event.sequence_nr = out._grad_fn.sequence
         if self.flops and name in ("add_", "mul_"):
@@ -207,6 +245,7 @@ class Timeline(Profiler):
         from tracegrad.tracer.launcher import MISS
 
         tensors = [x for x in leaves if isinstance(x, Tensor)]
+        self._end_call()
         event = self._enter(label, tensors, activity_type="compiled_call")
         results = self._alone(event, run, leaves)
         if results is MISS:
@@ -220,34 +259,40 @@ class Timeline(Profiler):
 
     def capture(self, label: str, run: Callable[..., Any], *args: Any) -> Any:
         """The run of a function that is recorded, and its compilation."""
-        event = self._enter(f"{label}: capture", activity_type="capture")
-        try:
+        with self._around(f"{label}: capture", activity_type="capture"):
             return run(*args)
-        finally:
-            self._leave(event)
 
     def backward(
         self, run: Callable[..., Sequence[Tensor | None]], node: BackwardNode,
         cotangents: list[Tensor | None], create_graph: bool,
     ) -> Sequence[Tensor | None]:  # fmt: skip
         """One step of the engine; the operations of its rule are events inside it."""
-        event = self._enter(node.name(), [c for c in cotangents if c is not None], scope=BACKWARD)
-        event.sequence_nr = node.sequence
-        try:
+        given = [c for c in cotangents if c is not None]
+        with self._around(node.name(), given, scope=BACKWARD) as event:
+            event.sequence_nr = node.sequence
             parts = run(node, cotangents, create_graph)
-        finally:
-            self._leave(event)
         if self.memory:
             event.self_cpu_memory_usage += self._allocated(parts, cotangents)
         return parts
 
-    def _launched(self, what: history.Launchable, start_ns: int, end_ns: int) -> None:
+    def launched(self, what: history.Launchable, start_ns: int, end_ns: int) -> None:
         """A call of a translation unit has returned: of a compiled function or its backward."""
         if threading.get_ident() != self._ident or not self._open:
             return
         around = self._open[-1]
         if around.scope == BACKWARD or around.activity_type == "compiled_call":
             self.launches.append((around, what, start_ns, end_ns))
+
+    def loaded(self, entry: history.KernelRecord) -> None:
+        """A unit was generated, and compiled or found in a cache, in the time just past."""
+        if threading.get_ident() != self._ident:
+            return
+        now = time.perf_counter_ns()
+        began = now - round((entry.codegen_ms + entry.load_ms) * 1e6)
+        name = f"{entry.label}: {_LOADS[entry.cache]}"
+        event = FunctionEvent(len(self.events), name, began, self.thread, end_ns=now)
+        event.activity_type = "capture"
+        self.events.append(event)
 
     # ---- memory ---------------------------------------------------------------------------------
 
@@ -313,6 +358,7 @@ def finished(timeline: Timeline) -> list[FunctionEvent]:
         event.end_ns -= timeline.origin_ns
     events.sort(key=lambda e: (e.start_ns, -e.end_ns))
     nest(events)
+    events[:] = merged(events)
     follow_forward(events)
     for around, what, start_ns, end_ns in timeline.launches:
         span = (start_ns - timeline.origin_ns, end_ns - timeline.origin_ns)
@@ -342,6 +388,24 @@ def nest(events: Sequence[FunctionEvent]) -> None:
             event.is_overlapping |= event.start_ns < parent.end_ns
             around.pop()
         around.append(event)
+
+
+def merged(events: Sequence[FunctionEvent]) -> list[FunctionEvent]:
+    """The events, with operations merged into the public function around that has their name."""
+    kept = []
+    for event in events:
+        around = event.cpu_parent
+        if around is None or around.activity_type != "composite" or around.name != event.name:
+            kept.append(event)
+            continue
+        around.cpu_children.remove(event)
+        around.self_cpu_memory_usage += event.self_cpu_memory_usage
+        around.flops += event.flops
+        around.sequence_nr = max(around.sequence_nr, event.sequence_nr)
+    for event in kept:
+        if event.activity_type == "composite":
+            event.activity_type = "cpu_op"
+    return kept
 
 
 def follow_forward(events: Sequence[FunctionEvent]) -> None:

@@ -349,7 +349,7 @@ class EventList(list[Any]):
         """One average over all events, named Total."""
         total = FunctionEventAvg()
         for event in self:
-            total.key = event.key if total.count else None
+            total.key = None  # shapes, stack and parent are the last event's, as in PyTorch
             total += event
         total.key = "Total"
         return total
