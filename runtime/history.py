@@ -141,7 +141,6 @@ class Listener:
         raise NotImplementedError
 
 
-
 _timing = os.environ.get("TRACEGRAD_TIMING", "") not in ("", "0")
 _listeners: tuple[Listener, ...] = ()
 _watched: WeakKeyDictionary[Callable[..., Any], Launchable] = WeakKeyDictionary()

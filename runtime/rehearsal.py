@@ -18,6 +18,7 @@ from tracegrad.ir.errors import CompileError, CompilerNotFound
 from tracegrad.ir.graph import Value
 from tracegrad.ir.types import Shape
 from tracegrad.runtime import executable, kernels
+from tracegrad.runtime._abi import ffi
 from tracegrad.runtime.history import Launchable
 
 MANY_KERNELS = 64  # compiling a unit of more once again takes longer than its figures are worth
@@ -53,7 +54,7 @@ def rehearse(what: Launchable) -> list[float] | None:
     addresses = [*map(kernels.pointer, (*inputs, *outputs)), aligned]
     addresses += [kernels.pointer(status), kernels.pointer(times)]
     for k, address in enumerate(addresses):
-        args[k] = kernels.ffi.cast("void *", address)
+        args[k] = ffi.cast("void *", address)
     return _least(loaded, args, times)
 
 

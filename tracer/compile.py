@@ -148,9 +148,7 @@ class CompiledFunction:
             return self._fn(*args, **kwargs)
         with self._lock:
             if profilers and state.profiler is not None:
-                return state.profiler.capture(
-                    self._label, self._capture, key, args, kwargs, leaves
-                )
+                return state.profiler.capture(self._label, self._capture, key, args, kwargs, leaves)
             return self._capture(key, args, kwargs, leaves)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:

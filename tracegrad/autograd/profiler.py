@@ -20,8 +20,9 @@ from collections.abc import Callable, Mapping
 from contextlib import ContextDecorator
 from typing import Any, NoReturn
 
-from tracegrad.autograd.profiler_timeline import Timeline, finished
+from tracegrad.autograd.profiler_timeline import Timeline
 from tracegrad.autograd.profiler_trace import trace_events, write_json
+from tracegrad.autograd.profiler_tree import finished
 from tracegrad.autograd.profiler_util import (
     EventList,
     FormattedTimesMixin,

@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from tracegrad.autograd.profiler_events import FunctionEvent
 from tracegrad.autograd.profiler_names import aten_name, flops
-from tracegrad.autograd.profiler_util import FunctionEvent
 from tracegrad.codegen.costs import FusedOperation, KernelCost, kernel_costs
 from tracegrad.codegen.plan import Target
 from tracegrad.ir.errors import CompilerNotFound
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from tracegrad.autograd.profiler_timeline import Timeline
 
 NOTE = """\
-(est.): part of one measured call of a compiled function. Its kernels share the time as they did in a
-rehearsal, timed one by one; the operations fused into a kernel share its time by the cost model."""
+(est.): part of one measured call of a compiled function. Its kernels share the time as they did in
+a rehearsal, timed one by one; the operations in a kernel share its time by the cost model."""
 """What a table with estimates says below."""
 
 Division = tuple[tuple[KernelCost, ...], list[float]]

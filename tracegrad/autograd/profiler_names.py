@@ -19,9 +19,10 @@ from tracegrad.tracer.modules import is_user_frame
 
 ATEN_NAMES = {
     "broadcast": "expand", "cast": "to", "concat": "cat", "conv": "convolution",
-    "dot_general": "matmul", "equal": "eq", "gather": "index", "greater": "gt", "greater_equal": "ge",
-    "iota": "arange", "less": "lt", "less_equal": "le", "not_equal": "ne",
-    "random_bernoulli": "bernoulli", "random_normal": "randn", "random_randint": "randint", "random_uniform": "rand",
+    "dot_general": "matmul", "equal": "eq", "gather": "index", "greater": "gt",
+    "greater_equal": "ge", "iota": "arange", "less": "lt", "less_equal": "le", "not_equal": "ne",
+    "random_bernoulli": "bernoulli", "random_normal": "randn", "random_randint": "randint",
+    "random_uniform": "rand",
     "reduce_all": "all", "reduce_any": "any", "reduce_max": "amax", "reduce_min": "amin",
     "reduce_prod": "prod", "reduce_sum": "sum",
 }  # fmt: skip
@@ -90,7 +91,7 @@ def public_call(frame: FrameType | None) -> tuple[str, FrameType] | None:
 def _public_codes() -> dict[CodeType, str | None]:
     global _complete
     if not _complete:
-        for name, function in _public_functions():
+        for function in _public_functions():
             if isinstance(function, FunctionType):
                 known = _codes.setdefault(function.__code__, function.__name__)
                 if known != function.__name__:
@@ -99,9 +100,9 @@ def _public_codes() -> dict[CodeType, str | None]:
     return _codes
 
 
-def _public_functions() -> Iterator[tuple[str, Any]]:
+def _public_functions() -> Iterator[Any]:
     for module in TABLES:
-        yield from module.FUNCTIONS.items()
+        yield from module.FUNCTIONS.values()
     neural = sys.modules.get(NEURAL)
     for name in getattr(neural, "__all__", ()):
-        yield name, getattr(neural, name)
+        yield getattr(neural, name)

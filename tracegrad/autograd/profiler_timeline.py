@@ -1,9 +1,8 @@
 """The recorder of one profile: writes events down while the tracer runs operations.
 
 `Timeline` is the `Profiler` that the tracer's hot paths meet (`tracer/profiling.py`). While it
-records it only appends; when it has ended, `finished` puts the events into a tree, gives backward
-nodes the lines of the operations they differentiate, and lists what compiled functions did.
-Start reading at `Timeline.operation`, then `finished`.
+records it only appends; `profiler_tree.finished` puts the events into order when it has ended.
+Start reading at `Timeline.operation`.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from tracegrad.autograd.profiler_events import BACKWARD, LABEL, FunctionEvent
 from tracegrad.autograd.profiler_names import aten_name, flops, public_call
-from tracegrad.autograd.profiler_util import BACKWARD, LABEL, FunctionEvent
 from tracegrad.ir.errors import ProfilerError
 from tracegrad.ir.primitive import Primitive
 from tracegrad.runtime import history
@@ -186,6 +185,7 @@ class Timeline(Profiler, history.Listener):
         if self.stacks:
             event.stack = user_stack()
         self.events.append(event)
+        self._open.append(event)
         self._call = (frame, event)
 
     def _end_operation(self) -> None:
@@ -197,12 +197,18 @@ class Timeline(Profiler, history.Listener):
         if self._call is None:
             return
         event = self._call[1]
-        if event is None:
-            self._call = None
-            return
-        self._open.append(event)
         self._call = None
-        self._open.pop()
+        if event is not None:
+            self._open.remove(event)
+
+    def _freeing(self) -> FunctionEvent | None:
+        """The event that memory is freed in at this moment."""
+        around = self._open[-1] if self._open else None
+        if around is None or self._call is None or self._call[1] is not around:
+            return around
+        if self._call[0].f_back is not None:
+            return around  # the function is still running
+        return self._open[-2] if len(self._open) > 1 else None
 
     # ---- what the tracer runs -------------------------------------------------------------------
 
@@ -317,8 +323,9 @@ class Timeline(Profiler, history.Listener):
         self._alive.pop(key, None)
         if not self._running:
             return
-        if self._open and threading.get_ident() == self._ident:
-            self._open[-1].self_cpu_memory_usage -= nbytes
+        around = self._freeing() if threading.get_ident() == self._ident else None
+        if around is not None:
+            around.self_cpu_memory_usage -= nbytes
             return
         now = time.perf_counter_ns()
         event = FunctionEvent(len(self.events), "[memory]", now, self.thread, end_ns=now)
@@ -343,86 +350,3 @@ def user_stack() -> list[str]:
             lines.append(f"{code.co_filename}({frame.f_lineno}): {code.co_name}")
         frame = frame.f_back
     return lines
-
-
-# ---- afterwards ---------------------------------------------------------------------------------
-
-
-def finished(timeline: Timeline) -> list[FunctionEvent]:
-    """The events of a timeline that was stopped: as a tree, in the order of their starts."""
-    from tracegrad.autograd.profiler_kernels import events_of_launch
-
-    events = timeline.events
-    for event in events:
-        event.start_ns -= timeline.origin_ns
-        event.end_ns -= timeline.origin_ns
-    events.sort(key=lambda e: (e.start_ns, -e.end_ns))
-    nest(events)
-    events[:] = merged(events)
-    follow_forward(events)
-    for around, what, start_ns, end_ns in timeline.launches:
-        span = (start_ns - timeline.origin_ns, end_ns - timeline.origin_ns)
-        events.extend(events_of_launch(around, what, span, timeline))
-    events.sort(key=lambda e: (e.start_ns, -e.end_ns))
-    for number, event in enumerate(events):
-        event.id = number
-    timeline.launches.clear()
-    return events
-
-
-def nest(events: Sequence[FunctionEvent]) -> None:
-    """Make each event a child of the innermost one whose time contains its own.
-
-    Of two that overlap otherwise, neither is the other's parent (as in PyTorch).
-    Args:
-        events: of one thread, sorted by start, the longer first.
-    """
-    around: list[FunctionEvent] = []
-    for event in events:
-        while around:
-            parent = around[-1]
-            if event.start_ns < parent.end_ns and event.end_ns <= parent.end_ns:
-                event.cpu_parent = parent
-                parent.cpu_children.append(event)
-                break
-            event.is_overlapping |= event.start_ns < parent.end_ns
-            around.pop()
-        around.append(event)
-
-
-def merged(events: Sequence[FunctionEvent]) -> list[FunctionEvent]:
-    """The events, with operations merged into the public function around that has their name."""
-    kept = []
-    for event in events:
-        around = event.cpu_parent
-        if around is None or around.activity_type != "composite" or around.name != event.name:
-            kept.append(event)
-            continue
-        around.cpu_children.remove(event)
-        around.self_cpu_memory_usage += event.self_cpu_memory_usage
-        around.flops += event.flops
-        around.sequence_nr = max(around.sequence_nr, event.sequence_nr)
-    for event in kept:
-        if event.activity_type == "composite":
-            event.activity_type = "cpu_op"
-    return kept
-
-
-def follow_forward(events: Sequence[FunctionEvent]) -> None:
-    """Give backward nodes the thread and lines of the operation that they differentiate.
-
-    What runs inside such a node has its lines too: those that a user would want to change.
-    """
-    forward: dict[int, FunctionEvent] = {}
-    for event in events:
-        if event.scope != BACKWARD and event.sequence_nr >= 0:
-            forward.setdefault(event.sequence_nr, event)
-    inside: dict[int, list[str]] = {}  # id of event -> lines of the backward node around it
-    for event in events:
-        if event.scope == BACKWARD:
-            source = forward.get(event.sequence_nr)
-            event.fwd_thread = 0 if source is None else source.thread
-            event.stack = [] if source is None else source.stack
-            inside[id(event)] = event.stack
-        elif event.cpu_parent is not None and id(event.cpu_parent) in inside:
-            event.stack = inside[id(event)] = inside[id(event.cpu_parent)]

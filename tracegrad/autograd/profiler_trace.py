@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from tracegrad.autograd.profiler_util import BACKWARD, FunctionEvent
+from tracegrad.autograd.profiler_events import BACKWARD, FunctionEvent
 
 Event = dict[str, Any]
 LANES = ("kernels of compiled functions", "operations inside kernels (estimated)")
