@@ -8,7 +8,7 @@ a `Profiler`; `tracegrad.autograd.profiler` has the one that users meet. Start r
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from tracegrad.tracer.state import state
@@ -79,3 +79,9 @@ def accumulate_in_block(leaf: Tensor, ct: Tensor, create_graph: bool, *, fresh: 
         return
     with state.profiler.block(ACCUMULATE):
         accumulate(leaf, ct, create_graph, fresh=fresh)
+
+
+def labelled(name: str) -> AbstractContextManager[Any]:
+    """A block of this thread's profiler; one that does nothing where there is none."""
+    profiler = state.profiler
+    return nullcontext() if profiler is None else profiler.block(name)

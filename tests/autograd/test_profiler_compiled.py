@@ -244,6 +244,53 @@ def test_dividing_a_launch_falls_back_on_the_cost_model(monkeypatch, profiled_se
     profiler_kernels._divisions.pop(what)
 
 
+@pytest.mark.filterwarnings("ignore:Warning. Profiler clears events")
+def test_a_function_that_runs_a_profiler_stays_eager() -> None:
+    """A replay would not take its steps, nor its time."""
+    scheduled = tg.profiler.profile(schedule=tg.profiler.schedule(wait=0, warmup=1, active=1))
+
+    def step(x):
+        scheduled.step()
+        return x * 2
+
+    def timed(x):
+        with profile() as prof:
+            y = x * 2
+        return y * len(prof.key_averages())
+
+    def stays_eager(function, line: str) -> None:
+        compiled = tg.compile(function)
+        with pytest.warns(tg.EagerWarning) as caught:
+            for _ in range(3):
+                assert compiled(tg.ones(2)).tolist() == [2.0, 2.0]
+        assert "a profiler is used inside the function at " in str(caught[0].message)
+        assert str(caught[0].message).endswith(f"({line})")
+
+    with scheduled:
+        stays_eager(step, "scheduled.step()")
+    assert scheduled.step_num == 3
+    stays_eager(timed, "with profile() as prof:")
+
+
+def test_labels_inside_a_compiled_function_change_nothing() -> None:
+    def labelled(x):
+        with record_function("inner"):
+            y = x.sin()
+        return (y * 2).sum()
+
+    x = tg.rand(5, generator=tg.Generator().manual_seed(0), requires_grad=True)
+    compiled = tg.compile(labelled)
+    for call in range(3):
+        x.grad = None
+        with profile() as prof:
+            out = compiled(x)
+            out.backward()
+        assert ("inner" in counts(prof)) is (call == 0)
+        assert out.item() == pytest.approx(labelled(x).item(), rel=1e-6)
+        assert x.grad.tolist() == pytest.approx((2 * x.cos()).tolist(), rel=1e-6)
+    assert len(compiled._order) == 1
+
+
 def test_shares_lose_nothing() -> None:
     parts = shared((10, 1_000_003), [0.1, 0.7, 1e-12, 0.3])
     assert parts[0][0] == 10 and parts[-1][1] == 1_000_003

@@ -63,3 +63,25 @@ def test_backward_nodes_are_told_by_their_forward_operation() -> None:
         assert all(e.stack == events[backward].stack for e in events[backward].cpu_children)
     assert events["torch::autograd::AccumulateGrad"].scope == 1
     assert events["torch::autograd::AccumulateGrad"].stack == []
+
+
+def test_steps_of_optimizers_are_labelled() -> None:
+    """PyTorch labels them so, the closure inside included."""
+    w = tg.ones(3, requires_grad=True)
+    optimizer = tg.optim.SGD([w], lr=0.1)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (w * 2).sum()
+        loss.backward()
+        return loss
+
+    with profile() as prof:
+        optimizer.step(closure)
+        optimizer.step()
+    top = [e for e in prof.function_events if e.cpu_parent is None]
+    assert [e.name for e in top] == ["Optimizer.step#SGD.step"] * 2
+    assert all(e.is_user_annotation for e in top)
+    inside = [e.name for e in top[0].cpu_children]
+    assert inside[0] == "Optimizer.zero_grad#SGD.zero_grad" and "MulBackward0" in inside
+    assert [e.name for e in top[1].cpu_children] == ["aten::add_"]

@@ -136,6 +136,7 @@ class profile:
 
     def _start(self) -> None:
         """Begin to record; what was recorded before goes, or stays with `acc_events`."""
+        note_use()
         running = state.profiler
         if isinstance(running, Timeline) and running.owner() is None:
             running.stop()  # it was started, and then forgotten
@@ -153,16 +154,19 @@ class profile:
         self._timeline.start()
 
     def _stop(self) -> None:
+        note_use()
         assert self._timeline is not None
         self._timeline.stop()
         self._ended = True
 
     def _listen(self, on: bool) -> None:
         """Record no more until it is called again."""
+        note_use()
         if self._timeline is not None and not self._ended:
             self._timeline.listen(on)
 
     def _finished(self) -> EventList:
+        note_use()
         if not self._ended or self._timeline is None:
             raise ProfilerError(
                 "Profiler didn't finish running: ask for results after its `with` block"
@@ -266,6 +270,12 @@ class profile:
         events.export_stacks(path, metric)
 
 
+def note_use() -> None:
+    """A profiler inside a function that is being captured: replays would not run it."""
+    if state.recorder is not None:
+        state.recorder.note("a profiler")
+
+
 def _check_device(device: str | None) -> None:
     """Warn of a device that is not there, in PyTorch's words."""
     if device is None:
@@ -285,7 +295,8 @@ class record_function(ContextDecorator):
     """Label a block or a function: it becomes a row that the operations inside belong to.
 
     A decorated generator or coroutine function is labelled, as in PyTorch, where it is called,
-    before its body runs; to label the body, use `with record_function(...)` in it.
+    before its body runs; to label the body, use `with record_function(...)` in it. A label inside a
+    compiled function is a row while that is captured; replays have rows for its kernels instead.
 
     Args:
         name: the label.

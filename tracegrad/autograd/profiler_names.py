@@ -37,7 +37,7 @@ TABLES = (pointwise, reductions, shapes, joining, linalg, indexing, random)
 NEURAL = "tracegrad.nn.functional"
 
 _codes: dict[CodeType, str | None] = {}  # of public functions; None where several share one
-_complete = False
+_loaded: list[str] = []  # of the modules whose functions are listed only once they are there
 
 
 def aten_name(op: Primitive) -> str:
@@ -89,14 +89,15 @@ def public_call(frame: FrameType | None) -> tuple[str, FrameType] | None:
 
 
 def _public_codes() -> dict[CodeType, str | None]:
-    global _complete
-    if not _complete:
+    """The code of each public function; `nn.functional` comes in when the user has loaded it."""
+    if not _codes or (not _loaded and NEURAL in sys.modules):
         for function in _public_functions():
             if isinstance(function, FunctionType):
                 known = _codes.setdefault(function.__code__, function.__name__)
                 if known != function.__name__:
                     _codes[function.__code__] = None
-        _complete = NEURAL in sys.modules
+        if NEURAL in sys.modules:
+            _loaded.append(NEURAL)
     return _codes
 
 

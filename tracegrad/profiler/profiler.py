@@ -187,6 +187,7 @@ class profile:
 
     def start(self) -> None:
         """Begin with the action of the current step."""
+        base.note_use()
         self._change(NONE, self.current_action)
         self._begin_label()
 
@@ -196,11 +197,13 @@ class profile:
         Raises:
             AssertionError: it was not started.
         """
+        base.note_use()
         self._end_label()
         self._change(self.current_action, None)
 
     def step(self) -> None:
         """Begin the next step of the schedule."""
+        base.note_use()
         self._end_label()
         before, action = self.current_action, self._action_of(self.step_num + 1)
         self.step_num += 1
