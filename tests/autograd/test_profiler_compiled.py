@@ -227,6 +227,23 @@ def test_memory_of_compiled_calls_is_that_of_their_results() -> None:
     assert prof.function_events[0].cpu_memory_usage == 16 * 16 * 4 == y.numel() * 4
 
 
+def test_what_a_compiled_call_keeps_for_its_backward_counts_too() -> None:
+    x, w = operands()
+    compiled = replayed(several, x, w)
+    kept = [r for r in compiled(x, w).grad_fn.residuals if r[1] is None]
+    assert kept
+    x.grad = w.grad = None
+    with profile(profile_memory=True) as prof:
+        y = compiled(x, w)
+        y.backward()
+    call = prof.function_events[0]
+    assert call.cpu_memory_usage == y._array.nbytes + sum(r[0].nbytes for r in kept)
+    backward = next(e for e in prof.function_events if e.name == "CompiledBackward0")
+    assert backward.self_cpu_memory_usage == x._array.nbytes + w._array.nbytes
+    freed = sum(e.self_cpu_memory_usage for e in prof.function_events if e.name == "[memory]")
+    assert freed == -sum(r[0].nbytes for r in kept)  # when the backward has used it
+
+
 def test_dividing_a_launch_falls_back_on_the_cost_model(monkeypatch, profiled_several) -> None:
     """Where nothing can be rehearsed, plans say how much each kernel has to do."""
     x, w = operands()

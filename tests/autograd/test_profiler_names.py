@@ -19,6 +19,8 @@ CALLS = {
     "mse_loss": lambda x: F.mse_loss(x, x + 1), "conv2d": lambda x: F.conv2d(x[None, None], PATCH),
     "cross_entropy_loss": lambda x: F.cross_entropy(x, tg.tensor([0, 1, 2, 0])),
     "matmul": lambda x: x @ x, "index": lambda x: x[tg.tensor([0, 1])],
+    "max": lambda x: x.max(0), "min": lambda x: x.min(), "absolute": lambda x: x.absolute(),
+    "arccos": lambda x: tg.arccos(x), "rand_like": lambda x: tg.rand_like(x),
     "sum": lambda x: x.sum(), "select": lambda x: x[1], "repeat": lambda x: x.repeat(2, 2),
 }  # fmt: skip
 PATCH = tg.ones(1, 1, 2, 2)

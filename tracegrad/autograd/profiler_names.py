@@ -36,7 +36,7 @@ FUNCTION_NAMES = {
 TABLES = (pointwise, reductions, shapes, joining, linalg, indexing, random)
 NEURAL = "tracegrad.nn.functional"
 
-_codes: dict[CodeType, str | None] = {}  # of public functions; None where several share one
+_functions: dict[CodeType, list[FunctionType]] = {}  # those made by one factory share their code
 _loaded: list[str] = []  # of the modules whose functions are listed only once they are there
 
 
@@ -78,27 +78,40 @@ def public_call(frame: FrameType | None) -> tuple[str, FrameType] | None:
     Returns:
         Its name, `aten::softmax`, and its frame; None where there is none.
     """
-    codes = _public_codes()
+    functions = _public()
     found = None
     while frame is not None and not is_user_frame(frame):
-        name = codes.get(frame.f_code)
-        if name is not None:
+        candidates = functions.get(frame.f_code)
+        if candidates is not None:
+            name = _name_of(candidates, frame)
             found = ("aten::" + FUNCTION_NAMES.get(name, name), frame)
         frame = frame.f_back
     return found
 
 
-def _public_codes() -> dict[CodeType, str | None]:
-    """The code of each public function; `nn.functional` comes in when the user has loaded it."""
-    if not _codes or (not _loaded and NEURAL in sys.modules):
+def _name_of(candidates: Sequence[FunctionType], frame: FrameType) -> str:
+    """The function that a frame runs; those with the same code differ in what they close over."""
+    if len(candidates) > 1:
+        values = frame.f_locals
+        free = frame.f_code.co_freevars
+        for function in candidates:
+            cells = function.__closure__ or ()
+            if all(values.get(n) is c.cell_contents for n, c in zip(free, cells, strict=True)):
+                return function.__name__
+    return candidates[0].__name__
+
+
+def _public() -> dict[CodeType, list[FunctionType]]:
+    """Public functions by code; those of `nn.functional` once the user has loaded it."""
+    if not _functions or (not _loaded and NEURAL in sys.modules):
         for function in _public_functions():
             if isinstance(function, FunctionType):
-                known = _codes.setdefault(function.__code__, function.__name__)
-                if known != function.__name__:
-                    _codes[function.__code__] = None
+                alike = _functions.setdefault(function.__code__, [])
+                if function not in alike:
+                    alike.append(function)
         if NEURAL in sys.modules:
             _loaded.append(NEURAL)
-    return _codes
+    return _functions
 
 
 def _public_functions() -> Iterator[Any]:

@@ -225,7 +225,7 @@ class Timeline(Profiler, history.Listener):
         if out._grad_fn is not None:
             event.sequence_nr = out._grad_fn.sequence
         if self.memory:
-            event.self_cpu_memory_usage += self._allocated([out], operands)
+            event.self_cpu_memory_usage += self._allocated([out._array], operands)
         if self.flops:
             event.flops = flops(op, operands, params, int(out._array.size))
         return out
@@ -255,12 +255,19 @@ class Timeline(Profiler, history.Listener):
         event = self._enter(label, tensors, activity_type="compiled_call")
         results = self._alone(event, run, leaves)
         if results is MISS:
-            self.events.remove(event)
+            if self.events[-1] is event:
+                self.events.pop()
+            else:  # memory was freed meanwhile
+                self.events.remove(event)
             return results
         made = [x for x in results if isinstance(x, Tensor)]
         event.sequence_nr = next((x._grad_fn.sequence for x in made if x._grad_fn is not None), -1)
         if self.memory:
-            event.self_cpu_memory_usage += self._allocated(made, tensors)
+            arrays = [x._array for x in made]
+            for node in {x._grad_fn for x in made}:  # keeps what no tensor shows
+                residuals = getattr(node, "residuals", None) or ()
+                arrays += [array for array, storage, _ in residuals if storage is None]
+            event.self_cpu_memory_usage += self._allocated(arrays, tensors)
         return results
 
     def capture(self, label: str, run: Callable[..., Any], *args: Any) -> Any:
@@ -278,7 +285,8 @@ class Timeline(Profiler, history.Listener):
             event.sequence_nr = node.sequence
             parts = run(node, cotangents, create_graph)
         if self.memory:
-            event.self_cpu_memory_usage += self._allocated(parts, cotangents)
+            arrays = [part._array for part in parts if part is not None]
+            event.self_cpu_memory_usage += self._allocated(arrays, cotangents)
         return parts
 
     def launched(self, what: history.Launchable, start_ns: int, end_ns: int) -> None:
@@ -302,14 +310,12 @@ class Timeline(Profiler, history.Listener):
 
     # ---- memory ---------------------------------------------------------------------------------
 
-    def _allocated(self, made: Sequence[Tensor | None], given: Sequence[Any]) -> int:
-        """Bytes of memory that results do not share with operands; from now on their end counts."""
+    def _allocated(self, made: Sequence[np.ndarray], given: Sequence[Any]) -> int:
+        """Bytes of memory that arrays do not share with operands; from now on their end counts."""
         total = 0
         old = {id(owner(x._array)) for x in given if isinstance(x, Tensor)}
-        for x in made:
-            if x is None:
-                continue
-            memory = owner(x._array)
+        for array in made:
+            memory = owner(array)
             key = id(memory)
             if key in old or key in self._alive:
                 continue
