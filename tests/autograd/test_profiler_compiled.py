@@ -227,6 +227,20 @@ def test_memory_of_compiled_calls_is_that_of_their_results() -> None:
     assert prof.function_events[0].cpu_memory_usage == 16 * 16 * 4 == y.numel() * 4
 
 
+def test_tensors_that_are_passed_through_are_no_new_memory() -> None:
+    constant = tg.ones(100)
+
+    @tg.compile
+    def passing(x):
+        return x, constant, x + 1
+
+    x = tg.ones(16)
+    passing(x), passing(x)
+    with profile(profile_memory=True) as prof:
+        kept = passing(x)
+    assert kept[1] is constant and prof.function_events[0].cpu_memory_usage == 16 * 4
+
+
 def test_what_a_compiled_call_keeps_for_its_backward_counts_too() -> None:
     x, w = operands()
     compiled = replayed(several, x, w)

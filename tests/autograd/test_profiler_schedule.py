@@ -108,6 +108,15 @@ def test_start_and_stop() -> None:
     assert counts(prof) == [("aten::cos", 1)]
 
 
+def test_stopping_twice_warns() -> None:
+    """PyTorch's library says so too, and goes on."""
+    with pytest.warns(UserWarning, match="^the profiler is not running$"):
+        with profile() as prof:
+            X.sin()
+            prof.stop()
+    assert counts(prof) == [("aten::sin", 1)] and profilers == []
+
+
 def test_nothing_is_left_after_an_exception() -> None:
     """PyTorch calls `on_trace_ready` then too."""
     seen = []

@@ -33,6 +33,7 @@ from tracegrad.autograd.profiler_util import (
     format_time,
 )
 from tracegrad.ir.errors import ParameterError, ProfilerError, UnsupportedError
+from tracegrad.ir.location import user_stacklevel
 from tracegrad.tracer.state import state
 
 __all__ = ["EventList", "FormattedTimesMixin", "FunctionEvent", "FunctionEventAvg", "Interval",
@@ -144,9 +145,9 @@ class profile:
             raise ProfilerError("Profiler is already enabled on this thread")
         if self._ended and self.acc_events:
             self._earlier = list(self._finished())
-        self.entered, self._ended, self._events = True, False, None
         make_id = self.custom_trace_id_callback
         self.trace_id = f"{uuid.uuid4().int:032X}" if make_id is None else make_id()
+        self.entered, self._ended, self._events = True, False, None
         self._timeline = Timeline(
             self.record_shapes, self.with_stack, self.with_flops, self.profile_memory,
             weakref.ref(self),
@@ -155,7 +156,9 @@ class profile:
 
     def _stop(self) -> None:
         note_use()
-        assert self._timeline is not None
+        if self._timeline is None or self._ended:
+            warnings.warn("the profiler is not running", stacklevel=user_stacklevel())
+            return
         self._timeline.stop()
         self._ended = True
 

@@ -267,7 +267,8 @@ class Timeline(Profiler, history.Listener):
             for node in {x._grad_fn for x in made}:  # keeps what no tensor shows
                 residuals = getattr(node, "residuals", None) or ()
                 arrays += [array for array, storage, _ in residuals if storage is None]
-            event.self_cpu_memory_usage += self._allocated(arrays, tensors)
+            read = [x for x in getattr(run, "__globals__", {}).values() if isinstance(x, Tensor)]
+            event.self_cpu_memory_usage += self._allocated(arrays, [*tensors, *read])
         return results
 
     def capture(self, label: str, run: Callable[..., Any], *args: Any) -> Any:
