@@ -22,7 +22,7 @@ PRODUCTS = ("contraction", "convolution")
 OPERATIONS_AT_ONCE = 4  # of BLAS, for one of a loop: it keeps more of its operands in registers
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FusedOperation:
     """An operation inside a kernel: its node, and about how many operations it performs there."""
 

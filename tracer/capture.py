@@ -10,7 +10,7 @@ Start reading at `GraphRecorder.record`, then `Capture`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -152,6 +152,8 @@ class GraphRecorder(Recorder):
         """Append a node."""
         self._read_names()
         location = here()
+        if self.labels and location is not None:
+            location = replace(location, labels=self.labels)
         inputs = [self.value_of(x) if isinstance(x, Tensor) else self._array(x) for x in operands]
         value = self.builder.append(op, inputs, params, location=location)
         if not out._requires_grad and self._cut(op, operands, value):

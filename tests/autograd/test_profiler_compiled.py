@@ -303,23 +303,36 @@ def test_a_function_that_runs_a_profiler_stays_eager() -> None:
     stays_eager(timed, "with profile() as prof:")
 
 
-def test_labels_inside_a_compiled_function_change_nothing() -> None:
+def test_labels_inside_a_compiled_function_hold_their_operations() -> None:
+    """Eagerly a label holds what runs in its block; in a kernel, what was written there."""
+
+    @record_function("whole")
     def labelled(x):
-        with record_function("inner"):
+        with record_function("outer"):
             y = x.sin()
+            with record_function("inner"):
+                y = y.exp()
         return (y * 2).sum()
 
-    x = tg.rand(5, generator=tg.Generator().manual_seed(0), requires_grad=True)
+    x = tg.rand(500, generator=tg.Generator().manual_seed(0), requires_grad=True)
     compiled = tg.compile(labelled)
     for call in range(3):
         x.grad = None
         with profile() as prof:
             out = compiled(x)
             out.backward()
-        assert ("inner" in counts(prof)) is (call == 0)
+        events = {e.name: e for e in reversed(prof.function_events)}  # the first of each
+        assert events["inner"].cpu_parent is events["outer"]
+        assert events["outer"].cpu_parent is events["whole"]
+        assert events["inner"].cpu_children == [events["aten::exp"]]
+        assert [e.name for e in events["outer"].cpu_children] == ["aten::sin", "inner"]
+        assert all(events[n].is_user_annotation for n in ("whole", "outer", "inner"))
+        assert events["inner"].is_estimated is (call > 0)  # the first call is captured
+        assert counts(prof)["inner"] == counts(prof)["whole"] == 1  # and none in the backward
         assert out.item() == pytest.approx(labelled(x).item(), rel=1e-6)
-        assert x.grad.tolist() == pytest.approx((2 * x.cos()).tolist(), rel=1e-6)
     assert len(compiled._order) == 1
+    assert events["outer"].self_cpu_time_total == 0
+    assert events["whole"].cpu_time_total == events["labelled: kernel_0"].cpu_time_total
 
 
 def test_shares_lose_nothing() -> None:

@@ -299,7 +299,7 @@ class record_function(ContextDecorator):
 
     A decorated generator or coroutine function is labelled, as in PyTorch, where it is called,
     before its body runs; to label the body, use `with record_function(...)` in it. A label inside a
-    compiled function is a row while that is captured; replays have rows for its kernels instead.
+    compiled function holds, in each kernel, the operations that were written in its block.
 
     Args:
         name: the label.
@@ -333,9 +333,11 @@ class record_function(ContextDecorator):
         return record_function(self.name, self.args)
 
     def __enter__(self) -> record_function:
-        profiler = state.profiler
+        profiler, recorder = state.profiler, state.recorder
         block = None if profiler is None else profiler.block(self.name)
-        self._blocks.append(block)
+        self._blocks.append((block, recorder))
+        if recorder is not None:
+            recorder.labels = (*recorder.labels, self.name)
         if block is not None:
             block.__enter__()
         return self
@@ -343,7 +345,9 @@ class record_function(ContextDecorator):
     def __exit__(self, *exception: Any) -> None:
         if not self._blocks:
             raise AssertionError("Expected record to be set")
-        block = self._blocks.pop()
+        block, recorder = self._blocks.pop()
+        if recorder is not None:
+            recorder.labels = recorder.labels[:-1]
         if block is not None:
             block.__exit__(None, None, None)
 

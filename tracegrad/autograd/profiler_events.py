@@ -240,6 +240,7 @@ class FunctionEventAvg(FormattedTimesMixin):
         self.cpu_parent: FunctionEvent | None = None
         self.cpu_children: list[FunctionEvent] | None = None
         self.is_user_annotation = False
+        self.activity_type: str | None = None
         self.is_estimated = False
 
     def add(self, other: FunctionEvent | FunctionEventAvg) -> FunctionEventAvg:
@@ -252,7 +253,7 @@ class FunctionEventAvg(FormattedTimesMixin):
             raise AssertionError("Expected other to be a FunctionEvent or FunctionEventAvg")
         if self.key is None:
             for name in ("key", "input_shapes", "overload_name", "stack", "scope", "cpu_parent",
-                         "cpu_children", "is_user_annotation"):  # fmt: skip
+                         "cpu_children", "is_user_annotation", "activity_type"):  # fmt: skip
                 setattr(self, name, getattr(other, name))
         if other.key != self.key:
             raise AssertionError(f"Expected keys to match, but got {other.key} vs {self.key}")

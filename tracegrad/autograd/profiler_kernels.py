@@ -18,10 +18,10 @@ The shares are laid end to end, so self times add up to what was measured. Start
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from tracegrad.autograd.profiler_events import FunctionEvent
+from tracegrad.autograd.profiler_events import BACKWARD, LABEL, FunctionEvent
 from tracegrad.autograd.profiler_names import aten_name, flops
 from tracegrad.codegen.costs import FusedOperation, KernelCost, kernel_costs
 from tracegrad.codegen.plan import Target
@@ -75,17 +75,44 @@ def events_of_launch(
         kernel.activity_type, kernel.stack = "kernel", around.stack
         kernel.is_estimated = len(costs) > 1
         events.append(kernel)
-        parts = shared((start, end), [op.work for op in cost.operations])
-        for op, (first, last) in zip(cost.operations, parts, strict=True):
-            events.append(_operation(op, first, last, kernel, timeline))
+        depth = -1 if around.scope == BACKWARD else 0  # eager backward nodes have no labels either
+        _fill(kernel, cost.operations, depth, timeline, events)
     return events
 
 
+def _fill(
+    parent: FunctionEvent, operations: Sequence[FusedOperation], depth: int, timeline: Timeline,
+    events: list[FunctionEvent],
+) -> None:  # fmt: skip
+    """Share the time of a kernel, or of a label in it, among operations and the labels around them.
+
+    Args:
+        depth: how many labels `parent` is inside; negative to leave them out.
+        events: where the new ones are appended.
+    """
+    groups: dict[Any, list[FusedOperation]] = {}
+    for op in operations:
+        labels = op.node.location.labels if op.node.location is not None and depth >= 0 else ()
+        key = labels[depth] if len(labels) > depth >= 0 else op
+        groups.setdefault(key, []).append(op)
+    span = (parent.start_ns, parent.end_ns)
+    parts = shared(span, [sum(op.work for op in group) for group in groups.values()])
+    for (key, group), (start, end) in zip(groups.items(), parts, strict=True):
+        if isinstance(key, FusedOperation):
+            events.append(_operation(key, start, end, parent, timeline))
+            continue
+        label = _event(key, start, end, parent)
+        label.scope, label.activity_type, label.is_estimated = LABEL, "user_annotation", True
+        label.stack = parent.stack
+        events.append(label)
+        _fill(label, group, depth + 1, timeline, events)
+
+
 def _operation(
-    op: FusedOperation, start: int, end: int, kernel: FunctionEvent, timeline: Timeline
+    op: FusedOperation, start: int, end: int, parent: FunctionEvent, timeline: Timeline
 ) -> FunctionEvent:
     node = op.node
-    event = _event(aten_name(node.primitive), start, end, kernel)
+    event = _event(aten_name(node.primitive), start, end, parent)
     event.is_estimated = True
     if timeline.shapes:
         event.input_shapes = [list(v.shape) for v in node.inputs]
@@ -94,7 +121,7 @@ def _operation(
     if timeline.stacks:
         at = node.location
         own = [] if at is None else [f"{at.file}({at.line}): {at.function}"]
-        event.stack = own + kernel.stack
+        event.stack = own + parent.stack
     return event
 
 
