@@ -134,7 +134,7 @@ def plan_unit(graph: Graph, target: Target, strides: Mapping[Value, Shape]) -> U
     assert len(set(graph.outputs)) == len(graph.outputs), "outputs must be distinct"
     assert not set(graph.outputs) & set(graph.inputs), "an output must not be an input"
     title = f"{graph.name}: {_signature(graph)}"
-    graph = contraction.canonical_operands(contraction.expand_small(graph), strides)
+    graph = prepared(graph, strides)
     steps = schedule(graph, strides)
     buffers = _name_buffers(graph, steps, strides)
     kernels: list[KernelPlan] = []
@@ -163,6 +163,11 @@ def plan_unit(graph: Graph, target: Target, strides: Mapping[Value, Shape]) -> U
         title, tuple(kernels), texts, tuple(slots), len(graph.inputs), len(graph.outputs), arena,
         temporaries,
     )  # fmt: skip
+
+
+def prepared(graph: Graph, strides: Mapping[Value, Shape]) -> Graph:
+    """The graph as it is scheduled: small products expanded, operands of the others canonical."""
+    return contraction.canonical_operands(contraction.expand_small(graph), strides)
 
 
 def _name_buffers(

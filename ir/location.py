@@ -16,11 +16,15 @@ from types import FrameType
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A line of Python; prints as `train.py:41`."""
+    """A line of Python; prints as `train.py:41`.
+
+    `labels` are those of the profiler's blocks around it, the outermost first.
+    """
 
     file: str
     line: int
     function: str = ""
+    labels: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{os.path.basename(self.file)}:{self.line}"

@@ -126,7 +126,8 @@ def build(graph: Graph, name: str, strides: Mapping[Value, Shape] | None = None)
         **{f"dtype_{t.dtype.name}": t.dtype.numpy for t in types},
     }
     exec(compile(text, f"<tracegrad {graph.name}>", "exec"), namespace)
-    history.watch(namespace[name], kernel.run, kernel.record)
+    watched = history.Launchable(kernel.run, kernel.record, graph, strides or {})
+    history.watch(namespace[name], watched)
     return Executable(namespace[name], text, unit, kernel)
 
 

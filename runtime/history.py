@@ -2,7 +2,9 @@
 
 `kernel_history()` returns the records, oldest first. Each is also one line of the logger
 `tracegrad` at level info: `launch 3f9a1c (in=2, out=1, ops=5): cache miss, codegen 0.4 ms, build 61
-ms`. `timing(True)`, or `TRACEGRAD_TIMING=1` in the environment, adds up what the launches take.
+ms`. `timing(True)`, or `TRACEGRAD_TIMING=1` in the environment, adds up what the launches take;
+`listen` tells a profiler of every launch. Both are off unless asked for, and then
+launches call the kernel bare.
 """
 
 from __future__ import annotations
@@ -12,10 +14,14 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
+
+if TYPE_CHECKING:
+    from tracegrad.ir.graph import Graph, Value
+    from tracegrad.ir.types import Shape
 
 logger = logging.getLogger("tracegrad")
 LIMIT = 10_000
@@ -79,6 +85,8 @@ def record(entry: KernelRecord) -> KernelRecord:
     with _lock:
         _records.append(entry)
     logger.info("%s", entry)
+    for listener in _listeners:
+        listener.loaded(entry)
     return entry
 
 
@@ -103,8 +111,39 @@ def clear_history() -> None:
 # --- timing of launches ---------------------------------------------------------------------------
 
 Run = Callable[[Any], int]
+
+
+@dataclass(frozen=True, eq=False)
+class Launchable:
+    """A loaded graph whose launches can be timed.
+
+    Attributes:
+        run: `tg_run`, bare.
+        entry: its record.
+        graph: what was compiled; strides: of its inputs that are not contiguous, in elements.
+    """
+
+    run: Run
+    entry: KernelRecord
+    graph: Graph
+    strides: Mapping[Value, Shape]
+
+
+class Listener:
+    """Base of who wants to hear of launches and loads, in the threads in which they happen."""
+
+    def launched(self, what: Launchable, start_ns: int, end_ns: int) -> None:
+        """A launch has returned; times are those of `time.perf_counter_ns`."""
+        raise NotImplementedError
+
+    def loaded(self, entry: KernelRecord) -> None:
+        """A kernel was handed out just now; the record says how long that took."""
+        raise NotImplementedError
+
+
 _timing = os.environ.get("TRACEGRAD_TIMING", "") not in ("", "0")
-_watched: WeakKeyDictionary[Callable[..., Any], tuple[Run, KernelRecord]] = WeakKeyDictionary()
+_listeners: tuple[Listener, ...] = ()
+_watched: WeakKeyDictionary[Callable[..., Any], Launchable] = WeakKeyDictionary()
 
 
 def timing(on: bool) -> None:
@@ -119,33 +158,57 @@ def timing(on: bool) -> None:
     global _timing
     with _lock:
         _timing = bool(on)
-        for call in _watched:
-            _bind(call)
+        _bind_all()
 
 
-def watch(call: Callable[..., Any], run: Run, entry: KernelRecord) -> None:
-    """Let `timing` decide whether the generated function `call` runs `run` bare or timed."""
+def listen(listener: Listener) -> None:
+    """Tell `listener` of every launch and load, of any thread, until `unlisten`."""
+    global _listeners
     with _lock:
-        _watched[call] = (run, entry)
+        _listeners = (*_listeners, listener)
+        _bind_all()
+
+
+def unlisten(listener: Listener) -> None:
+    """Stop what `listen` began; without listeners and timing, launches are bare again."""
+    global _listeners
+    with _lock:
+        _listeners = tuple(x for x in _listeners if x is not listener)
+        _bind_all()
+
+
+def watch(call: Callable[..., Any], launchable: Launchable) -> None:
+    """Let `timing` and `listen` decide whether the generated function `call` runs bare or timed."""
+    with _lock:
+        _watched[call] = launchable
+        _bind(call)
+
+
+def _bind_all() -> None:
+    for call in list(_watched):
         _bind(call)
 
 
 def _bind(call: Callable[..., Any]) -> None:
     """Set the global `tg_run` of a generated function, whose globals are its own."""
-    run, entry = _watched[call]
-    call.__globals__["tg_run"] = _timed(run, entry) if _timing else run
+    watched = _watched[call]
+    timed = _timing or _listeners
+    call.__globals__["tg_run"] = _timed(watched) if timed else watched.run
 
 
-def _timed(run: Run, entry: KernelRecord) -> Run:
-    clock = time.perf_counter
+def _timed(watched: Launchable) -> Run:
+    run, entry, clock = watched.run, watched.entry, time.perf_counter_ns
 
     def tg_run(args: Any) -> int:
         start = clock()
         status = run(args)
-        elapsed = (clock() - start) * 1e3
-        with _lock:
-            entry.timed += 1
-            entry.run_ms += elapsed
+        end = clock()
+        if _timing:
+            with _lock:
+                entry.timed += 1
+                entry.run_ms += (end - start) / 1e6
+        for listener in _listeners:
+            listener.launched(watched, start, end)
         return status
 
     return tg_run

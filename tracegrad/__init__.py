@@ -86,7 +86,7 @@ def __dir__() -> list[str]:
     return sorted({*__all__, *_LAZY, *_LAZY_NAMES, "__doc__", "__file__", "__version__"})
 
 
-_LAZY = ("autograd", "func", "nn", "optim", "cuda", "utils")
+_LAZY = ("autograd", "func", "nn", "optim", "cuda", "utils", "profiler")
 _LAZY_NAMES = {
     "compile": "tracegrad.tracer.compile",
     "eager": "tracegrad.tracer.compile",

@@ -10,7 +10,7 @@ Start reading at `GraphRecorder.record`, then `Capture`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -155,6 +155,8 @@ class GraphRecorder(Recorder):
         """Append a node."""
         self._read_names()
         location = here()
+        if self.labels and location is not None:
+            location = replace(location, labels=self.labels)
         inputs = [self.value_of(x) if isinstance(x, Tensor) else self._array(x) for x in operands]
         if state.grad_enabled and op.name != "detach" and any(map(self._cut_view, operands)):
             self.stay_eager("a view that was made under no_grad() is a leaf of its own")

@@ -25,8 +25,11 @@ class Recorder:
     """Base class of recorders; each method is called after the fact, in program order.
 
     An in-place operation arrives as the functional operations that compute the new value (through
-    `record`), followed by one `record_inplace` that says where the value was written.
+    `record`), followed by one `record_inplace` that says where the value was written. `labels` are
+    the names of the profiler's blocks that are open.
     """
+
+    labels: tuple[str, ...] = ()
 
     def record(
         self, op: Primitive, operands: Sequence[Any], params: Mapping[str, Any], out: Tensor

@@ -147,6 +147,8 @@ class CompiledFunction:
             self._eager_calls += 1
             return self._fn(*args, **kwargs)
         with self._lock:
+            if profilers and state.profiler is not None:
+                return state.profiler.capture(self._label, self._capture, key, args, kwargs, leaves)
             return self._capture(key, args, kwargs, leaves)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:

@@ -19,7 +19,7 @@ import numpy as np
 from tracegrad.ir.errors import GradientError, ShapeError
 from tracegrad.ir.location import user_stacklevel
 from tracegrad.tracer.anomaly import anomaly, check, explain
-from tracegrad.tracer.profiling import apply_node, profilers
+from tracegrad.tracer.profiling import accumulate_in_block, apply_node, profilers
 from tracegrad.tracer.roots import Root, many, roots_of, seed, target_edge, type_at
 from tracegrad.tracer.state import state
 from tracegrad.tracer.storage import announce, before_write
@@ -230,10 +230,11 @@ def _one_step(output: Tensor, gradient: Any, keep: bool) -> bool:
         cotangents: list[Tensor | None] = [ct]
         apply = apply_node if profilers else type(node).apply
         parts = apply(node, cotangents, False)
+        into = accumulate_in_block if profilers else accumulate
         for (target, _), part in zip(node.edges, parts, strict=True):
             if part is not None and target is not None:
                 fresh = part is not ct and node.owns(part, cotangents)
-                accumulate(target.variable, part, False, fresh=fresh)  # type: ignore[attr-defined]
+                into(target.variable, part, False, fresh=fresh)  # type: ignore[attr-defined]
     finally:
         state.grad_enabled = before
     if not keep:
@@ -348,13 +349,14 @@ def _leaf(node: AccumulateGrad, slots: list[_Slot | None], create_graph: bool) -
     if slot is None:
         return
     hooks = node.hooks
+    into = accumulate_in_block if profilers else accumulate
     if hooks is None:
-        accumulate(node.variable, slot[0], create_graph, fresh=slot[1])
+        into(node.variable, slot[0], create_graph, fresh=slot[1])
         return
     cts = hooks.before([slot[0]])
     if cts[0] is not None:
         fresh = slot[1] and not hooks.pre and not hooks.post
-        accumulate(node.variable, cts[0], create_graph, fresh=fresh)
+        into(node.variable, cts[0], create_graph, fresh=fresh)
     hooks.on_leaf(node.variable)
     hooks.after((), cts)
 

@@ -8,7 +8,7 @@ a `Profiler`; `tracegrad.autograd.profiler` has the one that users meet. Start r
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from tracegrad.tracer.state import state
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tracegrad.tracer.tensor import Tensor
 
 profilers: list[Profiler] = []
+ACCUMULATE = "torch::autograd::AccumulateGrad"  # PyTorch's name of what adds to `.grad` of a leaf
 
 
 class Profiler:
@@ -42,6 +43,17 @@ class Profiler:
         """Return `run(leaves)`, one attempt to replay a trace of the compiled function `label`."""
         raise NotImplementedError
 
+    def capture(self, label: str, run: Callable[..., Any], *args: Any) -> Any:
+        """Return `run(*args)`, which captures and compiles the function `label`."""
+        raise NotImplementedError
+
+    def backward(
+        self, run: Callable[..., Sequence[Tensor | None]], node: BackwardNode,
+        cotangents: list[Tensor | None], create_graph: bool,
+    ) -> Sequence[Tensor | None]:  # fmt: skip
+        """Return `run(node, cotangents, create_graph)`, one step of the engine."""
+        raise NotImplementedError
+
     def block(self, name: str) -> AbstractContextManager[Any]:
         """A block that the operations inside belong to."""
         raise NotImplementedError
@@ -50,9 +62,26 @@ class Profiler:
 def apply_node(
     node: BackwardNode, cotangents: list[Tensor | None], create_graph: bool
 ) -> Sequence[Tensor | None]:
-    """`node.apply(...)`, as a block of this thread's profiler where there is one."""
+    """`node.apply(...)`, as an event of this thread's profiler where there is one."""
     profiler = state.profiler
+    run = type(node).apply
     if profiler is None:
-        return node.apply(cotangents, create_graph)
-    with profiler.block(node.name()):
-        return node.apply(cotangents, create_graph)
+        return run(node, cotangents, create_graph)
+    return profiler.backward(run, node, cotangents, create_graph)
+
+
+def accumulate_in_block(leaf: Tensor, ct: Tensor, create_graph: bool, *, fresh: bool) -> None:
+    """The engine's `accumulate`, as an event of this thread's profiler where there is one."""
+    from tracegrad.tracer.engine import accumulate
+
+    if state.profiler is None:
+        accumulate(leaf, ct, create_graph, fresh=fresh)
+        return
+    with state.profiler.block(ACCUMULATE):
+        accumulate(leaf, ct, create_graph, fresh=fresh)
+
+
+def labelled(name: str) -> AbstractContextManager[Any]:
+    """A block of this thread's profiler; one that does nothing where there is none."""
+    profiler = state.profiler
+    return nullcontext() if profiler is None else profiler.block(name)

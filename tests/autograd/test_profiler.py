@@ -1,36 +1,19 @@
-"""The profiler: what becomes an event, how events are summed, what the table and files say."""
+"""The profiler: what becomes an event, with which name, place, memory and lines."""
 
 from __future__ import annotations
 
-import json
-import re
+import asyncio
+import gc
 import threading
 import time
 
 import pytest
 
 import tracegrad as tg
+from tracegrad.autograd import profiler
 from tracegrad.autograd.profiler import profile, record_function
-from tracegrad.autograd.profiler_table import format_memory
-from tracegrad.autograd.profiler_util import EventList, FunctionEvent, format_time
 from tracegrad.tracer.profiling import profilers
 from tracegrad.tracer.state import state
-
-
-def event(number: int, name: str, start: int, end: int, parent=None, **more) -> FunctionEvent:
-    made = FunctionEvent(number, name, start, 1, parent, end, **more)
-    if parent is not None:
-        parent.cpu_children.append(made)
-    return made
-
-
-def made_events(**recorded) -> EventList:
-    """A block of 10 us with two products of 2 us and 3 us inside, then a sum of 5 us."""
-    block = event(0, "block", 0, 10_000)
-    first = event(1, "aten::mul", 1_000, 3_000, block, input_shapes=[[2, 3], []], flops=6_000)
-    second = event(2, "aten::mul", 4_000, 7_000, block, input_shapes=[[4], [4]], flops=4_000)
-    last = event(3, "aten::sum", 11_000, 16_000, self_cpu_memory_usage=2048)
-    return EventList([block, first, second, last], **recorded)
 
 
 def counts(prof: profile) -> dict[str, int]:
@@ -67,35 +50,6 @@ def test_in_place_operation_is_one_row() -> None:
         x.mul_(2).exp_()
     assert counts(prof) == {"aten::mul_": 1, "aten::exp_": 1}
     assert x.tolist() == tg.exp(tg.full((3,), 2.0)).tolist()
-
-
-def test_compiled_function_is_one_row_named_after_it() -> None:
-    @tg.compile
-    def wave(x):
-        return (x.sin() * 2).sum()
-
-    x = tg.ones(3, requires_grad=True)
-    wave(x).backward()
-    with profile(record_shapes=True) as prof:
-        for _ in range(3):
-            wave(x).backward()
-    assert counts(prof) == {"wave": 3, "CompiledBackward0": 3}
-    assert prof.function_events[0].input_shapes == [[3]]
-
-
-def test_trace_that_does_not_apply_leaves_no_row() -> None:
-    scale = [2.0]
-
-    @tg.compile
-    def scaled(x):
-        return x * scale[0]
-
-    x = tg.ones(3)
-    scaled(x)
-    scale[0] = 3.0
-    with profile() as prof:
-        scaled(x)  # captured anew: the eager operations are what runs
-    assert "scaled" not in counts(prof) and counts(prof)["aten::mul"] == 1
 
 
 def test_labels_nest_as_blocks_and_decorate() -> None:
@@ -160,17 +114,6 @@ def test_time_is_real_time() -> None:
     assert 20e3 <= prof.self_cpu_time_total < 20e6  # microseconds
 
 
-def test_self_time_is_total_less_children() -> None:
-    block, first, second, last = made_events()
-    assert (block.cpu_time_total, block.self_cpu_time_total) == (10.0, 5.0)
-    rows = {r.key: r for r in made_events().key_averages()}
-    mul = rows["aten::mul"]
-    assert (mul.count, mul.cpu_time_total, mul.cpu_time) == (2, 5.0, 2.5)
-    assert made_events().self_cpu_time_total == 15.0
-    total = made_events().total_average()
-    assert (total.key, total.count, total.self_cpu_time_total) == ("Total", 4, 15.0)
-
-
 def test_groups_by_shape_and_stack() -> None:
     def one(x):
         return x * 2
@@ -187,74 +130,38 @@ def test_groups_by_shape_and_stack() -> None:
     assert len(prof.key_averages()) == 1
 
 
-TABLE = """\
--------------  ------------  ------------  ------------  ------------  ------------  ------------  
-         Name    Self CPU %      Self CPU   CPU total %     CPU total  CPU time avg    # of Calls  
--------------  ------------  ------------  ------------  ------------  ------------  ------------  
-        block        33.33%       5.000us        66.67%      10.000us      10.000us             1  
-    aten::mul        33.33%       5.000us        33.33%       5.000us       2.500us             2  
-    aten::sum        33.33%       5.000us        33.33%       5.000us       5.000us             1  
--------------  ------------  ------------  ------------  ------------  ------------  ------------  
-Self CPU time total: 15.000us
-"""  # noqa: W291
-
-
-def test_table_is_laid_out_as_pytorch_lays_it_out() -> None:
-    assert made_events().key_averages().table(sort_by="cpu_time_total") == TABLE
-
-
-def test_table_with_every_further_column() -> None:
-    events = made_events(profile_memory=True, with_flops=True)
-    lines = events.key_averages(group_by_input_shapes=True).table(sort_by="flops").splitlines()
-    assert re.split(r"  +", lines[1].strip()) == [
-        "Name", "Self CPU %", "Self CPU", "CPU total %", "CPU total", "CPU time avg", "CPU Mem",
-        "Self CPU Mem", "# of Calls", "Input Shapes", "Total KFLOPs",
-    ]  # fmt: skip
-    assert re.split(r"  +", lines[3].strip()) == [
-        "aten::mul", "13.33%", "2.000us", "13.33%", "2.000us", "2.000us", "0 B", "0 B", "1",
-        "[[2, 3], []]", "6.000",
-    ]  # fmt: skip
-    assert "2.00 KB" in lines[-3] or "2.00 KB" in "\n".join(lines)
-
-
-def test_table_options() -> None:
-    events = made_events()
-    top = events.table(top_level_events_only=True, header="Head", time_unit="ms")
-    lines = top.splitlines()
-    assert set(lines[0]) == {"="} and lines[1] == "Head"
-    assert lines[3] == "This report only display top-level ops statistics"
-    assert [line.split()[0] for line in lines[7:9]] == ["block", "aten::sum"]
-    assert "0.010ms" in lines[7] and lines[-1] == "Self CPU time total: 0.015ms"
-    assert len(events.table(row_limit=1).splitlines()) == 6
-    assert len(events.table(row_limit=-1).splitlines()) == 9
-    assert "aten..." in events.table(max_name_column_width=7)
-    cut = events.table(max_shapes_column_width=6).splitlines()[4]
-    assert cut.endswith("      [[2, 3  ")
-    assert EventList().table() == ""
-
-
-def test_stack_is_a_column_of_several_lines() -> None:
-    stacked = event(0, "aten::mul", 0, 1_000, stack=["model.py(3): step", "train.py(9): loop"])
-    lines = EventList([stacked]).table().splitlines()
-    assert lines[3].rstrip().endswith("model.py(3): step")
-    assert lines[4].strip() == "train.py(9): loop" and lines[4].index("train") > 80
-    assert lines[5].strip() == "" and lines[1].endswith("Source Location        ")
-
-
-def test_units() -> None:
-    assert [format_time(t) for t in (5.509, 26488.0, 2.947e6)] == ["5.509us", "26.488ms", "2.947s"]
-    sizes = [format_memory(n) for n in (4, 4004, -1536 * 1024, 3 * 1024**3)]
-    assert sizes == ["4 B", "3.91 KB", "-1.50 MB", "3.00 GB"]
-
-
 def test_memory_counts_results_but_not_views() -> None:
     x = tg.ones(256)
     with profile(profile_memory=True) as prof:
         with record_function("both"):
             (x + 1).reshape(16, 16)
     both, add, view = prof.function_events
-    assert (both.cpu_memory_usage, both.self_cpu_memory_usage) == (1024, 0)
     assert (add.self_cpu_memory_usage, view.self_cpu_memory_usage) == (1024, 0)
+    assert (both.cpu_memory_usage, both.self_cpu_memory_usage) == (0, -1024)  # freed at once
+
+
+def test_memory_freed_outside_all_events_is_a_row() -> None:
+    """PyTorch's name of that row is `[memory]`; views keep the memory of their base."""
+    old = tg.ones(64)
+    with profile(profile_memory=True) as prof:
+        y = old * 2
+        part = y[:3]
+        del y
+        z = part + 1
+        del part, old
+    kept, *_ = [e for e in prof.function_events if e.name == "[memory]"]
+    rows = {e.name: e.cpu_memory_usage for e in prof.function_events}
+    assert rows == {"aten::mul": 256, "aten::slice": 0, "aten::add": 12, "[memory]": -256}
+    assert kept.trace_name is None and kept.cpu_time_total == 0 and z.shape == (3,)
+
+
+def test_memory_of_temporaries_is_freed_in_the_function_that_made_them() -> None:
+    x = tg.ones(32, 32)
+    with profile(profile_memory=True) as prof:
+        y = tg.softmax(x, 0)
+    row = next(e for e in prof.function_events if e.name == "aten::softmax")
+    assert row.cpu_memory_usage == y.numel() * 4  # of all that was allocated, the result is left
+    assert row.self_cpu_memory_usage < 0
 
 
 def test_flops_of_a_product_and_a_convolution() -> None:
@@ -266,33 +173,7 @@ def test_flops_of_a_product_and_a_convolution() -> None:
     assert found["aten::convolution"] == 2 * (2 * 6 * 6) * (3 * 3 * 3)
 
 
-def test_chrome_trace_has_complete_events(tmp_path) -> None:
-    with profile(record_shapes=True) as prof:
-        with record_function("block"):
-            tg.ones(2, 3) * 2
-    path = tmp_path / "trace.json"
-    prof.export_chrome_trace(path)
-    block, mul = json.loads(path.read_text())
-    assert set(block) == {"name", "ph", "ts", "dur", "tid", "pid", "args"}
-    assert (block["name"], mul["name"], mul["ph"]) == ("block", "aten::mul", "X")
-    assert mul["args"]["Input Dims"] == [[2, 3], []]
-    assert block["ts"] <= mul["ts"] and mul["ts"] + mul["dur"] <= block["ts"] + block["dur"] + 1e-3
-
-
-def test_exported_stacks_are_outermost_first(tmp_path) -> None:
-    def leaf(x):
-        with record_function("long"):
-            time.sleep(0.002)
-
-    with profile(with_stack=True) as prof:
-        leaf(tg.ones(2))
-    path = tmp_path / "stacks.txt"
-    prof.export_stacks(path, "self_cpu_time_total")
-    frames, _, value = path.read_text().splitlines()[0].rpartition(" ")
-    assert frames.split(";")[-1].endswith("_leaf") and int(value) >= 2000
-
-
-def test_wrong_use_is_refused(tmp_path) -> None:
+def test_wrong_use_is_refused() -> None:
     prof = profile()
     assert repr(prof) == "<unfinished torch.autograd.profile>"
     with pytest.raises(RuntimeError, match="Profiler didn't finish running"):
@@ -306,18 +187,20 @@ def test_wrong_use_is_refused(tmp_path) -> None:
     with pytest.raises(RuntimeError, match="Profiler context manager is not reentrant"):
         prof.__enter__()
     assert counts(prof) == {"aten::add": 1}  # the refusals have changed nothing
-    with pytest.raises(AttributeError, match="no attribute 'nope'; sort_by is one of cpu_time, "):
-        prof.table(sort_by="nope")
-    with pytest.raises(ValueError, match="time_unit must be one of .* got 'h'"):
-        prof.table(time_unit="h")
-    with pytest.raises(AssertionError, match=r"export_stacks\(\) requires with_stack=True"):
-        prof.export_stacks(tmp_path / "x")
-    with pytest.raises(ValueError, match="metric should be one of"):
-        prof.function_events.export_stacks(tmp_path / "x", "count")
-    with pytest.raises(ValueError, match="group_by_stack_n must be at least 0, got -1"):
-        prof.key_averages(group_by_stack_n=-1)
-    with pytest.raises(TypeError, match="name must be a str, got int"):
+    with pytest.raises(RuntimeError, match="type 'str' for argument 'name' but .* type 'int'"):
         record_function(3)
+    with pytest.raises(RuntimeError, match=r"'Optional\[str\]' for argument 'args' but .* 'int'"):
+        record_function("label", 3)
+    with pytest.raises(AssertionError, match="^Expected record to be set$"):
+        record_function("label").__exit__(None, None, None)
+    with pytest.raises(AssertionError, match="^Device-only events supported only with Kineto"):
+        profile(use_cpu=False)
+    with pytest.raises(AssertionError, match="^No activities specified for the profiler$"):
+        profile(use_cpu=False, use_kineto=True)
+    with pytest.raises(ValueError, match="^post_processing_timeout_s must be non-negative$"):
+        profile(post_processing_timeout_s=-1)
+    with pytest.raises(NotImplementedError, match="no experimental options"):
+        profile(experimental_config=object())
 
 
 def test_devices_that_are_not_there_warn() -> None:
@@ -330,12 +213,122 @@ def test_devices_that_are_not_there_warn() -> None:
         profile(use_device="foo")
 
 
-@pytest.mark.parametrize("options", [{"enabled": False}, {"use_cpu": False}])
-def test_switched_off_it_records_nothing(options) -> None:
-    with profile(**options) as prof:
+def test_switched_off_it_records_nothing() -> None:
+    with profile(enabled=False) as prof:
         tg.ones(2) + 1
-    if options.get("enabled", True):
-        assert prof.key_averages() == []
-    else:
-        with pytest.raises(RuntimeError, match="didn't finish"):
-            prof.key_averages()
+        assert state.profiler is None
+    with pytest.raises(RuntimeError, match="didn't finish"):
+        prof.key_averages()
+
+
+def test_profilers_of_other_tools_are_refused_in_words() -> None:
+    """PyTorch without CUDA says the first sentence at `emit_nvtx` too."""
+    with pytest.raises(AssertionError, match="^Torch not compiled with CUDA enabled: .*profile()"):
+        profiler.emit_nvtx().__enter__()
+    with pytest.raises(NotImplementedError, match="emit_itt: VTune's ITT is not available"):
+        profiler.emit_itt().__enter__()
+    with pytest.raises(NotImplementedError, match="load_nvprof: cannot read 'x.sql'"):
+        profiler.load_nvprof("x.sql")
+    with profiler.emit_nvtx(enabled=False), profiler.emit_itt(enabled=False):
+        tg.ones(1) + 1
+
+
+def test_decorated_generators_and_coroutines_are_labelled_where_they_are_called() -> None:
+    """As in PyTorch: the label ends before the body runs; inside, a `with` block labels it."""
+
+    @record_function("numbers")
+    def numbers(x):
+        yield x * 2
+        yield x * 3
+
+    @record_function("later")
+    async def later(x):
+        await asyncio.sleep(0)
+        with record_function("body"):
+            return x.exp()
+
+    async def both(x):
+        with record_function("gather"):
+            return await asyncio.gather(later(x), later(x))
+
+    x = tg.ones(2)
+    with profile() as prof:
+        list(numbers(x))
+        asyncio.run(both(x))
+    found = {e.name: e for e in prof.function_events}
+    assert counts(prof) == {"numbers": 1, "aten::mul": 2, "gather": 1, "later": 2, "body": 2,
+                            "aten::exp": 2}  # fmt: skip
+    assert found["aten::mul"].cpu_parent is None and found["later"].cpu_children == []
+    assert found["aten::exp"].cpu_parent is found["body"]
+    assert found["body"].cpu_parent is found["gather"]
+
+
+def test_blocks_of_coroutines_that_overlap_are_nobodys_parents() -> None:
+    """Of two intervals that overlap in part, PyTorch makes neither the other's parent."""
+
+    async def worker(name, first, second):
+        await asyncio.sleep(first)
+        with record_function(name):
+            await asyncio.sleep(second)
+            tg.ones(1) + 1
+
+    async def both():
+        await asyncio.gather(worker("a", 0, 0.03), worker("b", 0.01, 0.06))
+
+    with profile() as prof:
+        asyncio.run(both())
+    a, b = (next(e for e in prof.function_events if e.name == n) for n in "ab")
+    assert a.start_ns < b.start_ns < a.end_ns < b.end_ns  # b is not cut short where a ends
+    assert a.cpu_parent is None and b.cpu_parent is None
+    assert b.is_overlapping and not a.is_overlapping
+
+
+def test_a_profile_must_end_in_its_thread() -> None:
+    prof = profile()
+    refused = []
+
+    def leave() -> None:
+        try:
+            prof.__exit__(None, None, None)
+        except RuntimeError as error:
+            refused.append(str(error))
+
+    with prof:
+        other = threading.Thread(target=leave)
+        other.start()
+        other.join()
+        tg.ones(1) + 1
+    assert refused == [
+        "a profiler must be stopped in the thread in which it was started; it goes on there"
+    ]
+    assert counts(prof) == {"aten::add": 1}
+
+
+def test_a_forgotten_profile_makes_room_for_the_next() -> None:
+    profile().__enter__()
+    gc.collect()
+    with profile() as prof:
+        tg.ones(1) + 1
+    assert counts(prof) == {"aten::add": 1} and profilers == []
+
+
+def test_two_threads_profile_at_once_each_their_own() -> None:
+    found = {}
+    ready = threading.Barrier(2)
+
+    def work(name: str, times: int) -> None:
+        x = tg.ones(3)
+        with profile() as prof:
+            ready.wait()
+            for _ in range(times):
+                getattr(x, name)()
+            ready.wait()
+        found[name] = (counts(prof), {e.thread for e in prof.function_events})
+
+    threads = [threading.Thread(target=work, args=a) for a in (("sin", 5), ("cos", 7))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found["sin"][0] == {"aten::sin": 5} and found["cos"][0] == {"aten::cos": 7}
+    assert len(found["sin"][1] | found["cos"][1]) == 2

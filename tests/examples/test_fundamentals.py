@@ -33,7 +33,8 @@ def test_all_chapters_run_and_leave_their_files(walk, tmp_path, capsys) -> None:
     files = {p.name: p for p in (tmp_path / "out").iterdir()}
     assert set(files) == {"fundamentals.png", "fundamentals_trace.json", "fundamentals.c"}
     assert files["fundamentals.png"].read_bytes().startswith(b"\x89PNG")
-    names = {event["name"] for event in json.loads(files["fundamentals_trace.json"].read_text())}
+    trace = json.loads(files["fundamentals_trace.json"].read_text())
+    names = {event["name"] for event in trace["traceEvents"]}
     assert {"wave", "aten::exp", "ExpBackward0"} <= names
     assert "cos" in files["fundamentals.c"].read_text()
     for path in files.values():

@@ -4,178 +4,43 @@
         loss(x).backward()
     print(prof.key_averages().table(sort_by="self_cpu_time_total"))
 
-While a `profile` is open in a thread, the tracer hands it what that thread runs (see
-`tracer/profiling.py`) and `Timeline` writes events down; otherwise nothing is paid. A compiled
-function is one event, named after it: guards, kernels and wrapping. Start reading at `profile`.
+While a `profile` is open in a thread, the tracer hands it what that thread runs and
+`profiler_timeline.Timeline` writes events down; otherwise nothing is paid. A compiled function is
+an event that holds its kernels, and those the operations fused into them, whose times are estimates
+(`profiler_kernels`). `tracegrad.profiler` has the newer interface. Start reading at `profile`.
 """
 
 from __future__ import annotations
 
 import os
-import sys
-import threading
-import time
+import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ContextDecorator, contextmanager
-from typing import Any
+import weakref
+from collections.abc import Callable, Mapping
+from contextlib import ContextDecorator
+from typing import Any, NoReturn
 
+from tracegrad.autograd.profiler_timeline import Timeline
+from tracegrad.autograd.profiler_trace import trace_events, write_json
+from tracegrad.autograd.profiler_tree import finished
 from tracegrad.autograd.profiler_util import (
     EventList,
+    FormattedTimesMixin,
     FunctionEvent,
     FunctionEventAvg,
     Interval,
+    Kernel,
     format_time,
 )
-from tracegrad.ir.errors import OperandError, ProfilerError
-from tracegrad.ir.primitive import Primitive
-from tracegrad.tracer.modules import is_user_frame
-from tracegrad.tracer.profiling import Profiler, profilers
+from tracegrad.ir.errors import ParameterError, ProfilerError, UnsupportedError
+from tracegrad.ir.location import user_stacklevel
 from tracegrad.tracer.state import state
-from tracegrad.tracer.tensor import Tensor
 
-__all__ = ["EventList", "FunctionEvent", "FunctionEventAvg", "Interval", "format_time", "profile",
+__all__ = ["EventList", "FormattedTimesMixin", "FunctionEvent", "FunctionEventAvg", "Interval",
+           "Kernel", "emit_itt", "emit_nvtx", "format_time", "load_nvprof", "profile",
            "record_function"]  # fmt: skip
 
-ATEN_NAMES = {
-    "broadcast": "expand", "cast": "to", "concat": "cat", "conv": "convolution",
-    "dot_general": "matmul", "equal": "eq", "greater": "gt", "greater_equal": "ge", "less": "lt",
-    "less_equal": "le", "not_equal": "ne", "random_bernoulli": "bernoulli",
-    "random_normal": "randn", "random_randint": "randint", "random_uniform": "rand",
-    "reduce_all": "all", "reduce_any": "any", "reduce_max": "amax", "reduce_min": "amin",
-    "reduce_prod": "prod", "reduce_sum": "sum",
-}  # fmt: skip
-"""Where PyTorch's name of an operation is not the primitive's."""
-
-
-def flops(op: Primitive, operands: Sequence[Any], params: Mapping[str, Any], out: Tensor) -> int:
-    """Floating-point operations of products, convolutions, additions and multiplications."""
-    size = int(out._array.size)
-    if op.name in ("add", "mul"):
-        return size
-    if op.name == "dot_general":
-        inner = 1
-        for axis in params["contract"][0]:
-            inner *= operands[0].shape[axis]
-        return 2 * size * inner
-    if op.name == "conv":
-        inner = 1
-        for n in operands[1].shape[1:]:
-            inner *= n
-        return 2 * size * inner
-    return 0
-
-
-class Timeline(Profiler):
-    """Writes down what one thread runs, with the clock read right before and after."""
-
-    def __init__(self, shapes: bool, stacks: bool, flops: bool, memory: bool) -> None:
-        self.events: list[FunctionEvent] = []
-        self._open: list[FunctionEvent] = []
-        self._shapes, self._stacks, self._flops, self._memory = shapes, stacks, flops, memory
-        self._thread = threading.get_ident()
-
-    def _enter(self, name: str, operands: Sequence[Any] = ()) -> FunctionEvent:
-        parent = self._open[-1] if self._open else None
-        event = FunctionEvent(len(self.events), name, 0, self._thread, parent)
-        if parent is not None:
-            parent.cpu_children.append(event)
-        if self._shapes:
-            event.input_shapes = [list(getattr(x, "shape", ())) for x in operands]
-        if self._stacks:
-            event.stack = user_stack()
-        self.events.append(event)
-        self._open.append(event)
-        event.start_ns = time.perf_counter_ns()
-        return event
-
-    def _leave(self, event: FunctionEvent) -> None:
-        """Close `event`, and what is still open inside it."""
-        now = time.perf_counter_ns()
-        if event.end_ns:
-            return  # it was closed together with a block around it
-        while self._open:
-            inner = self._open.pop()
-            inner.end_ns = now
-            if inner is event:
-                return
-
-    def close(self) -> None:
-        """End whatever is still open."""
-        if self._open:
-            self._leave(self._open[0])
-
-    @contextmanager
-    def block(self, name: str) -> Iterator[FunctionEvent]:
-        """An event around a `with` block; what runs inside belongs to it."""
-        event = self._enter(name)
-        try:
-            yield event
-        finally:
-            self._leave(event)
-
-    def _alone(self, event: FunctionEvent, run: Callable[..., Any], *args: Any, **kw: Any) -> Any:
-        """Run something as one event: operations inside it are not listed."""
-        state.profiler = None
-        try:
-            return run(*args, **kw)
-        finally:
-            self._leave(event)
-            state.profiler = self
-
-    def operation(
-        self, run: Callable[..., Tensor], op: Primitive, operands: Sequence[Any],
-        params: Mapping[str, Any],
-    ) -> Tensor:  # fmt: skip
-        """One operation of the dispatcher."""
-        event = self._enter("aten::" + ATEN_NAMES.get(op.name, op.name), operands)
-        out = self._alone(event, run, op, operands, params)
-        if self._memory:
-            event.self_cpu_memory_usage = new_bytes(out)
-        if self._flops:
-            event.flops = flops(op, operands, params, out)
-        return out
-
-    def inplace(
-        self, run: Callable[..., Tensor], name: str, target: Tensor, compute: Callable[..., Any],
-        operands: Sequence[Any], params: Mapping[str, Any],
-    ) -> Tensor:  # fmt: skip
-        """One in-place operation, with what computes its value."""
-        event = self._enter("aten::" + name, (target, *operands))
-        return self._alone(event, run, name, target, compute, *operands, **params)
-
-    def launch(self, label: str, run: Callable[[list[Any]], Any], leaves: list[Any]) -> Any:
-        """One replay of a compiled function; forgotten again where the trace did not apply."""
-        from tracegrad.tracer.launcher import MISS
-
-        event = self._enter(label, [x for x in leaves if isinstance(x, Tensor)])
-        results = self._alone(event, run, leaves)
-        if results is MISS:
-            self.events.pop()
-            if event.cpu_parent is not None:
-                event.cpu_parent.cpu_children.pop()
-        elif self._memory:
-            event.self_cpu_memory_usage = sum(
-                new_bytes(x) for x in results if isinstance(x, Tensor)
-            )
-        return results
-
-
-def new_bytes(out: Tensor) -> int:
-    """Bytes of memory that a result does not share with an operand."""
-    return int(out._array.nbytes) if out._view is None else 0
-
-
-def user_stack() -> list[str]:
-    """The user's lines that led here, innermost first: `train.py(41): step`."""
-    lines = []
-    frame: Any = sys._getframe(1)
-    while frame is not None:
-        if is_user_frame(frame):
-            code = frame.f_code
-            lines.append(f"{code.co_filename}({frame.f_lineno}): {code.co_name}")
-        frame = frame.f_back
-    return lines
+DEVICES = ("cuda", "xpu", "mtia", "hpu")  # that PyTorch may have; there is none here
 
 
 class profile:
@@ -184,16 +49,23 @@ class profile:
     Args:
         enabled: False makes it a block that measures nothing.
         use_cuda: deprecated by PyTorch; as `use_device="cuda"`.
-        use_device: "cuda" warns that there is none, and CPU times alone are taken.
+        use_device: "cuda", "xpu" or "hpu" warns that there is none; CPU times alone are taken.
         record_shapes: keep the operands' shapes, to group by.
         with_flops: count operations of products, convolutions, `add` and `mul`.
-        profile_memory: count the bytes of results' new memory (what is freed is not subtracted).
+        profile_memory: count bytes that results allocate, less those that are freed meanwhile;
+            what is freed outside all events is a row `[memory]`.
         with_stack: keep the user's lines (slower).
-        with_modules, use_kineto: accepted; there is nothing they would change.
-        use_cpu: False records nothing, as there is no device.
+        with_modules, use_kineto, activity_filters, post_processing_timeout_s: accepted; there is
+            nothing they would change.
+        use_cpu: False is refused: the CPU is all there is.
+        experimental_config: None; there are no such options.
+        acc_events: when it is started again (by `tracegrad.profiler`), earlier events stay.
+        custom_trace_id_callback: makes the `trace_id` of trace files.
     Raises:
-        RuntimeError: it is entered twice, another one is open in this thread, or it is asked for
-            results before it has ended.
+        RuntimeError: it is entered twice, another one is open in this thread, it is left in
+            another thread, or it is asked for results before it has ended.
+        AssertionError: nothing was left to be measured.
+        ParameterError: `post_processing_timeout_s` is negative.
     Example:
         >>> import tracegrad as tg
         >>> x = tg.ones(3)
@@ -206,18 +78,30 @@ class profile:
     def __init__(
         self, enabled: bool = True, *, use_cuda: bool = False, use_device: str | None = None,
         record_shapes: bool = False, with_flops: bool = False, profile_memory: bool = False,
-        with_stack: bool = False, with_modules: bool = False, use_kineto: bool = True,
-        use_cpu: bool = True,
+        with_stack: bool = False, with_modules: bool = False, use_kineto: bool = False,
+        use_cpu: bool = True, experimental_config: None = None, acc_events: bool = False,
+        custom_trace_id_callback: Callable[[], str] | None = None,
+        post_processing_timeout_s: float | None = None,
+        activity_filters: Mapping[Any, Any] | None = None,
     ) -> None:  # fmt: skip
         self.enabled = enabled
         self.use_cpu = use_cpu
-        self.with_stack = with_stack
+        self.use_device = None
         self.record_shapes = record_shapes or with_flops
         self.with_flops = with_flops
         self.profile_memory = profile_memory
-        self.function_events: EventList | None = None
+        self.with_stack = with_stack
+        self.with_modules = with_modules
+        self.acc_events = acc_events
+        self.custom_trace_id_callback = custom_trace_id_callback
+        self.trace_id = ""
         self.entered = False
         self._timeline: Timeline | None = None
+        self._ended = False
+        self._events: EventList | None = None
+        self._earlier: list[FunctionEvent] = []
+        if not enabled:
+            return
         if use_cuda:
             warnings.warn(
                 "The attribute `use_cuda` will be deprecated soon, please use "
@@ -225,53 +109,91 @@ class profile:
                 FutureWarning, stacklevel=2,
             )  # fmt: skip
             use_device = "cuda"
-        if use_device == "cuda":
-            warnings.warn("CUDA is not available, disabling CUDA profiling", stacklevel=2)
-        elif use_device is not None:
-            warnings.warn(f"The {use_device} is not a valid device option.", stacklevel=2)
-        self.use_device = None
+        if experimental_config is not None:
+            raise UnsupportedError(
+                "profile: there are no experimental options; leave experimental_config=None"
+            )
+        if not use_cpu and not use_kineto:
+            raise AssertionError("Device-only events supported only with Kineto (use_kineto=True)")
+        _check_device(use_device)
+        if not use_cpu:
+            raise AssertionError("No activities specified for the profiler")
+        if post_processing_timeout_s is not None and post_processing_timeout_s < 0:
+            raise ParameterError("post_processing_timeout_s must be non-negative")
+
+    # ---- recording ------------------------------------------------------------------------------
 
     def __enter__(self) -> profile:
         if not self.enabled:
             return self
         if self.entered:
             raise ProfilerError("Profiler context manager is not reentrant")
-        if state.profiler is not None:
-            raise ProfilerError("Profiler is already enabled on this thread")
-        self.entered = True
-        self._timeline = Timeline(
-            self.record_shapes, self.with_stack, self.with_flops, self.profile_memory
-        )
-        if self.use_cpu:
-            profilers.append(self._timeline)
-            state.profiler = self._timeline
+        self._start()
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        timeline = self._timeline
-        if not self.enabled or timeline is None:
-            return
-        if self.use_cpu:
-            state.profiler = None
-            profilers.remove(timeline)
-        timeline.close()
-        self.function_events = EventList(
-            timeline.events, profile_memory=self.profile_memory, with_flops=self.with_flops,
-            with_stack=self.with_stack,
+        if self.enabled and self._timeline is not None:
+            self._stop()
+
+    def _start(self) -> None:
+        """Begin to record; what was recorded before goes, or stays with `acc_events`."""
+        note_use()
+        running = state.profiler
+        if isinstance(running, Timeline) and running.owner() is None:
+            running.stop()  # it was started, and then forgotten
+        elif running is not None:
+            raise ProfilerError("Profiler is already enabled on this thread")
+        if self._ended and self.acc_events:
+            self._earlier = list(self._finished())
+        make_id = self.custom_trace_id_callback
+        self.trace_id = f"{uuid.uuid4().int:032X}" if make_id is None else make_id()
+        self.entered, self._ended, self._events = True, False, None
+        self._timeline = Timeline(
+            self.record_shapes, self.with_stack, self.with_flops, self.profile_memory,
+            weakref.ref(self),
         )  # fmt: skip
+        self._timeline.start()
+
+    def _stop(self) -> None:
+        note_use()
+        if self._timeline is None or self._ended:
+            warnings.warn("the profiler is not running", stacklevel=user_stacklevel())
+            return
+        self._timeline.stop()
+        self._ended = True
+
+    def _listen(self, on: bool) -> None:
+        """Record no more until it is called again."""
+        note_use()
+        if self._timeline is not None and not self._ended:
+            self._timeline.listen(on)
 
     def _finished(self) -> EventList:
-        if self.function_events is None:
-            raise ProfilerError("Profiler didn't finish running")
-        return self.function_events
+        note_use()
+        if not self._ended or self._timeline is None:
+            raise ProfilerError(
+                "Profiler didn't finish running: ask for results after its `with` block"
+            )
+        if self._events is None:
+            self._events = EventList(
+                [*finished(self._timeline), *self._earlier], profile_memory=self.profile_memory,
+                with_flops=self.with_flops,
+            )  # fmt: skip
+            self._earlier = []
+        return self._events
+
+    # ---- results --------------------------------------------------------------------------------
 
     def __repr__(self) -> str:
-        if self.function_events is None:
-            return "<unfinished torch.autograd.profile>"
-        return repr(self.function_events)
+        return repr(self._finished()) if self._ended else "<unfinished torch.autograd.profile>"
 
     def __str__(self) -> str:
-        return repr(self) if self.function_events is None else self.function_events.table()
+        return self._finished().table() if self._ended else repr(self)
+
+    @property
+    def function_events(self) -> EventList:
+        """The single events, in the order in which they started."""
+        return self._finished()
 
     @property
     def self_cpu_time_total(self) -> float:
@@ -299,22 +221,42 @@ class profile:
     def table(self, sort_by: str | None = None, row_limit: int = 100, **layout: Any) -> str:
         """The single events as text, one row each, in the order in which they started.
 
+        Rows whose time is a share of a measured one are marked, with a note below.
+
         Args:
-            sort_by: a column, largest first: `cpu_time`, `cpu_time_total`,
+            sort_by: an attribute of the rows, largest first: `cpu_time`, `cpu_time_total`,
                 `self_cpu_time_total`, `cpu_memory_usage`, `self_cpu_memory_usage`, `count`, ...
-            row_limit: how many rows; -1 for all.
+            row_limit: how many rows; negative for all.
             layout: `max_src_column_width=75`, `max_name_column_width=55`,
-                `max_shapes_column_width=80`, `header=None`, `top_level_events_only=False`,
-                `time_unit=None` ("s", "ms" or "us").
+                `max_shapes_column_width=80` (None: as wide as needed), `header=None`,
+                `top_level_events_only=False`, `time_unit=None` ("s", "ms" or "us").
         Raises:
-            AttributeError: `sort_by` is no sort key.
+            AttributeError: `sort_by` is no attribute.
             ParameterError: `time_unit` is something else.
         """
         return self._finished().table(sort_by, row_limit, **layout)
 
-    def export_chrome_trace(self, path: str | os.PathLike[str]) -> None:
-        """Write the events as JSON that Perfetto and chrome://tracing open."""
-        self._finished().export_chrome_trace(path)
+    def export_chrome_trace(
+        self, path: str | os.PathLike[str], metadata: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write a JSON object that Perfetto and chrome://tracing open, events in `traceEvents`.
+
+        Arrows lead from each operation to the backward node that differentiates it; kernels of
+        compiled functions and the operations inside them have lanes of their own.
+
+        Args:
+            path: a name that ends in `.gz` makes it a compressed file.
+            metadata: further keys of the object.
+        """
+        events = self._finished()
+        assert self._timeline is not None
+        content = {
+            "schemaVersion": 1, "deviceProperties": [], **(metadata or {}),
+            "trace_id": self.trace_id, "displayTimeUnit": "ms",
+            "baseTimeNanoseconds": self._timeline.epoch_ns, "traceName": os.fspath(path),
+            "traceEvents": trace_events(events),
+        }  # fmt: skip
+        write_json(path, content)
 
     def export_stacks(
         self, path: str | os.PathLike[str], metric: str = "self_cpu_time_total"
@@ -325,19 +267,46 @@ class profile:
             AssertionError: the profile was made without `with_stack=True`.
             ParameterError: `metric` is unknown.
         """
+        events = self._finished()
         if not self.with_stack:
             raise AssertionError("export_stacks() requires with_stack=True")
-        self._finished().export_stacks(path, metric)
+        events.export_stacks(path, metric)
+
+
+def note_use() -> None:
+    """A profiler inside a function that is being captured: replays would not run it."""
+    if state.recorder is not None:
+        state.recorder.note("a profiler")
+
+
+def _check_device(device: str | None) -> None:
+    """Warn of a device that is not there, in PyTorch's words."""
+    if device is None:
+        return
+    if device not in DEVICES:
+        warnings.warn(f"The {device} is not a valid device option.", stacklevel=3)
+    elif device == "mtia":
+        raise AssertionError(
+            "Legacy MTIA profiling is not supported. Requires use_kineto=True on MTIA devices."
+        )
+    else:
+        name = device.upper()
+        warnings.warn(f"{name} is not available, disabling {name} profiling", stacklevel=3)
 
 
 class record_function(ContextDecorator):
     """Label a block or a function: it becomes a row that the operations inside belong to.
 
+    A decorated generator or coroutine function is labelled, as in PyTorch, where it is called,
+    before its body runs; to label the body, use `with record_function(...)` in it. A label inside a
+    compiled function holds, in each kernel, the operations that were written in its block.
+
     Args:
         name: the label.
         args: accepted for PyTorch's sake; it is not shown.
     Raises:
-        OperandError: `name` is not a string.
+        RuntimeError: `name` or `args` is not a string.
+        AssertionError: it is left before it was entered.
     Example:
         >>> import tracegrad as tg
         >>> with profile() as prof:
@@ -348,8 +317,13 @@ class record_function(ContextDecorator):
     """
 
     def __init__(self, name: str, args: str | None = None) -> None:
-        if not isinstance(name, str):
-            raise OperandError(f"record_function: name must be a str, got {type(name).__name__}")
+        for which, value, kind in (("name", name, "str"), ("args", args, "Optional[str]")):
+            if not (isinstance(value, str) or (value is None and which == "args")):
+                raise ProfilerError(
+                    "profiler::_record_function_enter_new() Expected a value of type "
+                    f"'{kind}' for argument '{which}' but instead found type "
+                    f"'{type(value).__name__}'."
+                )
         self.name = name
         self.args = args
         self._blocks: list[Any] = []
@@ -359,14 +333,79 @@ class record_function(ContextDecorator):
         return record_function(self.name, self.args)
 
     def __enter__(self) -> record_function:
-        profiler = state.profiler
+        profiler, recorder = state.profiler, state.recorder
         block = None if profiler is None else profiler.block(self.name)
-        self._blocks.append(block)
+        self._blocks.append((block, recorder))
+        if recorder is not None:
+            recorder.labels = (*recorder.labels, self.name)
         if block is not None:
             block.__enter__()
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        block = self._blocks.pop()
+        if not self._blocks:
+            raise AssertionError("Expected record to be set")
+        block, recorder = self._blocks.pop()
+        if recorder is not None:
+            recorder.labels = recorder.labels[:-1]
         if block is not None:
             block.__exit__(None, None, None)
+
+
+# ---- other profilers ----------------------------------------------------------------------------
+
+
+class emit_nvtx:
+    """Ranges for NVIDIA's tools: there is no CUDA here, so entering it is refused.
+
+    Args:
+        enabled: False makes it a block that does nothing.
+        record_shapes: as for `profile`.
+    Raises:
+        AssertionError: it is entered.
+    """
+
+    _REFUSAL = (
+        "Torch not compiled with CUDA enabled: emit_nvtx has no device to mark. Use profile(), and "
+        "its export_chrome_trace() for a timeline"
+    )
+
+    def __init__(self, enabled: bool = True, record_shapes: bool = False) -> None:
+        self.enabled = enabled
+        self.record_shapes = record_shapes
+
+    def __enter__(self) -> None:
+        if self.enabled:
+            raise AssertionError(self._REFUSAL)
+
+    def __exit__(self, *exception: Any) -> None:
+        return None
+
+
+class emit_itt(emit_nvtx):
+    """Ranges for Intel's VTune: its library is not used here, so entering it is refused.
+
+    Args:
+        enabled: False makes it a block that does nothing.
+        record_shapes: as for `profile`.
+    Raises:
+        UnsupportedError: it is entered.
+    """
+
+    def __enter__(self) -> None:
+        if self.enabled:
+            raise UnsupportedError(
+                "emit_itt: VTune's ITT is not available. Use profile(), and its "
+                "export_chrome_trace() for a timeline"
+            )
+
+
+def load_nvprof(path: str | os.PathLike[str]) -> NoReturn:
+    """Refused: files of nvprof describe CUDA kernels, which there are none of.
+
+    Raises:
+        UnsupportedError: always.
+    """
+    raise UnsupportedError(
+        f"load_nvprof: cannot read {os.fspath(path)!r}: there is no CUDA here. Use profile()"
+    )

@@ -6,11 +6,11 @@ Start reading at `render`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tracegrad.autograd.profiler_util import format_time
+from tracegrad.autograd.profiler_util import format_time, on_device
 from tracegrad.ir.errors import ParameterError
 
 if TYPE_CHECKING:
@@ -21,13 +21,11 @@ GAP = "  "
 SOURCE = "Source Location"  # the last column
 UNITS = {"s": 1e6, "ms": 1e3, "us": 1.0}
 SORT_KEYS = (
-    "cpu_time", "cuda_time", "xpu_time", "cpu_time_total", "cuda_time_total", "xpu_time_total",
-    "device_time", "device_time_total", "cpu_memory_usage", "cuda_memory_usage",
-    "xpu_memory_usage", "device_memory_usage", "self_cpu_time_total", "self_cuda_time_total",
-    "self_xpu_time_total", "self_device_time_total", "self_cpu_memory_usage",
-    "self_cuda_memory_usage", "self_xpu_memory_usage", "self_device_memory_usage", "count",
-    "flops", "key",
+    "cpu_time", "cpu_time_total", "self_cpu_time_total", "cpu_memory_usage",
+    "self_cpu_memory_usage", "count", "flops", "key",
 )  # fmt: skip
+"""Those that the error for another one names; like PyTorch's, any attribute of a row is one."""
+ESTIMATED = " (est.)"  # after the name of a row whose time is a share of a measured one
 
 
 @dataclass(frozen=True)
@@ -35,9 +33,9 @@ class Layout:
     """The arguments of `table` that say how it looks."""
 
     row_limit: int
-    source_width: int
-    name_width: int
-    shapes_width: int
+    source_width: int | None
+    name_width: int | None
+    shapes_width: int | None
     header: str | None
     top_level: bool
     time_unit: str | None
@@ -71,16 +69,11 @@ def render(events: EventList, sort_by: str | None, layout: Layout) -> str:
         raise ParameterError(
             f"table: time_unit must be one of {list(UNITS)} or None, got {layout.time_unit!r}"
         )
-    if sort_by is not None and sort_by not in SORT_KEYS:
-        raise AttributeError(
-            f"'FunctionEvent' object has no attribute {sort_by!r}; "
-            f"sort_by is one of {', '.join(SORT_KEYS)}"
-        )
     if not events:
         return ""
     rows = list(events)
     if sort_by is not None:
-        rows.sort(key=lambda row: getattr(row, sort_by), reverse=True)
+        rows.sort(key=_sort_key(sort_by), reverse=True)
     shown = [row for row in rows if not layout.top_level or row.cpu_parent is None]
     if layout.row_limit >= 0:
         shown = shown[: layout.row_limit]
@@ -90,8 +83,22 @@ def render(events: EventList, sort_by: str | None, layout: Layout) -> str:
         lines.extend(_lines(columns, row))
     rule = _rule(columns)
     total = _clock(layout)(events.self_cpu_time_total)
-    lines += [rule, f"Self CPU time total: {total}", ""]
-    return "\n".join(lines)
+    lines += [rule, f"Self CPU time total: {total}"]
+    if any(row.is_estimated for row in shown):
+        from tracegrad.autograd.profiler_kernels import NOTE
+
+        lines.append(NOTE)
+    return "\n".join([*lines, ""])
+
+
+def _sort_key(name: str) -> Callable[[Any], Any]:
+    def value(row: Any) -> Any:
+        try:
+            return getattr(row, on_device(name))
+        except AttributeError as error:
+            raise AttributeError(f"{error}; sort_by is one of {', '.join(SORT_KEYS)}") from None
+
+    return value
 
 
 def _heading(columns: list[Column], layout: Layout) -> list[str]:
@@ -120,7 +127,7 @@ def _lines(columns: list[Column], row: Any) -> list[str]:
     figures = "".join(c.cell(row).rjust(c.width) + GAP for c in others)
     stack = [_cut_source(line, source.width).ljust(source.width) + GAP for line in row.stack]
     first, *further = stack or [" " * (source.width + len(GAP))]
-    indent = " " * len(figures)
+    indent = " " * sum(c.width + len(GAP) for c in others)
     return [figures + first, *(indent + line for line in further), indent + " " * len(first)]
 
 
@@ -131,13 +138,25 @@ def _clock(layout: Layout) -> Callable[[float], str]:
     return lambda microseconds: f"{microseconds / scale:.3f}{unit}"
 
 
-def _cut(text: str, limit: int) -> str:
-    return text[: max(0, limit - 3)] + "..." if len(text) >= max(1, limit - 3) else text
+def _shown_name(row: Any) -> str:
+    return f"{row.key}{ESTIMATED}" if row.is_estimated else str(row.key)
+
+
+def _cut(text: str, limit: int | None) -> str:
+    if limit is None or len(text) < max(1, limit - 3):
+        return text
+    return text[: max(0, limit - 3)] + "..."
 
 
 def _cut_source(text: str, limit: int) -> str:
     """A file and line, shortened in front, where the least is lost."""
-    return "..." + text[3 - limit :] if len(text) > limit else text
+    return "..." + text[len(text) - max(0, limit - 3) :] if len(text) > limit else text
+
+
+def _wide(texts: Iterable[str], title: str, limit: int | None) -> int:
+    """The width of a column of texts: four blanks beside the longest, but no more than `limit`."""
+    width = max(map(len, texts)) + 4
+    return max(len(title), width if limit is None else min(width, limit))
 
 
 def _columns(events: EventList, layout: Layout) -> list[Column]:
@@ -146,11 +165,11 @@ def _columns(events: EventList, layout: Layout) -> list[Column]:
     clock = _clock(layout)
 
     def share(time: float) -> str:
-        return f"{100.0 * time / whole:.2f}%" if whole else "0.00%"
+        return f"{100.0 * time / whole:.2f}%" if whole else "NaN"
 
-    name_width = min(max(len(e.key) for e in events) + 4, layout.name_width)
+    name_width = _wide(map(_shown_name, events), "Name", layout.name_width)
     columns = [
-        Column("Name", max(name_width, len("Name")), lambda e: _cut(e.key, layout.name_width)),
+        Column("Name", name_width, lambda e: _cut(_shown_name(e), layout.name_width)),
         Column("Self CPU %", WIDTH, lambda e: share(e.self_cpu_time_total)),
         Column("Self CPU", WIDTH, lambda e: clock(e.self_cpu_time_total)),
         Column("CPU total %", WIDTH, lambda e: share(e.cpu_time_total)),
@@ -163,27 +182,23 @@ def _columns(events: EventList, layout: Layout) -> list[Column]:
             Column("Self CPU Mem", WIDTH, lambda e: format_memory(e.self_cpu_memory_usage)),
         ]
     columns.append(Column("# of Calls", WIDTH, lambda e: str(e.count)))
-    shapes = [str(e.input_shapes) for e in events]
-    if any(e.input_shapes != "" and e.input_shapes for e in events):
-        width = min(max(map(len, shapes)) + 4, layout.shapes_width)
+    if any(e.input_shapes for e in events):
         limit = layout.shapes_width
-        columns.append(
-            Column("Input Shapes", max(WIDTH, width), lambda e: str(e.input_shapes)[:limit])
-        )
-    if events.recorded["with_flops"] and any(e.flops for e in events):
-        columns.append(_flops_column(max(e.flops for e in events)))
+        width = _wide((str(e.input_shapes) for e in events), "Input Shapes", limit)
+        columns.append(Column("Input Shapes", width, lambda e: str(e.input_shapes)[:limit]))
+    counted = [e.flops for e in events if e.flops > 0]
+    if events.recorded["with_flops"] and counted:
+        columns.append(_flops_column(min(counted)))
     if any(e.stack for e in events):
-        width = min(max(len(line) for e in events for line in e.stack) + 4, layout.source_width)
-        columns.append(Column(SOURCE, max(width, len(SOURCE)), lambda e: ""))  # by _lines
+        width = _wide((line for e in events for line in e.stack), SOURCE, layout.source_width)
+        columns.append(Column(SOURCE, width, lambda e: ""))  # filled in by `_lines`
     return columns
 
 
-def _flops_column(largest: int) -> Column:
-    """Operations counted in the thousand, million, ... that suits the largest."""
-    prefixes = ("K", "M", "G", "T", "P")
-    power = min(len(prefixes), max(1, (len(str(largest)) - 1) // 3))
+def _flops_column(least: int) -> Column:
+    """Operations counted in the thousand, million, ... that suits the smallest number."""
+    prefixes = ("", "K", "M", "G", "T", "P")
+    power = min(len(prefixes) - 1, (len(str(least)) - 1) // 3)
     scale = 1000.0**power
-    title = f"Total {prefixes[power - 1]}FLOPs"
-    return Column(
-        title, max(WIDTH, len(title)), lambda e: f"{e.flops / scale:.3f}" if e.flops else "--"
-    )
+    title = f"Total {prefixes[power]}FLOPs"
+    return Column(title, WIDTH, lambda e: f"{e.flops / scale:8.3f}" if e.flops > 0 else "--")

@@ -15,6 +15,7 @@ from tracegrad.ir.errors import OperandError, ParameterError
 from tracegrad.nn.loading import clear_gradient
 from tracegrad.nn.naming import type_name
 from tracegrad.tracer.grad_mode import enable_grad, no_grad
+from tracegrad.tracer.profiling import labelled
 from tracegrad.tracer.tensor import Tensor
 
 _DUPLICATES = (
@@ -95,6 +96,10 @@ class Optimizer:
         Returns:
             What `closure` returned, or None.
         """
+        with labelled(f"Optimizer.step#{type(self).__name__}.step"):
+            return self._step(closure)
+
+    def _step(self, closure: Callable[[], Any] | None) -> Any:
         loss = None
         if closure is not None:
             with enable_grad():
@@ -110,9 +115,10 @@ class Optimizer:
 
     def zero_grad(self, set_to_none: bool = False) -> None:
         """Set all gradients to zeros, in place; with `set_to_none`, to None."""
-        for group in self.param_groups:
-            for p in group["params"]:
-                clear_gradient(p, set_to_none)
+        with labelled(f"Optimizer.zero_grad#{type(self).__name__}.zero_grad"):
+            for group in self.param_groups:
+                for p in group["params"]:
+                    clear_gradient(p, set_to_none)
 
     # ---- state ----------------------------------------------------------------------------------
 

@@ -1,0 +1,359 @@
+"""The recorder of one profile: writes events down while the tracer runs operations.
+
+`Timeline` is the `Profiler` that the tracer's hot paths meet (`tracer/profiling.py`). While it
+records it only appends; `profiler_tree.finished` puts the events into order when it has ended.
+Start reading at `Timeline.operation`.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+from tracegrad.autograd.profiler_events import BACKWARD, LABEL, FunctionEvent
+from tracegrad.autograd.profiler_names import aten_name, flops, public_call
+from tracegrad.ir.errors import ProfilerError
+from tracegrad.ir.primitive import Primitive
+from tracegrad.runtime import history
+from tracegrad.tracer.modules import is_user_frame
+from tracegrad.tracer.profiling import ACCUMULATE, Profiler, profilers
+from tracegrad.tracer.state import state
+from tracegrad.tracer.tape import BackwardNode
+from tracegrad.tracer.tensor import Tensor
+
+STEP = "ProfilerStep#"  # the labels of `profiler.profile.step`; they are one row of the table
+
+_LOADS = {"built": "compile", "disk": "load from disk", "memory": "load"}
+
+Launch = tuple[FunctionEvent, history.Launchable, int, int]
+"""A call of a translation unit: the event it ran in, what was called, start and end."""
+
+
+class Timeline(Profiler, history.Listener):
+    """Writes down what one thread runs, with the clock read right before and after.
+
+    Attributes:
+        events: in the order in which they started, on the clock of `time.perf_counter_ns`.
+        launches: the calls of compiled code.
+        origin_ns, epoch_ns: when it was started, on that clock and since 1970.
+        owner: returns the profiler that it belongs to; None when that is gone.
+    """
+
+    def __init__(
+        self, shapes: bool, stacks: bool, flops: bool, memory: bool, owner: Callable[[], Any]
+    ) -> None:  # fmt: skip
+        self.events: list[FunctionEvent] = []
+        self.launches: list[Launch] = []
+        self.shapes, self.stacks, self.flops, self.memory = shapes, stacks, flops, memory
+        self.owner = owner
+        self.thread = threading.get_native_id()
+        self._ident = threading.get_ident()
+        self.origin_ns = self.epoch_ns = 0
+        self._open: list[FunctionEvent] = []
+        self._call: tuple[FrameType, FunctionEvent | None] | None = None  # see `_in_call`
+        self._alive: dict[int, weakref.ref[np.ndarray]] = {}  # memory allocated meanwhile
+        self._running = False
+
+    def start(self) -> None:
+        """Listen to this thread."""
+        profilers.append(self)
+        history.listen(self)
+        self._running = True
+        state.profiler = self
+        self.origin_ns, self.epoch_ns = time.perf_counter_ns(), time.time_ns()
+
+    def stop(self) -> None:
+        """Listen no more, and end whatever is still open.
+
+        Raises:
+            ProfilerError: this is another thread than the one that is listened to.
+        """
+        if threading.get_ident() != self._ident:
+            raise ProfilerError(
+                "a profiler must be stopped in the thread in which it was started; it goes on there"
+            )
+        now = time.perf_counter_ns()
+        self._end_call()
+        self._running = False
+        if state.profiler is self:
+            state.profiler = None
+        profilers.remove(self)
+        history.unlisten(self)
+        for event in self._open:
+            event.end_ns = now
+        self._open.clear()
+        self._alive.clear()
+
+    def listen(self, on: bool) -> None:
+        """Pause, or go on after a pause."""
+        if threading.get_ident() == self._ident and state.profiler in (None, self):
+            state.profiler = self if on else None
+
+    # ---- events ---------------------------------------------------------------------------------
+
+    def _enter(self, name: str, operands: Sequence[Any] = (), **more: Any) -> FunctionEvent:
+        event = FunctionEvent(len(self.events), name, 0, self.thread, **more)
+        if self.shapes:
+            event.input_shapes = [list(getattr(x, "shape", ())) for x in operands]
+        if self.stacks:
+            event.stack = user_stack()
+        self.events.append(event)
+        self._open.append(event)
+        event.start_ns = time.perf_counter_ns()
+        return event
+
+    def _leave(self, event: FunctionEvent) -> None:
+        """Close `event`; blocks of coroutines may close before those that they began in."""
+        now = time.perf_counter_ns()
+        if event.end_ns:
+            return  # by `stop`
+        event.end_ns = now
+        if self._open[-1] is event:
+            self._open.pop()
+        else:
+            self._open.remove(event)
+
+    @contextmanager
+    def _around(self, name: str, operands: Sequence[Any] = (), **more: Any) -> Iterator[Any]:
+        """An event inside which others are listed."""
+        self._end_call()
+        event = self._enter(name, operands, **more)
+        try:
+            yield event
+        finally:
+            self._end_call()
+            self._leave(event)
+
+    @contextmanager
+    def block(self, name: str) -> Iterator[FunctionEvent]:
+        """An event around a `with` block; what runs inside belongs to it."""
+        if name == ACCUMULATE:
+            more: dict[str, Any] = {"scope": BACKWARD}
+        else:
+            more = {"scope": LABEL, "activity_type": "user_annotation"}
+        with self._around(name, **more) as event:
+            if name.startswith(STEP):
+                event.name, event.shown_name = STEP[:-1] + "*", name
+            yield event
+
+    def _alone(self, event: FunctionEvent, run: Callable[..., Any], *args: Any, **kw: Any) -> Any:
+        """Run something as one event: operations inside it are not listed."""
+        state.profiler = None
+        try:
+            return run(*args, **kw)
+        finally:
+            self._leave(event)
+            state.profiler = self
+
+    def _operation(self, name: str, operands: Sequence[Any]) -> FunctionEvent:
+        """The event of an operation, inside that of the public function that is composed of it."""
+        self._in_call(name)
+        return self._enter(name, operands)
+
+    def _in_call(self, name: str) -> None:
+        """See which public function the operation `name` is part of, and list its call.
+
+        The frame of the call is kept until the next operation, so that two calls can be told apart.
+        """
+        found = public_call(sys._getframe(3))
+        if found is None:
+            self._end_call()
+            return
+        label, frame = found
+        if self._call is not None and self._call[0] is frame:
+            return
+        self._end_call()
+        if label == name:  # it is the operation itself, perhaps followed by others
+            self._call = (frame, None)
+            return
+        event = FunctionEvent(len(self.events), label, time.perf_counter_ns(), self.thread)
+        event.activity_type = "composite"
+        if self.shapes:
+            code = frame.f_code
+            names = code.co_varnames[: code.co_argcount]
+            given = [frame.f_locals.get(x) for x in names]
+            event.input_shapes = [list(getattr(x, "shape", ())) for x in given]
+        if self.stacks:
+            event.stack = user_stack()
+        self.events.append(event)
+        self._open.append(event)
+        self._call = (frame, event)
+
+    def _end_operation(self) -> None:
+        if self._call is not None and self._call[1] is not None:
+            self._call[1].end_ns = time.perf_counter_ns()
+
+    def _end_call(self) -> None:
+        """Let go of the frame; memory that only it kept is freed by the call."""
+        if self._call is None:
+            return
+        event = self._call[1]
+        self._call = None
+        if event is not None:
+            self._open.remove(event)
+
+    def _freeing(self) -> FunctionEvent | None:
+        """The event that memory is freed in at this moment."""
+        around = self._open[-1] if self._open else None
+        if around is None or self._call is None or self._call[1] is not around:
+            return around
+        if self._call[0].f_back is not None:
+            return around  # the function is still running
+        return self._open[-2] if len(self._open) > 1 else None
+
+    # ---- what the tracer runs -------------------------------------------------------------------
+
+    def operation(
+        self, run: Callable[..., Tensor], op: Primitive, operands: Sequence[Any],
+        params: Mapping[str, Any],
+    ) -> Tensor:  # fmt: skip
+        """One operation of the dispatcher."""
+        event = self._operation(aten_name(op), operands)
+        try:
+            out: Tensor = self._alone(event, run, op, operands, params)
+        finally:
+            self._end_operation()
+        if out._grad_fn is not None:
+            event.sequence_nr = out._grad_fn.sequence
+        if self.memory:
+            event.self_cpu_memory_usage += self._allocated([out._array], operands)
+        if self.flops:
+            event.flops = flops(op, operands, params, int(out._array.size))
+        return out
+
+    def inplace(
+        self, run: Callable[..., Tensor], name: str, target: Tensor, compute: Callable[..., Any],
+        operands: Sequence[Any], params: Mapping[str, Any],
+    ) -> Tensor:  # fmt: skip
+        """One in-place operation, with what computes its value."""
+        event = self._operation("aten::" + name, (target, *operands))
+        try:
+            out: Tensor = self._alone(event, run, name, target, compute, *operands, **params)
+        finally:
+            self._end_operation()
+        if out._grad_fn is not None and state.grad_enabled:
+            event.sequence_nr = out._grad_fn.sequence
+        if self.flops and name in ("add_", "mul_"):
+            event.flops = int(out._array.size)
+        return out
+
+    def launch(self, label: str, run: Callable[[list[Any]], Any], leaves: list[Any]) -> Any:
+        """One replay of a compiled function; forgotten again where the trace did not apply."""
+        from tracegrad.tracer.launcher import MISS
+
+        tensors = [x for x in leaves if isinstance(x, Tensor)]
+        self._end_call()
+        event = self._enter(label, tensors, activity_type="compiled_call")
+        results = self._alone(event, run, leaves)
+        if results is MISS:
+            if self.events[-1] is event:
+                self.events.pop()
+            else:  # memory was freed meanwhile
+                self.events.remove(event)
+            return results
+        made = [x for x in results if isinstance(x, Tensor)]
+        event.sequence_nr = next((x._grad_fn.sequence for x in made if x._grad_fn is not None), -1)
+        if self.memory:
+            arrays = [x._array for x in made]
+            for node in {x._grad_fn for x in made}:  # keeps what no tensor shows
+                residuals = getattr(node, "residuals", None) or ()
+                arrays += [array for array, storage, _ in residuals if storage is None]
+            read = [x for x in getattr(run, "__globals__", {}).values() if isinstance(x, Tensor)]
+            event.self_cpu_memory_usage += self._allocated(arrays, [*tensors, *read])
+        return results
+
+    def capture(self, label: str, run: Callable[..., Any], *args: Any) -> Any:
+        """The run of a function that is recorded, and its compilation."""
+        with self._around(f"{label}: capture", activity_type="capture"):
+            return run(*args)
+
+    def backward(
+        self, run: Callable[..., Sequence[Tensor | None]], node: BackwardNode,
+        cotangents: list[Tensor | None], create_graph: bool,
+    ) -> Sequence[Tensor | None]:  # fmt: skip
+        """One step of the engine; the operations of its rule are events inside it."""
+        given = [c for c in cotangents if c is not None]
+        with self._around(node.name(), given, scope=BACKWARD) as event:
+            event.sequence_nr = node.sequence
+            parts = run(node, cotangents, create_graph)
+        if self.memory:
+            arrays = [part._array for part in parts if part is not None]
+            event.self_cpu_memory_usage += self._allocated(arrays, cotangents)
+        return parts
+
+    def launched(self, what: history.Launchable, start_ns: int, end_ns: int) -> None:
+        """A call of a translation unit has returned: of a compiled function or its backward."""
+        if threading.get_ident() != self._ident or not self._open:
+            return
+        around = self._open[-1]
+        if around.scope == BACKWARD or around.activity_type == "compiled_call":
+            self.launches.append((around, what, start_ns, end_ns))
+
+    def loaded(self, entry: history.KernelRecord) -> None:
+        """A unit was generated, and compiled or found in a cache, in the time just past."""
+        if threading.get_ident() != self._ident:
+            return
+        now = time.perf_counter_ns()
+        began = now - round((entry.codegen_ms + entry.load_ms) * 1e6)
+        name = f"{entry.label}: {_LOADS[entry.cache]}"
+        event = FunctionEvent(len(self.events), name, began, self.thread, end_ns=now)
+        event.activity_type = "capture"
+        self.events.append(event)
+
+    # ---- memory ---------------------------------------------------------------------------------
+
+    def _allocated(self, made: Sequence[np.ndarray], given: Sequence[Any]) -> int:
+        """Bytes of memory that arrays do not share with operands; from now on their end counts."""
+        total = 0
+        old = {id(owner(x._array)) for x in given if isinstance(x, Tensor)}
+        for array in made:
+            memory = owner(array)
+            key = id(memory)
+            if key in old or key in self._alive:
+                continue
+            freed = functools.partial(self._freed, key, memory.nbytes)
+            self._alive[key] = weakref.ref(memory, freed)
+            total += memory.nbytes
+        return total
+
+    def _freed(self, key: int, nbytes: int, reference: Any) -> None:
+        """Memory allocated under this profile is gone: counted where that happens."""
+        self._alive.pop(key, None)
+        if not self._running:
+            return
+        around = self._freeing() if threading.get_ident() == self._ident else None
+        if around is not None:
+            around.self_cpu_memory_usage -= nbytes
+            return
+        now = time.perf_counter_ns()
+        event = FunctionEvent(len(self.events), "[memory]", now, self.thread, end_ns=now)
+        event.activity_type, event.self_cpu_memory_usage = "memory", -nbytes
+        self.events.append(event)
+
+
+def owner(array: np.ndarray) -> np.ndarray:
+    """The array whose memory `array` shows."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
+def user_stack() -> list[str]:
+    """The user's lines that led here, innermost first: `train.py(41): step`."""
+    lines = []
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        if is_user_frame(frame):
+            code = frame.f_code
+            lines.append(f"{code.co_filename}({frame.f_lineno}): {code.co_name}")
+        frame = frame.f_back
+    return lines
