@@ -15,15 +15,12 @@ import numpy as np
 from tracegrad.ir import dtypes, ops
 from tracegrad.ir.errors import DimensionError, OperandError, ParameterError, ShapeError
 from tracegrad.tracer import inplace
+from tracegrad.tracer.arguments import check_fits, type_name
+from tracegrad.tracer.index_items import check_scalar_index, items, truth
 from tracegrad.tracer.pointwise import named
-from tracegrad.tracer.shapes import scalar_text, select, slice_dim, wrap_dim
+from tracegrad.tracer.shapes import clone, scalar_text, select, slice_dim, wrap_dim
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tensor import Tensor, literal, wrap
-
-_BAD = (
-    "only integers, slices (`:`), ellipsis (`...`), None and long or byte Variables are valid "
-    "indices (got {})"
-)
 
 
 class Parsed(NamedTuple):
@@ -31,6 +28,7 @@ class Parsed(NamedTuple):
 
     x: Tensor
     arrays: dict[int, Tensor]
+    mask: bool  # the arrays are the positions of one mask
 
 
 def getitem(x: Tensor, index: Any) -> Tensor:
@@ -41,7 +39,7 @@ def getitem(x: Tensor, index: Any) -> Tensor:
         ParameterError: a slice step below 1.
         OperandError: an index of a type that means nothing.
     """
-    viewed, arrays = _parse(x, index)
+    viewed, arrays, _ = _parse(x, index)
     if not arrays:
         return _alias(x) if viewed is x else viewed
     return _gathered(viewed, arrays)
@@ -49,7 +47,7 @@ def getitem(x: Tensor, index: Any) -> Tensor:
 
 def setitem(x: Tensor, index: Any, value: Any) -> None:
     """`x[index] = value`, in place, with autograd history."""
-    viewed, arrays = _parse(x, index)
+    viewed, arrays, mask = _parse(x, index)
     if not arrays and viewed is x:
         viewed = _alias(x)
     inplace.check_writable(viewed)
@@ -59,7 +57,7 @@ def setitem(x: Tensor, index: Any, value: Any) -> None:
         source = _trimmed(source, shape)
         inplace.write("copy_", viewed, source.to(viewed.dtype))
         return
-    if source.ndim == 0 or not isinstance(value, Tensor):
+    if not isinstance(value, Tensor) or (mask and source._array.size == 1):
         source = source.to(viewed.dtype)
     inplace.apply("index_put_", viewed, _put, arrays, source)
 
@@ -74,11 +72,17 @@ def _as_value(x: Tensor, value: Any) -> Tensor:
         return value
     if isinstance(value, np.ndarray):
         return wrap(value)
-    from tracegrad.tracer.factories import tensor
+    from tracegrad.tracer.factories import new_leaf, one
 
+    if isinstance(value, complex | np.complexfloating):
+        raise dtypes.complex_refused(f"the number {value}")
     if not isinstance(value, bool | int | float | np.generic):
-        raise OperandError(f"can't assign a {type(value).__name__} to a {scalar_text(x)}")
-    return tensor(value, dtype=x.dtype)
+        raise OperandError(f"can't assign a {type_name(value)} to a {scalar_text(x)}")
+    number = value.item() if isinstance(value, np.generic) else value
+    if isinstance(number, int) and not -(2**63) <= number < 2**64:
+        raise ParameterError("Overflow when unpacking long long")
+    check_fits(number, x.dtype)
+    return new_leaf(one(number, x.dtype), False)
 
 
 def _trimmed(value: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -95,7 +99,7 @@ def _trimmed(value: Tensor, shape: tuple[int, ...]) -> Tensor:
             f"in the tensor ({len(have)})"
         )
     offset = len(shape) - len(have)
-    for d, n in enumerate(have):
+    for d, n in reversed(list(enumerate(have))):
         if n not in (1, shape[offset + d]):
             raise ShapeError(
                 f"The expanded size of the tensor ({shape[offset + d]}) must match the existing "
@@ -109,57 +113,51 @@ def _trimmed(value: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _parse(x: Tensor, index: Any) -> Parsed:
-    items = _items(index)
-    used = sum(_dimensions(i) for i in items)
+    if x._array.ndim == 0 and not isinstance(index, tuple):
+        check_scalar_index(index)
+    parts = items(index)
+    used = sum(_dimensions(i) for i in parts)
     if used > x.ndim:
         raise DimensionError(f"too many indices for tensor of dimension {x.ndim}")
-    if sum(i is Ellipsis for i in items) > 1:
-        raise DimensionError("an index can only have a single ellipsis ('...')")
+    left = x.ndim - used  # dimensions that an Ellipsis stands for
     arrays: dict[int, Tensor] = {}
     d = 0
     taken = 0  # dimensions that integers took away, for messages
-    for item in items:
+    for item in parts:
         if item is Ellipsis:
-            d += x.ndim - d - _remaining(items, item)
+            d += left
         elif item is None:
-            x = named(ops.reshape(x, shape=(*x.shape[:d], 1, *x.shape[d:])), "UnsqueezeBackward0")
+            x = _unsqueezed(x, d)
             d += 1
         elif isinstance(item, slice):
-            x = _sliced(x, d, item)
+            x = _sliced(x, _inside(x, d), item)
             d += 1
-        elif isinstance(item, Tensor):
+        elif isinstance(item, Tensor) and item._array.ndim:
             d = _array_index(x, d, item, arrays)
-        elif isinstance(item, bool):
-            x = ops.reshape(x, shape=(*x.shape[:d], 1, *x.shape[d:]))
-            arrays[d] = wrap(np.zeros(1 if item else 0, np.int64))
+        elif isinstance(item, bool | Tensor):  # a mask of no dimension
+            x = _unsqueezed(x, d)
+            arrays[d] = literal(np.zeros(truth(item), np.int64))
             d += 1
         else:
-            x = _picked(x, d, item, d + taken)
+            x = _picked(x, _inside(x, d), item, d + taken)
             taken += 1
-    return Parsed(x, arrays)
+    index_items = [i for i in parts if isinstance(i, Tensor)]
+    return Parsed(x, arrays, len(index_items) == 1 and _is_mask(index_items[0]))
 
 
-def _items(index: Any) -> list[Any]:
-    listed = list(index) if isinstance(index, tuple) else [index]
-    return [_item(i) for i in listed]
+def _unsqueezed(x: Tensor, d: int) -> Tensor:
+    shape = (*x.shape[:d], 1, *x.shape[d:])
+    return named(ops.reshape(x, shape=shape), "UnsqueezeBackward0")
 
 
-def _item(item: Any) -> Any:
-    """One index as None, Ellipsis, slice, int, bool or Tensor."""
-    if item is None or item is Ellipsis or isinstance(item, slice | bool | int):
-        return item
-    if isinstance(item, np.ndarray | list | range):
-        item = wrap(np.asarray(item, None if len(item) else np.int64))
-    if isinstance(item, Tensor):
-        if item.dtype.is_floating_point:
-            raise DimensionError("tensors used as indices must be long, int, byte or bool tensors")
-        if item.ndim == 0 and item.dtype is not dtypes.bool_:
-            return int(item)  # a view, so the recorder hears that the value was read
-        return item
-    try:
-        return operator.index(item)
-    except TypeError:
-        raise DimensionError(_BAD.format(type(item).__name__)) from None
+def _inside(x: Tensor, d: int) -> int:
+    """A dimension that a second Ellipsis may have pushed out of range."""
+    if d >= x.ndim:
+        raise DimensionError(
+            f"Dimension out of range (expected to be in range of [{-x.ndim}, {x.ndim - 1}], "
+            f"but got {d})"
+        )
+    return d
 
 
 def _dimensions(item: Any) -> int:
@@ -172,12 +170,6 @@ def _is_mask(item: Any) -> bool:
     return isinstance(item, Tensor) and item.dtype is dtypes.bool_
 
 
-def _remaining(items: list[Any], ellipsis: Any) -> int:
-    """Dimensions that the items after the Ellipsis take."""
-    at = next(k for k, i in enumerate(items) if i is ellipsis)
-    return sum(_dimensions(i) for i in items[at + 1 :])
-
-
 def _picked(x: Tensor, d: int, i: int, original: int) -> Tensor:
     size = x.shape[d]
     if not -size <= i < size:
@@ -188,13 +180,22 @@ def _picked(x: Tensor, d: int, i: int, original: int) -> Tensor:
 
 
 def _bound(value: Any) -> int | None:
-    return None if value is None else operator.index(value)
+    if value is None:
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise OperandError(
+            "slice indices must be integers or None or have an __index__ method"
+        ) from None
 
 
 def _sliced(x: Tensor, d: int, item: slice) -> Tensor:
     step = _bound(item.step)
     if step is not None and step <= 0:
-        raise ParameterError("step must be greater than zero")
+        raise ParameterError(
+            "step must be greater than zero" if step else "slice step cannot be zero"
+        )
     start, stop, step = slice(_bound(item.start), _bound(item.stop), step).indices(x.shape[d])
     if (start, step) == (0, 1) and stop == x.shape[d]:
         return x
@@ -246,35 +247,64 @@ def _common_ndim(arrays: dict[int, Tensor]) -> int:
 
 def _gathered(x: Tensor, arrays: dict[int, Tensor]) -> Tensor:
     axes = tuple(arrays)
+    common = _common_ndim(arrays)
+    _check_bounds(x, arrays)
     out = ops.gather(x, *arrays.values(), axes=axes)
-    order = _order(x.ndim, axes, _common_ndim(arrays))
+    order = _order(x.ndim, axes, common)
     if order == tuple(range(len(order))):
         return out
-    return named(ops.permute(out, axes=order), "IndexBackward0")
+    return named(packed(ops.permute(out, axes=order)), "IndexBackward0")
+
+
+def packed(x: Tensor) -> Tensor:
+    """A row-major copy."""
+    out = clone(x)
+    out._array = np.ascontiguousarray(out._array)  # nobody else has seen the copy yet
+    return out
+
+
+def _check_bounds(x: Tensor, arrays: dict[int, Tensor]) -> None:
+    """Refuse indices into a dimension that has no elements (PyTorch's text has no index)."""
+    if x._array.size == 0:
+        for d, index in arrays.items():
+            if x._array.shape[d] == 0 and index._array.size:
+                raise DimensionError("index is out of bounds for dimension with size 0")
 
 
 def _put(x: Tensor, arrays: dict[int, Tensor], value: Tensor, accumulate: bool = False) -> Tensor:
     """`x` with `value` (broadcast) at the indexed places."""
     axes = tuple(arrays)
+    count = _common_ndim(arrays)
     common = np.broadcast_shapes(*(a._array.shape for a in arrays.values()))
     rest = tuple(n for i, n in enumerate(x.shape) if i not in axes)
-    order = _order(x.ndim, axes, len(common))
+    order = _order(x.ndim, axes, count)
     whole = (*common, *rest)
     shape = tuple(whole[a] for a in order)
-    value = _trimmed(value, shape)
-    if value._array.shape != shape:
-        value = ops.broadcast(value, shape=shape)
+    value = _fitted(value, shape)
     back = tuple(sorted(range(len(order)), key=order.__getitem__))
     updates = ops.permute(value, axes=back)
     put = ops.scatter_add if accumulate else ops.scatter_set
     return put(x, updates, *arrays.values(), axes=axes)
 
 
+def _fitted(value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """`value` in the shape of an indexing result."""
+    have = value._array.shape
+    try:
+        value = _trimmed(value, shape)
+    except ShapeError:
+        raise ShapeError(
+            f"shape mismatch: value tensor of shape {list(have)} cannot be broadcast to indexing "
+            f"result of shape {list(shape)}"
+        ) from None
+    return value if value._array.shape == shape else ops.broadcast(value, shape=shape)
+
+
 def index_put(
     input: Tensor, indices: tuple[Tensor, ...], values: Tensor, accumulate: bool = False
 ) -> Tensor:
     """`input` with `values` put (or added) at `indices`, out of place."""
-    _, arrays = _parse(input, tuple(indices))
+    _, arrays, _ = _parse(input, tuple(indices))
     return _put(input, arrays, values, accumulate)
 
 

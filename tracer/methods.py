@@ -11,26 +11,29 @@ from typing import Any
 
 import numpy as np
 
-from tracegrad.ir import dtypes, ops
-from tracegrad.ir.dtypes import DType
-from tracegrad.ir.errors import OperandError, ShapeError
+from tracegrad.ir import dtypes
+from tracegrad.ir.errors import ShapeError
 from tracegrad.ir.primitive import is_scalar
 from tracegrad.tracer import (
+    conversion,
+    factories,
+    from_data,
     indexing,
     inplace,
     joining,
     linalg,
+    metadata,
     pointwise,
     protocols,
+    queries,
+    random_factories,
     reductions,
     shapes,
+    typed,
 )
-from tracegrad.tracer.device import Size, as_device, device
-from tracegrad.tracer.dispatch import dispatch
+from tracegrad.tracer.arguments import Options
 from tracegrad.tracer.hooks import register_hook, register_post_accumulate_grad_hook
 from tracegrad.tracer.pointwise import apply1, apply2
-from tracegrad.tracer.state import state
-from tracegrad.tracer.tape import scalar_type_name
 from tracegrad.tracer.tensor import Tensor
 
 # ---- operators ----------------------------------------------------------------------------------
@@ -92,111 +95,6 @@ def _applied(primitive: str) -> Callable[[Any, Any], Any]:
     return lambda x, y: apply2(primitive, x, y)
 
 
-# ---- meta-data ----------------------------------------------------------------------------------
-
-
-def size(self: Tensor, dim: int | None = None) -> Any:
-    """Shape, or one size of it."""
-    shape = Size(self._array.shape)
-    return shape if dim is None else shape[shapes.wrap_dim(dim, len(shape))]
-
-
-def dim(self: Tensor) -> int:
-    """Number of dimensions."""
-    return self._array.ndim
-
-
-def numel(self: Tensor) -> int:
-    """Number of elements."""
-    return self._array.size
-
-
-def element_size(self: Tensor) -> int:
-    """Bytes per element."""
-    return self._array.itemsize
-
-
-def stride(self: Tensor, dim: int | None = None) -> Any:
-    """Steps in elements from one index to the next, per dimension."""
-    found = tuple(s // self._array.itemsize for s in self._array.strides)
-    return found if dim is None else found[shapes.wrap_dim(dim, len(found))]
-
-
-def storage_offset(self: Tensor) -> int:
-    """Elements between the start of the base's memory and this tensor's."""
-    if state.recorder is not None:
-        state.recorder.note("storage_offset()")
-    base = self._base
-    return 0 if base is None else (self._ptr() - base._ptr()) // self._array.itemsize
-
-
-def is_contiguous(self: Tensor) -> bool:
-    """True where the elements lie in row-major order without gaps."""
-    return self._array.flags.c_contiguous
-
-
-def data_ptr(self: Tensor) -> int:
-    """Address of the first element."""
-    if state.recorder is not None:
-        state.recorder.note("data_ptr()")
-    return self._ptr()
-
-
-def is_floating_point(self: Tensor) -> bool:
-    """True for floating dtypes."""
-    return self.dtype.is_floating_point
-
-
-def type_(self: Tensor, dtype: Any = None) -> Any:
-    """The name of the tensor's type (`torch.FloatTensor`), or a cast to `dtype`."""
-    return f"torch.{scalar_type_name(self.dtype)}Tensor" if dtype is None else to(self, dtype)
-
-
-# ---- conversion ---------------------------------------------------------------------------------
-
-
-def to(self: Tensor, *args: Any, dtype: Any = None, device: Any = None, copy: bool = False,
-       non_blocking: bool = False) -> Tensor:  # fmt: skip
-    """The tensor in another dtype or on another device; itself where nothing changes."""
-    for arg in args:
-        if isinstance(arg, Tensor):
-            dtype = arg.dtype
-        elif isinstance(arg, DType | type | np.dtype):
-            dtype = arg
-        elif isinstance(arg, str | device_type):
-            device = arg
-        elif isinstance(arg, bool):
-            continue
-        else:
-            raise OperandError(f"to() received an invalid argument: {type(arg).__name__}")
-    as_device(device)
-    target = self.dtype if dtype is None else dtypes.as_dtype(dtype)
-    if target is self.dtype:
-        return shapes.clone(self) if copy else self
-    return dispatch(ops.cast, (self,), {"dtype": target})
-
-
-device_type = device
-
-
-def _cast(dtype: DType) -> Callable[[Tensor], Tensor]:
-    def method(self: Tensor) -> Tensor:
-        return to(self, dtype)
-
-    method.__doc__ = f"The tensor as {dtype.name}."
-    return method
-
-
-def cpu(self: Tensor) -> Tensor:
-    """The tensor in the CPU's memory."""
-    return self
-
-
-def type_as(self: Tensor, other: Tensor) -> Tensor:
-    """The tensor in the dtype of `other`."""
-    return to(self, other.dtype)
-
-
 # ---- in place, beyond the generated ones --------------------------------------------------------
 
 
@@ -214,14 +112,14 @@ def fill_(self: Tensor, value: Any) -> Tensor:
             "fill_ only supports 0-dimension value tensor but got tensor with "
             f"{source.ndim} dimensions."
         )
-    return inplace.write("fill_", self, to(source, self.dtype))
+    return inplace.write("fill_", self, conversion.to(source, self.dtype))
 
 
 def copy_(self: Tensor, src: Any, non_blocking: bool = False) -> Tensor:
     """Set the elements to those of `src`, broadcast and cast."""
     inplace.check_writable(self)
     source = indexing._trimmed(indexing._as_value(self, src), self._array.shape)
-    return inplace.write("copy_", self, to(source, self.dtype))
+    return inplace.write("copy_", self, conversion.to(source, self.dtype))
 
 
 def index_put_(
@@ -241,26 +139,16 @@ def _random_fill(name: str, compute: Callable[..., Any]) -> Callable[..., Tensor
     return method
 
 
-def _uniform(x: Tensor, low: float = 0.0, high: float = 1.0, *, generator: Any = None) -> Tensor:
-    from tracegrad.tracer.random_factories import rand
-
-    return rand(tuple(x.shape), dtype=x.dtype, generator=generator) * (high - low) + low
-
-
-def _normal(x: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: Any = None) -> Tensor:
-    from tracegrad.tracer.random_factories import randn
-
-    return randn(tuple(x.shape), dtype=x.dtype, generator=generator) * std + mean
+def _new_tensor(self: Tensor, data: Any, **options: Any) -> Tensor:
+    """`tensor` in the dtype of this tensor."""
+    read = Options.read("new_tensor", options)
+    dtype = self.dtype if read.dtype is None else read.dtype
+    return from_data.made("tensor.new_tensor", data, dtype, read.requires_grad)
 
 
-def _new(name: str) -> Callable[..., Tensor]:
-    def method(self: Tensor, *args: Any, dtype: Any = None, **options: Any) -> Tensor:
-        from tracegrad.tracer.factories import FUNCTIONS
-
-        return FUNCTIONS[name](*args, dtype=self.dtype if dtype is None else dtype, **options)
-
-    method.__doc__ = f"`{name}` in the dtype of this tensor."
-    return method
+def _new_legacy(self: Tensor, *given: Any, **options: Any) -> Tensor:
+    """A tensor of this dtype from sizes or data; prefer `new_empty` and `new_tensor`."""
+    return factories.new_leaf(typed.legacy(self.dtype, given, options), False)
 
 
 # ---- attaching ----------------------------------------------------------------------------------
@@ -273,19 +161,19 @@ INPLACE_FUNCTIONS.update(
     masked_fill_=_in_place("masked_fill_", indexing.masked_fill),
     scatter_=_in_place("scatter_", indexing.scatter),
     scatter_add_=_in_place("scatter_add_", indexing.scatter_add),
-    uniform_=_random_fill("uniform_", _uniform), normal_=_random_fill("normal_", _normal),
+    **{name: _random_fill(name, compute) for name, compute in random_factories.FILLS.items()},
 )  # fmt: skip
 
 _NOT_METHODS = ("where", "cat", "concat", "concatenate", "stack", "einsum", "tensordot", "rsub")
 _METHODS = (
-    *protocols.METHODS, size, dim, numel, element_size,
-    stride, storage_offset, is_contiguous, data_ptr, is_floating_point, to, cpu, type_as,
-    register_hook, register_post_accumulate_grad_hook,
+    *protocols.METHODS, *metadata.METHODS, conversion.to, conversion.type_as, register_hook,
+    register_post_accumulate_grad_hook,
 )  # fmt: skip
 _CASTS = {
     "float": dtypes.float32, "double": dtypes.float64, "half": dtypes.float16,
     "bfloat16": dtypes.bfloat16, "long": dtypes.int64, "int": dtypes.int32,
     "short": dtypes.int16, "char": dtypes.int8, "byte": dtypes.uint8, "bool": dtypes.bool_,
+    "chalf": dtypes.complex32, "cfloat": dtypes.complex64, "cdouble": dtypes.complex128,
 }  # fmt: skip
 
 
@@ -320,15 +208,16 @@ def _attach() -> None:
     for method in _METHODS:
         setattr(cls, method.__name__, method)
     for name, dtype in _CASTS.items():
-        setattr(cls, name, _cast(dtype))
-    for name in ("zeros", "ones", "full", "empty", "tensor"):
-        setattr(cls, f"new_{name}", _new(name))
+        setattr(cls, name, conversion.cast(name, dtype))
+    for name, method in factories.NEW_METHODS.items():
+        setattr(cls, name, method)
+    cls.new_tensor, cls.new = _new_tensor, _new_legacy
     cls.where = _where
-    cls.type = type_
-    cls.T = property(_reversed, doc="Dimensions in reverse order; a view.")
-    cls.mT = property(_matrix_transpose, doc="Last two dimensions exchanged; a view.")
-    cls.is_cuda = property(lambda self: False, doc="True on a CUDA device.")
-    cls.nelement, cls.ndimension = numel, dim
+    cls.type, cls.view = conversion.type_, conversion.view
+    cls.allclose, cls.equal, cls.is_nonzero = queries.allclose, queries.equal, queries.is_nonzero
+    for name, (compute, text) in metadata.PROPERTIES.items():
+        setattr(cls, name, property(compute, doc=text))
+    cls.nelement, cls.ndimension = metadata.numel, metadata.dim
 
 
 def _matmul(self: Tensor, other: Any) -> Tensor:
@@ -337,19 +226,6 @@ def _matmul(self: Tensor, other: Any) -> Tensor:
 
 def _rmatmul(self: Tensor, other: Any) -> Tensor:
     return linalg.matmul(other, self)
-
-
-def _reversed(self: Tensor) -> Tensor:
-    return ops.permute(self, axes=tuple(reversed(range(self.ndim))))
-
-
-def _matrix_transpose(self: Tensor) -> Tensor:
-    if self.ndim < 2:
-        raise ShapeError(
-            "tensor.mT is only supported on matrices or batches of matrices. Got "
-            f"{self.ndim}-D tensor."
-        )
-    return shapes.transpose(self, -2, -1)
 
 
 _attach()
