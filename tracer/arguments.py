@@ -6,6 +6,7 @@ and `memory_format`. Start reading at `Options.read`, then `size_argument`.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -85,6 +86,20 @@ def size_argument(function: str, given: Sequence[Any], size: Any = None) -> tupl
         given = (size,)
     elif not given:
         raise missing(function, "size")
+    plain = given[0] if len(given) == 1 and isinstance(given[0], tuple) else given
+    for n in plain:
+        if type(n) is not int or not 0 <= n < _MOST:
+            break
+    else:
+        return tuple(plain)
+    return _checked_sizes(function, given)
+
+
+_MOST = 2**63
+
+
+def _checked_sizes(function: str, given: Sequence[Any]) -> tuple[int, ...]:
+    """Sizes that are not all plain ints: converted, or refused."""
     items: Sequence[Any] = given
     first = given[0]
     if len(given) == 1 and isinstance(first, tuple | list | range):
@@ -175,18 +190,17 @@ def fits(value: Any, dtype: DType) -> bool:
     if dtype.kind == "b":
         return True
     if dtype.kind == "f":
-        if isinstance(value, float) and not np.isfinite(value):
-            return True
-        return abs(value) <= largest(dtype)
+        return abs(value) <= _LARGEST[dtype.name] or (
+            isinstance(value, float) and not math.isfinite(value)
+        )
     low, high = limits(dtype, isinstance(value, float))
     return value == value and low <= value <= high
 
 
-def largest(dtype: DType) -> float:
-    """The largest finite number of a floating type."""
-    if dtype is dtypes.bfloat16:
-        return 3.3895313892515355e38
-    return float(np.finfo(dtype.numpy).max)
+_LARGEST = {
+    "float16": 65504.0, "bfloat16": 3.3895313892515355e38, "float32": 3.4028234663852886e38,
+    "float64": 1.7976931348623157e308,
+}  # fmt: skip
 
 
 def limits(dtype: DType, floating: bool) -> tuple[int, int]:
@@ -222,6 +236,9 @@ class Options(NamedTuple):
         """
         if not given:
             return PLAIN
+        dtype = given.get("dtype")
+        if len(given) == 1 and type(dtype) is DType and dtype.kind != "c":
+            return Options(dtype, False, None, None)
         for name in given:
             known = name in _EVERYWHERE or name in more
             if not known or (name == "layout" and function in _FROM_DATA):

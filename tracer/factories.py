@@ -106,7 +106,7 @@ def filled(shape: tuple[int, ...], value: Any, dtype: DType) -> np.ndarray:
 def one(value: Any, dtype: DType) -> np.ndarray:
     """A number, which fits, as an array of no dimension."""
     if dtype.kind == "f":
-        return np.array(float(value)).astype(dtype.numpy)
+        return np.array(value, dtype.numpy)
     return np.array(bool(value) if dtype.kind == "b" else int(value)).astype(dtype.numpy)
 
 

@@ -29,6 +29,7 @@ from tracegrad.tracer.arguments import (
 from tracegrad.tracer.device import as_device
 from tracegrad.tracer.factories import ABSENT, new_leaf, public
 from tracegrad.tracer.reading import array_of, checked, full_name
+from tracegrad.tracer.state import state
 from tracegrad.tracer.tape import scalar_type_name
 from tracegrad.tracer.tensor import Tensor
 
@@ -225,6 +226,8 @@ def frombuffer(
             "this program.",
             UserWarning, stacklevel=user_stacklevel(),
         )  # fmt: skip
+    if state.recorder is not None:
+        state.recorder.note("frombuffer()")
     number = _buffer_count(view.nbytes, wanted.itemsize, count, offset)
     array = np.frombuffer(view, wanted.numpy, number, offset)
     return new_leaf(array, bool_argument("frombuffer", "requires_grad", requires_grad))
@@ -272,6 +275,8 @@ def from_dlpack(ext_tensor: Any, *, device: Any = None, copy: bool | None = None
         tensor([0, 1, 2])
     """
     as_device(device)
+    if state.recorder is not None:
+        state.recorder.note("from_dlpack()")
     if isinstance(ext_tensor, Tensor):
         out = ext_tensor.detach()
         return out.clone() if copy else out

@@ -27,12 +27,16 @@ _NO_TUPLE = (
     "tensor index, x[torch.tensor(seq)], which will result either in an error or a different result"
 )
 _BYTES = "indexing with dtype torch.uint8 is now deprecated, please use a dtype torch.bool instead."
+_LONG = 2**63
 
 
 def items(index: Any) -> list[Any]:
     """The index as a list of None, Ellipsis, slices, ints, bools and Tensors."""
+    kind = type(index)
+    if kind is slice or (kind is int and -_LONG <= index < _LONG):
+        return [index]
     if isinstance(index, tuple):
-        return [_item(i) for i in index]
+        return [i if type(i) is slice else _item(i) for i in index]
     if _means_tuple(index):
         warnings.warn(_NO_TUPLE, UserWarning, stacklevel=user_stacklevel())
         return [_item(i) for i in index]
@@ -54,7 +58,7 @@ def _item(item: Any) -> Any:
     if item is None or item is Ellipsis or isinstance(item, slice | bool):
         return item
     if isinstance(item, int):
-        if not -(2**63) <= item < 2**63:
+        if not -_LONG <= item < _LONG:
             raise ParameterError("Overflow when unpacking long long")
         return item
     if isinstance(item, Tensor):

@@ -123,6 +123,7 @@ def _parse(x: Tensor, index: Any) -> Parsed:
     arrays: dict[int, Tensor] = {}
     d = 0
     taken = 0  # dimensions that integers took away, for messages
+    tensors: list[Tensor] = []
     for item in parts:
         if item is Ellipsis:
             d += left
@@ -134,15 +135,16 @@ def _parse(x: Tensor, index: Any) -> Parsed:
             d += 1
         elif isinstance(item, Tensor) and item._array.ndim:
             d = _array_index(x, d, item, arrays)
+            tensors.append(item)
         elif isinstance(item, bool | Tensor):  # a mask of no dimension
             x = _unsqueezed(x, d)
             arrays[d] = literal(np.zeros(truth(item), np.int64))
             d += 1
+            tensors.extend([item] if isinstance(item, Tensor) else [])
         else:
             x = _picked(x, _inside(x, d), item, d + taken)
             taken += 1
-    index_items = [i for i in parts if isinstance(i, Tensor)]
-    return Parsed(x, arrays, len(index_items) == 1 and _is_mask(index_items[0]))
+    return Parsed(x, arrays, len(tensors) == 1 and _is_mask(tensors[0]))
 
 
 def _unsqueezed(x: Tensor, d: int) -> Tensor:
@@ -161,6 +163,8 @@ def _inside(x: Tensor, d: int) -> int:
 
 
 def _dimensions(item: Any) -> int:
+    if type(item) in (int, slice):
+        return 1
     if item is None or item is Ellipsis or isinstance(item, bool):
         return 0
     return item.ndim if _is_mask(item) else 1

@@ -49,7 +49,7 @@ def size(self: Tensor, dim: int | None = None) -> Any:
 
 
 def _wrapped(function: str, dim: Any, ndim: int) -> int:
-    number = int_argument(function, "dim", 1, dim)
+    number = dim if type(dim) is int else int_argument(function, "dim", 1, dim)
     if ndim == 0:
         raise DimensionError(f"Dimension specified as {number} but tensor has no dimensions")
     return shapes.wrap_dim(number, ndim)

@@ -13,15 +13,17 @@ from tracegrad.tracer.tape import scalar_type_name
 
 def check_no_bool(x: Any, y: Any) -> None:
     """Refuse to subtract bools, in PyTorch's words (two of them are refused by the primitive)."""
-    bools = [
-        isinstance(z, bool) or getattr(z, "dtype", None) in (dtypes.bool_, np.dtype(np.bool_))
-        for z in (x, y)
-    ]
-    if any(bools) and not all(bools):
+    if _is_bool(x) is not _is_bool(y):
         raise DTypeError(
             "Subtraction, the `-` operator, with a bool tensor is not supported. If you are trying "
             "to invert a mask, use the `~` or `logical_not()` operator instead."
         )
+
+
+def _is_bool(x: Any) -> bool:
+    if isinstance(x, np.ndarray | np.generic):
+        return x.dtype.kind == "b"
+    return type(x) is bool or getattr(x, "dtype", None) is dtypes.bool_
 
 
 def check_close(input: Any, other: Any, rtol: Any, atol: Any, equal_nan: Any) -> None:

@@ -188,6 +188,8 @@ def bernoulli(input: Any, p: Any = None, *, generator: Generator | None = None) 
     if p is None:
         limit: Any = input.detach()
         dtype = _floating(input.dtype, "bernoulli_tensor_cpu_p_")
+        if state.recorder is None and not bool(((limit >= 0) & (limit <= 1)).all()):
+            raise ShapeError("Expected p_in >= 0 && p_in <= 1 to be true, but got false.")
     else:
         limit = number_argument("bernoulli", "p", 2, p)
         dtype = input.dtype if input.dtype.is_floating_point else dtypes.float32

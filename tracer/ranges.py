@@ -22,9 +22,10 @@ from tracegrad.tracer.arguments import (
     missing,
     number_argument,
 )
-from tracegrad.tracer.factories import ABSENT, FUNCTIONS, chosen, finish, public
+from tracegrad.tracer.factories import ABSENT, FUNCTIONS, chosen, finish, new_leaf, public
 from tracegrad.tracer.tensor import Tensor
 
+_MANY = 2**40  # more elements than any memory holds
 _BAD_DIRECTION = "upper bound and lower bound inconsistent with step sign"
 
 
@@ -45,6 +46,8 @@ def arange(*given: Any, **options: Any) -> Tensor:
         >>> tg.arange(1, 2.5, 0.5)
         tensor([1.0000, 1.5000, 2.0000])
     """
+    if len(given) == 1 and not options and type(given[0]) is int and 0 <= given[0] < _MANY:
+        return new_leaf(np.arange(given[0]), False)
     names = ("end",) if len(given) == 1 and "end" not in options else ("start", "end", "step")
     if len(given) > 3:
         raise OperandError(
@@ -91,7 +94,7 @@ def _steps(dtype: DType, start: Any, end: Any, step: Any) -> np.ndarray:
         count = -((start - end) // step)
     else:
         count = math.ceil((float(end) - float(start)) / float(step))
-    if count >= 2**40:
+    if count >= _MANY:
         raise ShapeError("invalid size, possible overflow?")
     index = np.arange(count)
     if dtype.kind == "f":
