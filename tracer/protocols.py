@@ -203,11 +203,7 @@ def __deepcopy__(self: Tensor, memo: dict[int, Any]) -> Tensor:
         )
     if id(self) in memo:
         return memo[id(self)]
-    memory, offset, strides = _memory(self)
-    twin = memo.get(id(memory))
-    if twin is None:
-        twin = memo[id(memory)] = memory.copy()
-        memo[id(twin)] = memory  # the memo knows by address: both must live as long as it does
+    twin, offset, strides = _twin(self, memo)
     made = _rebuild(type(self), twin, offset, self._array.shape, strides, self._requires_grad, None)
     memo[id(self)] = made
     if self._grad is not None:
@@ -215,6 +211,22 @@ def __deepcopy__(self: Tensor, memo: dict[int, Any]) -> Tensor:
     if hasattr(self, "__dict__"):
         made.__dict__.update(copy.deepcopy(self.__dict__, memo))
     return made
+
+
+def _twin(x: Tensor, memo: dict[Any, Any]) -> tuple[np.ndarray, int, tuple[int, ...]]:
+    """Copied memory for the copy of `x`; the memo keeps it for what shares memory with `x`."""
+    array, token = x._array, ("memory", id(x._storage.memory))
+    memory, twin = memo.get(token, (None, None))
+    if memory is not None and twin.dtype == array.dtype and array.size:
+        start = (x._ptr() - _address(memory)) // array.itemsize
+        strides = tuple(s // array.itemsize for s in array.strides)
+        last = start + sum((n - 1) * s for n, s in zip(array.shape, strides, strict=True))
+        if 0 <= start <= last < memory.size:
+            return twin, start, strides
+    memory, offset, strides = _memory(x)
+    twin = memory.copy()
+    memo[token] = (memory, twin)
+    return twin, offset, strides
 
 
 def _memory(x: Tensor) -> tuple[np.ndarray, int, tuple[int, ...]]:

@@ -23,6 +23,15 @@ def test_copies_of_views_share_memory_like_the_views(twins: Any) -> None:
     assert x[0, 1].item() == 1
 
 
+def test_deepcopy_of_what_detach_and_data_share() -> None:
+    x = tg.arange(6.0).reshape(2, 3).requires_grad_()
+    a, b, c = copy.deepcopy([x, x.detach()[1], x.data])
+    b[0] = 9
+    c[0, 0] = 7
+    assert a.tolist() == [[7.0, 1.0, 2.0], [9.0, 4.0, 5.0]] and a.requires_grad
+    assert x.tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
+
+
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
 def test_pickle_keeps_dtype_strides_and_requires_grad(protocol: int) -> None:
     cases = [tg.zeros(0, 3), tg.tensor(2.5), tg.ones(2, 3).t(), tg.ones(3).expand(2, 3),

@@ -125,6 +125,7 @@ def test_complex_numbers_are_refused(act: Any) -> None:
         act()
 
 
+@pytest.mark.filterwarnings("ignore:torch.range is deprecated")
 @pytest.mark.parametrize(
     ("act", "error", "text"),
     [
