@@ -77,9 +77,13 @@ class DType:
         Raises:
             DTypeError: it has none.
         """
-        return {
-            float16: complex32, float32: complex64, float64: complex128, bfloat16: complex64,
-        }.get(self, complex64)  # fmt: skip
+        if self.kind == "c":
+            return self
+        if self.kind != "f":
+            word = {"bool": "Bool", "uint8": "Byte", "int8": "Char", "int16": "Short",
+                    "int32": "Int", "int64": "Long"}.get(self.name, self.name)  # fmt: skip
+            raise DTypeError(f"Unknown Complex ScalarType for {word}")
+        return {"float16": complex32, "float64": complex128}.get(self.name, complex64)
 
     @property
     def category(self) -> int:

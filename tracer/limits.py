@@ -41,7 +41,7 @@ class _Limits:
 
 
 def _dtype(function: str, given: Any) -> DType:
-    if not isinstance(given, DType):
+    if not isinstance(given, DType) and given not in (float, int, bool, complex):
         raise wrong_type(function, "type", 1, "torch.dtype", given)
     return dtypes.as_dtype(given)
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tracegrad.ir import dtypes
-from tracegrad.ir.errors import ShapeError
+from tracegrad.ir.errors import DTypeError, OperandError, ShapeError
 from tracegrad.ir.primitive import is_scalar
 from tracegrad.tracer import (
     conversion,
@@ -182,6 +182,20 @@ def _where(self: Tensor, condition: Any, other: Any) -> Any:
     return pointwise.where(condition, self, other)
 
 
+def _inverted(self: Tensor) -> Any:
+    if self.dtype.is_floating_point:
+        raise OperandError(
+            "~ (operator.invert) is only implemented on integer and Boolean-type tensors"
+        )
+    return apply1("bitwise_not", self)
+
+
+def _positive(self: Tensor) -> Any:
+    if self.dtype is dtypes.bool_:
+        raise DTypeError("The `+` operator, on a bool tensor is not supported.")
+    return pointwise.positive(self)
+
+
 def _attach() -> None:
     cls: Any = Tensor  # to mypy a Tensor has these already
     for dunder, name in _OPERATORS.items():
@@ -194,7 +208,8 @@ def _attach() -> None:
     cls.__hash__ = object.__hash__
     cls.__neg__ = lambda self: apply1("neg", self)
     cls.__abs__ = lambda self: apply1("abs", self)
-    cls.__invert__ = lambda self: apply1("bitwise_not", self)
+    cls.__invert__ = _inverted
+    cls.__pos__ = _positive
     cls.__matmul__ = _matmul
     cls.__rmatmul__ = _rmatmul
     cls.__getitem__ = indexing.getitem

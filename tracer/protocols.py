@@ -23,7 +23,7 @@ from tracegrad.ir.errors import (
 )
 from tracegrad.ir.location import user_stacklevel
 from tracegrad.ir.primitive import is_scalar
-from tracegrad.tracer import from_data, inplace, printing, reductions, shapes
+from tracegrad.tracer import from_data, inplace, joining, printing, reductions, shapes
 from tracegrad.tracer.arguments import bool_argument
 from tracegrad.tracer.pointwise import apply2
 from tracegrad.tracer.reading import WITH_GRAD
@@ -175,6 +175,10 @@ def __contains__(self: Tensor, element: Any) -> bool:
     )
 
 
+def __reversed__(self: Tensor) -> Tensor:
+    return joining.flip(self, 0) if self._array.ndim else self
+
+
 def __delitem__(self: Tensor, index: Any) -> None:
     raise OperandError("Tensor does not support deleting items")
 
@@ -317,6 +321,7 @@ METHODS = (
     __iter__,
     __contains__,
     __delitem__,
+    __reversed__,
     __format__,
     __repr__,
     __deepcopy__,

@@ -32,7 +32,7 @@ def is_storage(obj: Any) -> bool:
 
 def typename(obj: Any) -> str:
     """The name of an object's type: `torch.FloatTensor`, or module and class."""
-    if type(obj) is Tensor:
+    if isinstance(obj, Tensor):
         return f"torch.{scalar_type_name(obj.dtype)}Tensor"
     kind = type(obj)
     return kind.__qualname__ if kind.__module__ == "builtins" else (

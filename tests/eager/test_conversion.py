@@ -213,6 +213,9 @@ def test_apply_calls_python_on_each_element() -> None:
         (lambda x: int(x), ValueError, "only one element tensors can be converted"),
         (lambda x: x.__delitem__(0), TypeError, "does not support deleting items"),
         (lambda x: None in x, RuntimeError, "you passed in a <class 'NoneType'>"),
+        (lambda x: ~x, TypeError, "operator.invert. is only implemented on integer and Boolean"),
+        (lambda x: +(x > 0), RuntimeError, "The `.` operator, on a bool tensor is not supported"),
+        (lambda x: tg.int8.to_complex(), RuntimeError, "Unknown Complex ScalarType for Char"),
     ],
 )  # fmt: skip
 def test_refusals(act: Any, error: type[Exception], text: str) -> None:
