@@ -133,7 +133,7 @@ def _parse(x: Tensor, index: Any) -> Parsed:
         elif isinstance(item, slice):
             x = _sliced(x, _inside(x, d), item)
             d += 1
-        elif isinstance(item, Tensor) and item._array.ndim:
+        elif isinstance(item, Tensor) and (item._array.ndim or not _is_mask(item)):
             d = _array_index(x, d, item, arrays)
             tensors.append(item)
         elif isinstance(item, bool | Tensor):  # a mask of no dimension
