@@ -154,6 +154,21 @@ class Primitive:
 
     def __call__(self, *operands: Any, **params: Any) -> Any:
         """Check and promote `operands`, then apply the primitive to them."""
+        for x in operands:
+            call = getattr(type(x), "__tracegrad_call__", None)
+            if call is not None:
+                return call(self, operands, params)
+        return self.checked(operands, params)
+
+    def checked(self, operands: tuple[Any, ...], params: Mapping[str, Any]) -> Any:
+        """As a call, without looking whether the layer of the operands has a shorter way."""
+        operands, params = self.prepared(operands, params)
+        return bind(self, operands, params)
+
+    def prepared(
+        self, operands: tuple[Any, ...], params: Mapping[str, Any]
+    ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        """Promoted operands and canonical parameters."""
         if not self.variadic and len(operands) != len(self.args):
             raise OperandError(
                 f"{self.name}: takes {len(self.args)} operand(s) ({', '.join(self.args)}), "
@@ -162,7 +177,7 @@ class Primitive:
         operands = promoted(self, operands)
         if self.normalize is not None:
             params = dict(self.normalize([type_of(x) for x in operands], params))
-        return bind(self, operands, params)
+        return operands, params
 
     def infer(self, types: Sequence[TensorType], params: Mapping[str, Any]) -> TensorType:
         """The type of the result; raises the error that unfit operands deserve."""
@@ -291,7 +306,7 @@ def promoted(op: Primitive, operands: Sequence[Any]) -> tuple[Any, ...]:
     for i, x in enumerate(operands):
         want = target if target is not None and i in chosen else seen[i][0]
         if is_scalar(x):
-            result[i] = weak_scalar(x, want)
+            result[i] = numpy_scalar(x, want)
         elif seen[i][0] is not want:
             result[i] = bind(TABLE["cast"], (x,), {"dtype": want})
         if i in chosen and want not in op.dtypes:
@@ -301,7 +316,7 @@ def promoted(op: Primitive, operands: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(result)
 
 
-def weak_scalar(x: Any, dtype: DType) -> np.generic:
+def numpy_scalar(x: Any, dtype: DType) -> np.generic:
     """The number `x`, an operand beside arrays of `dtype`: an integer wraps around, as in PyTorch.
 
     Raises:
@@ -309,10 +324,10 @@ def weak_scalar(x: Any, dtype: DType) -> np.generic:
     """
     if dtype.category == 1 and isinstance(x, int) and -(2**63) <= x < 2**64:
         return np.uint64(x % 2**64).astype(dtype.numpy)
-    return numpy_scalar(x, dtype)
+    return exact_scalar(x, dtype)
 
 
-def numpy_scalar(x: Any, dtype: DType) -> np.generic:
+def exact_scalar(x: Any, dtype: DType) -> np.generic:
     """The number `x` as a NumPy scalar of `dtype`.
 
     Raises:

@@ -106,6 +106,7 @@ _LAZY_NAMES = {
     "EagerWarning": "tracegrad.tracer.verification",
     "RecaptureWarning": "tracegrad.tracer.compile",
     "VerificationWarning": "tracegrad.tracer.verification",
+    "vmap": "tracegrad.func",
     "kernel_history": "tracegrad.runtime.history",
     "set_num_threads": "tracegrad.runtime.threads",
     "get_num_threads": "tracegrad.runtime.threads",

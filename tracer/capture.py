@@ -24,6 +24,7 @@ from tracegrad.tracer.capture_hook import Recorder
 from tracegrad.tracer.tensor import Tensor, wrap
 
 if TYPE_CHECKING:
+    from tracegrad.tracer.function_node import FunctionNode
     from tracegrad.tracer.random import Generator
 
 
@@ -212,6 +213,27 @@ class GraphRecorder(Recorder):
         value = self.builder.input(tensor.type_info, "random_state")
         self._source("random", value, tensor, generator=generator)
         self._know(tensor, value)
+
+    def alias(self, made: Tensor, tensor: Tensor) -> None:
+        """The same value."""
+        if not self.knows(made):
+            self._know(made, self.value_of(tensor))
+
+    def for_function(self, node: FunctionNode, args: Sequence[Any]) -> Recorder | None:
+        """This one: the run goes on to be recorded, though it will stay eager."""
+        self.note(f"autograd.Function {node._function.__name__}")
+        return self
+
+    def function(self, node: FunctionNode, args: Sequence[Any], outputs: Sequence[Any]) -> None:
+        """Said already, by `for_function`."""
+
+    def varies(self, tensor: Tensor) -> bool:
+        """No: it has its value."""
+        return False
+
+    def shown(self, tensor: Tensor) -> str | None:
+        """As it is."""
+        return None
 
     def note(self, what: str, tensor: Tensor | None = None) -> None:
         """Something that has no place in a graph."""

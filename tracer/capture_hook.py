@@ -15,6 +15,7 @@ from tracegrad.tracer.state import state
 
 if TYPE_CHECKING:
     from tracegrad.ir.primitive import Primitive
+    from tracegrad.tracer.function_node import FunctionNode
     from tracegrad.tracer.random import Generator
     from tracegrad.tracer.tensor import Tensor
 
@@ -50,6 +51,26 @@ class Recorder:
 
     def random_state(self, tensor: Tensor, generator: Generator) -> None:
         """`tensor`, int64[2] (seed, counter), was drawn from `generator`, whose counter moved."""
+        raise NotImplementedError
+
+    def alias(self, made: Tensor, tensor: Tensor) -> None:
+        """`made` is another object with the value of `tensor`: no operation, no cut of history."""
+        raise NotImplementedError
+
+    def for_function(self, node: FunctionNode, args: Sequence[Any]) -> Recorder | None:
+        """Who records the body of the `forward` that a user's `Function` is about to run."""
+        raise NotImplementedError
+
+    def function(self, node: FunctionNode, args: Sequence[Any], outputs: Sequence[Any]) -> None:
+        """A `Function` that the user wrote has run: `outputs` are what its caller gets."""
+        raise NotImplementedError
+
+    def varies(self, tensor: Tensor) -> bool:
+        """Whether `tensor` stands for several values, so that Python must not read it as one."""
+        raise NotImplementedError
+
+    def shown(self, tensor: Tensor) -> str | None:
+        """What `repr(tensor)` should be, where it is not that of its values."""
         raise NotImplementedError
 
     def note(self, what: str, tensor: Tensor | None = None) -> None:

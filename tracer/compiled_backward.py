@@ -25,6 +25,7 @@ from tracegrad.runtime import executable
 from tracegrad.runtime.executable import Executable
 from tracegrad.runtime.kernels import pointer
 from tracegrad.tracer import tape, verification
+from tracegrad.tracer.state import state
 from tracegrad.tracer.storage import Storage
 from tracegrad.tracer.tensor import Tensor, wrap
 
@@ -163,7 +164,7 @@ class CompiledBackward(tape.BackwardNode):
             raise GradientError(tape.FREED)
         present = tuple(c is not None for c in cotangents)
         given = [c for c in cotangents if c is not None]
-        if create_graph:
+        if create_graph or state.recorder is not None:  # a recorder hears of operations only
             parts, wrt = self._differentiable(present, given)
         else:
             backward = self.trace.backward(present)

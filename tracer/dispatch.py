@@ -6,13 +6,17 @@ written for speed: what can be known from the operands' types is looked up in a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from tracegrad.ir import dtypes
+from tracegrad.ir.dtypes import DType
 from tracegrad.ir.errors import OperandError
-from tracegrad.ir.primitive import Primitive
+from tracegrad.ir.primitive import Primitive, numpy_scalar
+from tracegrad.ir.quiet import IGNORE, QUIET
 from tracegrad.ir.types import TensorType
 from tracegrad.tracer import tape
 from tracegrad.tracer.profiling import profilers
@@ -49,16 +53,19 @@ def dispatch(op: Primitive, operands: Sequence[Any], params: Mapping[str, Any]) 
         key.append(array.dtype)
         bit <<= 1
     if params:
-        key.extend(params.items())
+        _extend(key, params)
     try:
         plan = _PLANS.get(tuple(key))
     except TypeError:
         raise OperandError(f"{op.name}: parameters must be hashable, got {params}") from None
     if plan is None:
         plan = _make_plan(op, arrays, params, tuple(key))
-    with np.errstate(all="ignore"):
-        array = op.eager(*arrays, **params)
-    out = _wrapped(plan, operands, arrays, params, array)
+    token = QUIET.set(IGNORE)
+    try:
+        array = plan.kernel(*arrays, **params)
+    finally:
+        QUIET.reset(token)
+    out = wrap(array) if plan.plain else _wrapped(plan, operands, arrays, params, array)
     if tracked and state.grad_enabled:
         wanted = tracked & plan.takes
         if wanted:
@@ -69,6 +76,140 @@ def dispatch(op: Primitive, operands: Sequence[Any], params: Mapping[str, Any]) 
 
 
 Tensor.__tracegrad_bind__ = staticmethod(dispatch)  # type: ignore[attr-defined]
+
+
+def _extend(key: list[Any], params: Mapping[str, Any]) -> None:
+    """Add parameters to a key; 0.0 and -0.0, and 0 and 0.0, are not the same."""
+    for name, value in params.items():
+        key.append(name)
+        key.append(value)
+        if type(value) is float:
+            key.append(math.copysign(1.0, value))
+
+
+class _Call(NamedTuple):
+    """What a call with operands of given types comes to.
+
+    Attributes:
+        params: in canonical form.
+        numbers: positions of the operands that are Python numbers, and the dtypes they take.
+    """
+
+    params: Mapping[str, Any]
+    numbers: tuple[tuple[int, DType], ...]
+
+
+def call(op: Primitive, operands: tuple[Any, ...], params: Mapping[str, Any]) -> Any:
+    """Apply `op` to operands as the user gave them: check, promote, dispatch.
+
+    How a call is prepared depends on types only, so it is looked up once it was done; calls that
+    cast a tensor are prepared each time.
+    """
+    key: list[Any] = [op]
+    for x in operands:
+        if isinstance(x, Tensor):
+            key.append(x._array.shape)
+            key.append(x._array.dtype)
+        elif isinstance(x, int | float):
+            key.append(type(x))
+            key.append(dtypes.get_default_dtype())
+        else:
+            return op.checked(operands, params)
+    if params:
+        _extend(key, params)
+    try:
+        found = _CALLS.get(tuple(key))
+    except TypeError:  # an unhashable parameter: the record says what it thinks of it
+        return op.checked(operands, params)
+    if found is None:
+        given, canonical = op.prepared(operands, params)
+        _remember_call(tuple(key), operands, given, canonical)
+        return dispatch(op, given, canonical)
+    if found.numbers:
+        listed = list(operands)
+        for i, dtype in found.numbers:
+            listed[i] = numpy_scalar(listed[i], dtype)
+        return dispatch(op, listed, found.params)
+    return dispatch(op, operands, found.params)
+
+
+def _remember_call(
+    key: tuple[Any, ...], operands: Sequence[Any], given: Sequence[Any], params: Mapping[str, Any]
+) -> None:
+    numbers = []
+    for i, (x, y) in enumerate(zip(operands, given, strict=True)):
+        if not isinstance(x, Tensor):
+            numbers.append((i, dtype_of[y.dtype]))
+        elif x is not y:
+            return  # it was cast
+    if len(_CALLS) >= _PLANS_KEPT:
+        _CALLS.clear()
+    _CALLS[key] = _Call(params, tuple(numbers))
+
+
+_CALLS: dict[Any, _Call] = {}
+Tensor.__tracegrad_call__ = staticmethod(call)  # type: ignore[attr-defined]
+
+
+def dispatch1(op: Primitive, x: Tensor) -> Tensor:
+    """As `dispatch`, for one operand and no parameters."""
+    array = x._array
+    plan = _PLANS.get((op, array.shape, array.dtype))
+    if plan is None or profilers:
+        return dispatch(op, (x,), {})
+    view = x._view
+    if view is not None and view.version != x._storage.version:
+        refresh(x, view)
+    token = QUIET.set(IGNORE)
+    try:
+        made = plan.kernel(array)
+    finally:
+        QUIET.reset(token)
+    out = wrap(made) if plan.plain else _wrapped(plan, (x,), (array,), {}, made)
+    if x._requires_grad and plan.takes and state.grad_enabled:
+        _track(plan, (x,), {}, out, 1)
+    if state.recorder is not None:
+        state.recorder.record(op, (x,), {}, out)
+    return out
+
+
+def dispatch2(op: Primitive, x: Any, y: Any) -> Tensor:
+    """As `dispatch`, for two operands (Tensors or NumPy scalars of one dtype), no parameters."""
+    tracked = 0
+    if isinstance(x, Tensor):
+        a = x._array
+        view = x._view
+        if view is not None and view.version != x._storage.version:
+            refresh(x, view)
+        if x._requires_grad:
+            tracked = 1
+    else:
+        a = x
+    if isinstance(y, Tensor):
+        b = y._array
+        view = y._view
+        if view is not None and view.version != y._storage.version:
+            refresh(y, view)
+        if y._requires_grad:
+            tracked |= 2
+    else:
+        b = y
+    plan = _PLANS.get((op, a.shape, a.dtype, b.shape, b.dtype))
+    if plan is None or profilers:
+        return dispatch(op, (x, y), {})
+    token = QUIET.set(IGNORE)
+    try:
+        made = plan.kernel(a, b)
+    finally:
+        QUIET.reset(token)
+    out = wrap(made) if plan.plain else _wrapped(plan, (x, y), (a, b), {}, made)
+    if tracked and state.grad_enabled:
+        tracked &= plan.takes
+        if tracked:
+            _track(plan, (x, y), {}, out, tracked)
+    if state.recorder is not None:
+        state.recorder.record(op, (x, y), {}, out)
+    return out
 
 
 def _make_plan(
@@ -89,12 +230,10 @@ def _wrapped(
     plan: Plan, operands: Sequence[Any], arrays: Sequence[Any], params: Mapping[str, Any], out: Any
 ) -> Tensor:
     """The kernel's result as a Tensor: a view of its operand, or memory of its own."""
-    if type(out) is not np.ndarray:
-        with np.errstate(all="ignore"):  # a wide sum may be infinite in a half type
-            out = np.asarray(out, plan.dtype)
-    elif out.dtype != plan.dtype:
-        with np.errstate(all="ignore"):
-            out = out.astype(plan.dtype)
+    if type(out) is not np.ndarray or out.dtype != plan.dtype:
+        token = QUIET.set(IGNORE)  # a wide sum may be infinite in a half type
+        out = np.asarray(out, plan.dtype)
+        QUIET.reset(token)
     assert out.shape == plan.out_type.shape, (
         f"{plan.op.name}: kernel gave shape {out.shape}, rule says {plan.out_type.shape}"
     )

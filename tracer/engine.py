@@ -7,6 +7,7 @@ Start reading at `run`.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,12 +19,16 @@ from tracegrad.tracer.anomaly import anomaly, check, explain
 from tracegrad.tracer.profiling import apply_node, profilers
 from tracegrad.tracer.roots import Root, many, roots_of, seed, target_edge, type_at
 from tracegrad.tracer.state import state
-from tracegrad.tracer.tape import AccumulateGrad, BackwardNode, Edge
+from tracegrad.tracer.tape import AccumulateGrad, BackwardNode, Edge, OperationNode
 from tracegrad.tracer.tensor import Tensor, wrap
 
 _UNUSED = (
     "One of the differentiated Tensors appears to not have been used in the graph. Set "
     "allow_unused=True if this is the desired behavior."
+)
+_IN_TRANSFORM = (
+    "backward() called inside a functorch transform. This is not supported, please use functorch.grad "
+    "or functorch.vjp instead or call backward() outside of functorch transforms."
 )
 _Slot = tuple[Tensor, bool]  # a cotangent, and whether its memory is ours to keep or add to
 
@@ -48,6 +53,8 @@ def backward(
         GradientError: an output has no history, no cotangent, or its graph was freed.
         ShapeError: a cotangent does not have its output's shape.
     """
+    if state.transforms:
+        raise GradientError(_IN_TRANSFORM)
     keep = create_graph if retain_graph is None else retain_graph
     if inputs is None and not create_graph and isinstance(tensors, Tensor):
         if _one_step(tensors, grad_tensors, keep):
@@ -85,8 +92,7 @@ def grad(
         grad_outputs: a cotangent per output; None where an output has one element.
         retain_graph, create_graph: as for `backward`.
         allow_unused: return None for inputs that the outputs do not depend on.
-        is_grads_batched: each cotangent has a batch dimension in front, and so have the results;
-            the backward runs once for each of its elements.
+        is_grads_batched: each cotangent has a batch dimension in front, and so have the results.
         materialize_grads: return zeros for those instead.
     Returns:
         One tensor per input, of its shape and dtype.
@@ -122,7 +128,13 @@ def _zeros(target: Any, batch: tuple[int, ...]) -> Tensor:
 def _run_batch(
     roots: Sequence[Root], keep: bool, create_graph: bool, targets: Sequence[Edge]
 ) -> list[Tensor | None]:
-    """Run once for each element of the cotangents' first dimension, and stack the results."""
+    """The results for each element of the cotangents' first dimension, along a new first one.
+
+    One run serves all, in step with that for the first element; where the graph calls functions
+    of the user's, which may do with a cotangent what they like, it is one run for each.
+    """
+    from tracegrad.tracer.batching import Examples
+    from tracegrad.tracer.capture_hook import recording
     from tracegrad.tracer.joining import stack
 
     counts = {ct._array.shape[0] for _, ct in roots}
@@ -134,12 +146,26 @@ def _run_batch(
     count = counts.pop()
     if not count:
         raise ShapeError("grad: is_grads_batched=True needs a batch of at least one, got 0")
-    rows = []
-    for i in range(count):
-        seeds = [(edge, ct[i]) for edge, ct in roots]
-        rows.append(run(seeds, keep or i + 1 < count, create_graph, targets))
+    if _runs_user_code([edge[0] for edge, _ in roots]):
+        rows = []
+        for i in range(count):
+            seeds = [(edge, ct[i]) for edge, ct in roots]
+            rows.append(run(seeds, keep or i + 1 < count, create_graph, targets))
+        with _grad_mode(create_graph):
+            return [None if c[0] is None else stack(c) for c in zip(*rows, strict=True)]
     with _grad_mode(create_graph):
-        return [None if c[0] is None else stack(c) for c in zip(*rows, strict=True)]
+        examples = Examples(count, "different", create_graph)
+        seeds = [(edge, examples.example(ct, 0)) for edge, ct in roots]
+        with recording(examples):
+            found = run(seeds, keep, create_graph, targets)
+        many = [None if ct is None else examples.batch(ct) for ct in found]
+    examples.close()
+    return many
+
+
+def _runs_user_code(roots: Sequence[BackwardNode | None]) -> bool:
+    """Whether a backward from these nodes calls functions that may read or keep cotangents."""
+    return any(n.runs_user_code or n.hooks is not None or n.retained for n in _reachable(roots))
 
 
 @contextmanager
@@ -236,10 +262,16 @@ def run(
         useful = None if targets is None else _leading_to(order, targets)
         state.run = this = Run(set(order) if useful is None else useful, before[1])
         wanted: dict[Edge, Tensor | None] = {} if targets is None else dict.fromkeys(targets)
+        plain = (
+            not create_graph and state.recorder is None and not profilers and not anomaly.enabled
+        )
         for node in order:
             slots = cotangents.pop(node, None)
             if slots is None or (useful is not None and node not in useful):
                 continue
+            if plain and not wanted and node.hooks is None and not node.retained:
+                if _plain_step(node, slots, cotangents, keep):
+                    continue
             if node.hooks is not None or node.retained:
                 _arrived(node, slots, create_graph)
             for edge in wanted:
@@ -254,6 +286,32 @@ def run(
     finally:
         state.grad_enabled, state.run = before
     return [] if targets is None else [wanted[edge] for edge in targets]
+
+
+def _plain_step(
+    node: BackwardNode, slots: list[_Slot | None], cotangents: dict[Any, Any], keep: bool
+) -> bool:
+    """Run one node where nobody watches and no history is asked for; False if it cannot be."""
+    if type(node) is AccumulateGrad:
+        ct, fresh = slots[0]  # type: ignore[misc]
+        accumulate(node.variable, ct, False, fresh=fresh)
+        return True
+    if not isinstance(node, OperationNode):
+        return False
+    parts = node.parts(slots[0][0])  # type: ignore[index]
+    if parts is None:
+        return False
+    for (target, number), slot in zip(node.edges, parts):
+        if slot is None or target is None:
+            continue
+        have = cotangents.get(target)
+        if have is None and len(target.types) < 2:
+            cotangents[target] = [slot]
+        else:
+            _deliver(cotangents, (target, number), slot[0], slot[1], False)
+    if not keep and node.saved:
+        node.saved = None
+    return True
 
 
 def _leaf(node: AccumulateGrad, slots: list[_Slot | None], create_graph: bool) -> None:
@@ -358,8 +416,7 @@ def _reachable(roots: Sequence[BackwardNode | None]) -> list[BackwardNode]:
     return sorted(seen, key=_age, reverse=True)
 
 
-def _age(node: BackwardNode) -> int:
-    return node.sequence
+_age = operator.attrgetter("sequence")
 
 
 def _leading_to(order: Sequence[BackwardNode], targets: Sequence[Edge]) -> set[BackwardNode]:

@@ -105,6 +105,7 @@ class Function:
     """
 
     _node_class: ClassVar[type[FunctionNode]]
+    generate_vmap_rule: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -147,6 +148,19 @@ class Function:
             "forward mode AD."
         )
 
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        """The outputs for a batch, and their batch dimensions: `(output, out_dims)`.
+
+        `info.batch_size` and `info.randomness` tell of the batch; `in_dims` has, per argument, the
+        dimension along which it holds the examples, or None. Write it, or set
+        `generate_vmap_rule = True` to have `forward` and `backward` traced.
+        """
+        raise NotImplementedError(
+            "To use autograd.Function with vmap, you must either override the vmap staticmethod or "
+            "set generate_vmap_rule=True."
+        )
+
     @classmethod
     def _derivative(cls) -> Callable[..., Any]:
         has_backward = cls.backward is not Function.backward
@@ -164,13 +178,14 @@ class Function:
         Raises:
             GradientError: what the context was told does not fit what `forward` returned.
         """
-        if state.recorder is not None:
-            state.recorder.note(f"autograd.Function {cls.__name__}")
         with_setup = cls.setup_context is not Function.setup_context
         if kwargs or with_setup:
             args = _positional(cls.forward, args, kwargs, with_setup)
         node = cls._node_class(args)
-        before = state.grad_enabled
+        before = state.grad_enabled, state.recorder
+        recorder = state.recorder
+        if recorder is not None:
+            state.recorder = recorder.for_function(node, args)
         state.grad_enabled = False
         try:
             if with_setup:
@@ -179,10 +194,12 @@ class Function:
             else:
                 result = cls.forward(node, *args)
         finally:
-            state.grad_enabled = before
+            state.grad_enabled, state.recorder = before
         outputs = result if isinstance(result, tuple) else (result,)
         given = attach_results(node, args, outputs)
         node._save(given)
+        if recorder is not None:
+            recorder.function(node, args, given)
         return tuple(given) if isinstance(result, tuple) else given[0]
 
 

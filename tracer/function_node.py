@@ -14,6 +14,7 @@ import numpy as np
 from tracegrad.ir import ops
 from tracegrad.ir.errors import GradientError, OperandError
 from tracegrad.tracer import tape
+from tracegrad.tracer.pytree import flatten
 from tracegrad.tracer.saved import Packed, pack
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tensor import Tensor, wrap
@@ -34,6 +35,8 @@ class FunctionCtx:
     _dirty: tuple[Any, ...] = ()
     _constant: tuple[Any, ...] = ()
     _materialize: bool = True
+    _in_jvp: bool = False
+    _for_forward: tuple[Any, ...] | None = None
 
     def save_for_backward(self, *tensors: Tensor | None) -> None:
         """Keep tensors (inputs, outputs, others, None) for `backward`: see `saved_tensors`.
@@ -43,14 +46,14 @@ class FunctionCtx:
         self._to_save = tensors
 
     def save_for_forward(self, *tensors: Tensor | None) -> None:
-        """Keep tensors for `jvp`; the backward does not read them."""
+        """Keep tensors for `jvp`, which finds them as `saved_tensors`; `backward` does not."""
         for tensor in tensors:
             if tensor is not None and not isinstance(tensor, Tensor):
                 raise OperandError(
                     "save_for_forward expects all arguments to be tensors or None, but got "
                     f"{type(tensor).__name__}"
                 )
-        self.saved_for_forward = tensors
+        self._for_forward = tensors
 
     def mark_dirty(self, *args: Tensor) -> None:
         """Say which inputs `forward` wrote to; all of them must be returned."""
@@ -81,6 +84,22 @@ class FunctionNode(FunctionCtx, tape.BackwardNode):
         recorded = state.grad_enabled
         self.needs_input_grad = tuple(isinstance(x, Tensor) and x.requires_grad for x in args)
         self._recorded = recorded and any(self.needs_input_grad)
+        self._wanted = [e[0] is not None for e in self.edges]
+
+    def needs(self, flags: Sequence[bool]) -> None:
+        """Have gradients computed for more arguments than those that require grad themselves."""
+        self.needs_input_grad = tuple(
+            a or b for a, b in zip(self.needs_input_grad, flags, strict=True)
+        )
+        self._wanted = [
+            need for need, is_tensor in zip(self.needs_input_grad, self._is_tensor) if is_tensor
+        ]
+
+    def kept_tensors(self) -> list[Tensor]:
+        """The tensors that the context holds on to."""
+        leaves: list[Any] = []
+        flatten([*self.__dict__.values()], leaves)
+        return [x for x in leaves if isinstance(x, Tensor)]
 
     # ---- what was saved -------------------------------------------------------------------------
 
@@ -110,11 +129,13 @@ class FunctionNode(FunctionCtx, tape.BackwardNode):
 
     @property
     def saved_tensors(self) -> tuple[Any, ...]:
-        """What `save_for_backward` was given.
+        """What `save_for_backward` was given; in `jvp`, what `save_for_forward` was.
 
         Raises:
             GradientError: the graph was freed, or one of the tensors was overwritten.
         """
+        if self._in_jvp and self._for_forward is not None:
+            return self._for_forward
         if self._saved is None:
             raise GradientError(tape.FREED)
         return tuple(None if s is None else self._restored(s) for s in self._saved)
@@ -181,7 +202,7 @@ class FunctionNode(FunctionCtx, tape.BackwardNode):
 
     def _fitted(self, index: int, part: Any) -> Tensor | None:
         """One gradient in the shape and dtype of its input."""
-        if part is None or self.edges[index][0] is None:
+        if part is None or not self._wanted[index]:
             return None
         if not isinstance(part, Tensor):
             raise GradientError(f"expected Variable or None (got {type(part).__name__})")

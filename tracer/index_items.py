@@ -83,6 +83,8 @@ def _tensor_item(item: Tensor) -> Any:
             warnings.warn(_BYTES, UserWarning, stacklevel=user_stacklevel())
         return item.to(dtypes.bool_)
     if item._array.ndim == 0 and dtype.category == 1:
+        if state.recorder is not None and state.recorder.varies(item):
+            return item  # vmap: another element for each example
         return int(item)  # a view, so the recorder hears that the value was read
     if dtype not in (dtypes.int64, dtypes.int32, dtypes.bool_):
         raise DimensionError("tensors used as indices must be long, int, byte or bool tensors")

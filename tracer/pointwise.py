@@ -16,7 +16,7 @@ from tracegrad.ir import dtypes, ops
 from tracegrad.ir.errors import DTypeError, OperandError, ParameterError
 from tracegrad.ir.primitive import INTEGRAL, NO_PROMOTION, TABLE, is_scalar
 from tracegrad.tracer.arguments import check_fits
-from tracegrad.tracer.dispatch import dispatch
+from tracegrad.tracer.dispatch import dispatch1, dispatch2
 from tracegrad.tracer.pointwise_checks import check_close, check_no_bool
 from tracegrad.tracer.tape import node_class
 from tracegrad.tracer.tensor import Tensor, wrap
@@ -49,7 +49,6 @@ BINARY: dict[str, str] = {
 
 _FAST_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 _SAFE = 1e38  # numbers below it convert to float32 without overflow
-_NOTHING: dict[str, Any] = {}
 
 
 class _Direct(dict[str, Any]):
@@ -71,7 +70,7 @@ def apply1(name: str, x: Any) -> Any:
     if isinstance(x, Tensor):
         op = _direct[name]
         if op is not None and x._array.dtype in _FAST_DTYPES:
-            return dispatch(op, (x,), _NOTHING)
+            return dispatch1(op, x)
     return TABLE[name](x)
 
 
@@ -84,13 +83,13 @@ def apply2(name: str, x: Any, y: Any) -> Any:
             if dtype in _FAST_DTYPES:
                 if isinstance(y, Tensor):
                     if y._array.dtype is dtype:
-                        return dispatch(op, (x, y), _NOTHING)
+                        return dispatch2(op, x, y)
                 elif type(y) in (int, float) and -_SAFE < y < _SAFE:
-                    return dispatch(op, (x, dtype.type(y)), _NOTHING)
+                    return dispatch2(op, x, dtype.type(y))
         elif type(x) in (int, float) and isinstance(y, Tensor) and -_SAFE < x < _SAFE:
             dtype = y._array.dtype
             if dtype in _FAST_DTYPES:
-                return dispatch(op, (dtype.type(x), y), _NOTHING)
+                return dispatch2(op, dtype.type(x), y)
     if name == "sub":
         check_no_bool(x, y)
     return TABLE[name](_operand(x), _operand(y))

@@ -7,7 +7,7 @@ One formatter is chosen for all numbers of a tensor, rows are laid out recursive
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -80,8 +80,13 @@ def get_printoptions() -> dict[str, Any]:
     return dict(vars(_current[0]))
 
 
-def text(x: Tensor, prefix: str = "tensor(", contents: str | None = None) -> str:
-    """The `repr` of a tensor; `contents`, if given, stands in the place of its values."""
+def text(
+    x: Tensor, prefix: str = "tensor(", extra: Sequence[str] = (), contents: str | None = None
+) -> str:
+    """The `repr` of a tensor.
+
+    `extra` are suffixes to add; `contents`, if given, stands in the place of the values.
+    """
     options = _current[0]
     suffixes = []
     array = x._array
@@ -103,6 +108,7 @@ def text(x: Tensor, prefix: str = "tensor(", contents: str | None = None) -> str
         suffixes.append(f"grad_fn=<{x.grad_fn.name()}>")
     elif x.requires_grad:
         suffixes.append("requires_grad=True")
+    suffixes.extend(extra)
     return _with_suffixes(prefix + body, suffixes, len(prefix), options.linewidth)
 
 

@@ -190,6 +190,9 @@ def __format__(self: Tensor, spec: str) -> str:
 
 
 def __repr__(self: Tensor, *, tensor_contents: str | None = None) -> str:
+    shown = None if state.recorder is None else state.recorder.shown(self)
+    if shown is not None:
+        return shown
     _read(self, "repr")
     return printing.text(self, contents=tensor_contents)
 

@@ -19,7 +19,8 @@ from tracegrad.ir.primitive import TABLE
 from tracegrad.tracer.dispatch import dispatch
 from tracegrad.tracer.layout import contiguous_format, need_format
 from tracegrad.tracer.pointwise import named, need_tensor
-from tracegrad.tracer.tensor import Tensor
+from tracegrad.tracer.state import state
+from tracegrad.tracer.tensor import Tensor, wrap
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
 
@@ -326,7 +327,11 @@ def contiguous(input: Any, *, memory_format: Any = contiguous_format) -> Any:
     if memory_format is not contiguous_format or input.is_contiguous():
         return input
     out = clone(input)
-    out._array = np.ascontiguousarray(out._array)  # nobody else has seen the copy yet
+    if not out._array.flags.c_contiguous:
+        made = wrap(out._array)
+        out._array = np.ascontiguousarray(out._array)  # nobody else has seen the copy yet
+        if state.recorder is not None:
+            state.recorder.alias(out, made)
     return out
 
 

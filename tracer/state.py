@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tracegrad.tracer.capture_hook import Recorder
     from tracegrad.tracer.engine import Run
+    from tracegrad.tracer.forward import Tangents
     from tracegrad.tracer.hooks import Hook
     from tracegrad.tracer.profiling import Profiler
 
@@ -25,6 +26,8 @@ class _State(threading.local):
     saved_hooks_disabled: str | None = None  # the message, where they are
     run: Run | None = None  # the backward that is running, the innermost
     profiler: Profiler | None = None
+    dual_level: Tangents | None = None  # of autograd.forward_ad
+    transforms: int = 0  # how many of func's transforms (vmap, grad ...) run the user's code
 
 
 state = _State()

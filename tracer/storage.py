@@ -22,18 +22,21 @@ class Change(NamedTuple):
 
 
 class Storage:
-    """Version counter of one piece of memory, with the last few changes.
+    """Version counter of one piece of memory, with the last few changes."""
 
-    `memory` is a token shared by all storages over the same memory: `x.data` has a version counter
-    of its own, as in PyTorch, but the memory of `x`.
-    """
+    __slots__ = ("version", "changes", "of")
 
-    __slots__ = ("version", "changes", "memory")
-
-    def __init__(self, memory: object = None) -> None:
+    def __init__(self, of: Storage | None = None) -> None:
         self.version = 0
         self.changes: tuple[Change, ...] = ()
-        self.memory = self if memory is None else memory
+        self.of = of  # the storage whose memory it has, with another counter
+
+    @property
+    def memory(self) -> Storage:
+        """A token shared by all storages over the same memory: `x.data` has a version counter of
+        its own, as in PyTorch, but the memory of `x`.
+        """
+        return self if self.of is None else self.of
 
     def bump(self, name: str) -> None:
         """Note that operation `name` wrote to the memory."""

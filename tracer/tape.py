@@ -24,12 +24,15 @@ from tracegrad.ir.errors import GradientError
 from tracegrad.ir.graph import GraphBuilder, Value
 from tracegrad.ir.operators import Operators
 from tracegrad.ir.primitive import LINEAR, Primitive
+from tracegrad.ir.quiet import IGNORE, QUIET
 from tracegrad.ir.types import TensorType
 from tracegrad.tracer.anomaly import anomaly, remember
+from tracegrad.tracer.array_rules import ArrayRule, array_rule, is_exact, kernel_of
 from tracegrad.tracer.hooks import NodeHooks, RemovableHandle, hooks_of
 from tracegrad.tracer.saved import Packed
 from tracegrad.tracer.state import state
 from tracegrad.tracer.storage import Storage
+from tracegrad.tracer.tensor import wrap
 
 if TYPE_CHECKING:
     from tracegrad.tracer.tensor import Tensor
@@ -231,6 +234,39 @@ class OperationNode(BackwardNode):
             result.append(part)
         return result
 
+    def parts(self, ct: Tensor) -> list[tuple[Tensor, bool] | None] | None:
+        """As `apply` without history, straight on arrays, and whether each result is fresh memory.
+
+        None where that cannot be done: a hook keeps the values, or one was overwritten.
+        """
+        saved = self.saved
+        if saved is None:
+            raise GradientError(FREED)
+        rule = self.plan._rules.get(self.wanted) or self.plan.rule(self.wanted)
+        given = ct._array
+        arrays = [given]
+        for s in saved:
+            if s.__class__ is Packed:
+                return None
+            array, storage, version = s  # type: ignore[misc]
+            if storage is None:
+                array = np.asarray(array)
+            elif storage.version != version:
+                return None
+            arrays.append(array)
+        token = QUIET.set(IGNORE)
+        try:
+            found = rule.run(*arrays)
+        finally:
+            QUIET.reset(token)
+        result: list[tuple[Tensor, bool] | None] = []
+        for array, fresh in zip(found, rule.fresh):
+            if array is None:
+                result.append(None)
+            else:
+                result.append((ct if array is given else wrap(array), fresh))
+        return result
+
     def _operands(self, create_graph: bool) -> tuple[Any, list[Any]]:
         """The result and the operands, as far as they were kept; stand-ins for the others."""
         if self.saved is None:
@@ -245,8 +281,6 @@ class OperationNode(BackwardNode):
     def _unpack(
         self, saved: Saved | Packed, edge: Edge, type: TensorType, create_graph: bool
     ) -> Tensor:
-        from tracegrad.tracer.tensor import wrap
-
         if isinstance(saved, Packed):
             given = saved.unpack()
             saved = (given._array, given._storage, given._storage.version)
@@ -344,10 +378,12 @@ class Plan:
         types, out_type: types of the operands and of the result (`out_types` as a 1-tuple).
         takes: bit i is set where operand i can pass a gradient on.
         node: class of the backward node.
+        kernel: the eager kernel for these dtypes.
+        plain: its result is an array of memory of its own, of the right dtype.
     """
 
     __slots__ = ("op", "types", "out_type", "out_types", "all_types", "takes", "node", "stand_ins",
-                 "dtype", "views", "_params", "_kept")  # fmt: skip
+                 "dtype", "views", "kernel", "plain", "_params", "_kept", "_rules")  # fmt: skip
 
     def __init__(
         self, op: Primitive, types: tuple[TensorType, ...], params: Mapping[str, Any]
@@ -366,8 +402,19 @@ class Plan:
                     self.takes |= 1 << i
         self.node = node_class(op.grad_name(params))
         self.stand_ins = tuple(_StandIn(op, t) for t in self.all_types)
+        self.kernel = kernel_of(op, types)
+        self.plain = op.family == "pointwise" and is_exact(self.kernel, types, self.out_type)
         self._params = params
         self._kept: dict[int, tuple[int, ...]] = {}
+        self._rules: dict[int, ArrayRule] = {}
+
+    def rule(self, wanted: int) -> ArrayRule:
+        """The backward for the gradients `wanted`, on arrays."""
+        found = self._rules.get(wanted)
+        if found is None:
+            made = array_rule(self.op, self.types, self._params, wanted, self.kept(wanted))
+            found = self._rules[wanted] = made
+        return found
 
     def kept(self, wanted: int) -> tuple[int, ...]:
         """Positions of the operands (and, last, the result) to keep for the gradients `wanted`."""

@@ -353,6 +353,17 @@ def _noted(what: str) -> None:
         state.recorder.note(what)
 
 
+def alias(x: Tensor) -> Tensor:
+    """Another tensor over the memory of `x`, a leaf of the tape, with the same value.
+
+    Unlike `detach()` it is no operation: tangents, batches and recorders take the two for one.
+    """
+    made = wrap(x._array, x._storage)
+    if state.recorder is not None:
+        state.recorder.alias(made, x)
+    return made
+
+
 def literal(array: np.ndarray) -> Tensor:
     """A Tensor over data that the library made itself (positions, masks), told to the recorder."""
     made = wrap(array)
@@ -379,7 +390,12 @@ def wrap(array: np.ndarray, storage: Storage | None = None) -> Tensor:
     """A Tensor over `array` (which it shares), with no history."""
     made = _new(Tensor)
     made._array = array
-    made._storage = Storage() if storage is None else storage
+    if storage is None:  # Storage(), written out
+        storage = _new(Storage)
+        storage.version = 0
+        storage.changes = ()
+        storage.of = None
+    made._storage = storage
     made._requires_grad = False
     made._grad = None
     made._grad_fn = None

@@ -3,16 +3,18 @@
 A value is *batched* when it differs between the examples; it then carries a new first axis. One
 walk over the nodes in order applies the record's batch rule where an operand is batched and keeps
 the node as it is where none is, so work that the examples share is done once.
-Start reading at `batch`.
+Start reading at `batch`; one step of it is `batched_result`, which eager `vmap` takes too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tracegrad.ir import ops
 from tracegrad.ir.errors import GraphError, NotBatchableError, ParameterError
 from tracegrad.ir.graph import Graph, GraphBuilder, Node, Value
+from tracegrad.ir.primitive import Primitive, type_of
 from tracegrad.ir.types import TensorType
 
 
@@ -73,16 +75,31 @@ def _check(graph: Graph, batched: Sequence[int], size: int) -> None:
 
 
 def _batched_node(node: Node, many: dict[Value, Value], size: int) -> Value:
-    rule = node.primitive.batch
-    if isinstance(rule, str):
-        raise NotBatchableError(f"{node.primitive.name}: has no batch rule: {rule}")
     operands = tuple(many.get(v, v) for v in node.inputs)
     flags = tuple(v in many for v in node.inputs)
-    result: Value = rule(size, flags, *operands, **node.params)
-    if result.shape != (size, *node.out.shape) or result.dtype is not node.out.dtype:
+    made: Value = batched_result(node.primitive, size, flags, operands, node.params, node.out.type)
+    return made
+
+
+def batched_result(
+    op: Primitive, size: int, batched: tuple[bool, ...], operands: Sequence[Any],
+    params: Mapping[str, Any], type: TensorType,
+) -> Any:  # fmt: skip
+    """`op` applied to `size` examples at once.
+
+    Args:
+        batched: which operands carry the examples along a new first axis.
+        type: of the result for one example.
+    Raises:
+        NotBatchableError: the operation has no batch rule.
+    """
+    rule = op.batch
+    if isinstance(rule, str):
+        raise NotBatchableError(f"{op.name}: has no batch rule: {rule}")
+    result = rule(size, batched, *operands, **params)
+    if tuple(result.shape) != (size, *type.shape) or result.dtype is not type.dtype:
         raise GraphError(
-            f"batch: the rule of {node.primitive.name} gave {result.type} for {size} examples "
-            f"of {node.out.type}"
+            f"batch: the rule of {op.name} gave {type_of(result)} for {size} examples of {type}"
         )
     return result
 

@@ -3,20 +3,23 @@
 One walk over the nodes in order. For each node the record's rules say what the tangent of each
 operand adds to the tangent of the result; this driver broadcasts the contributions to the
 result's shape and sums them. A value that nothing varies has no tangent at all (a symbolic zero),
-so no node is spent on it. Start reading at `jvp`.
+so no node is spent on it.
+Start reading at `jvp`; one step of it is `tangent_of_result`, which eager forward mode takes too.
 
 The result is an ordinary graph: it can be optimised, evaluated, compiled and differentiated again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tracegrad.ir import ops
 from tracegrad.ir.errors import DTypeError
 from tracegrad.ir.graph import Graph, GraphBuilder, Node, Value
 from tracegrad.ir.passes.autodiff import differentiable_outputs, zeros
 from tracegrad.ir.passes.dce import eliminate_dead_nodes
+from tracegrad.ir.primitive import Primitive
 
 
 def jvp(graph: Graph, wrt: Sequence[int]) -> Graph:
@@ -74,14 +77,30 @@ def _node_tangent(node: Node, tangents: dict[Value, Value]) -> Value | None:
     """The tangent of a node's result; None where it is zero."""
     if not node.out.dtype.is_floating_point:
         return None
-    total: Value | None = None
-    for i, operand in enumerate(node.inputs):
-        if operand not in tangents or not node.primitive.takes_gradient(i):
+    known = [tangents.get(v) for v in node.inputs]
+    made: Value | None = tangent_of_result(
+        node.primitive, node.inputs, node.params, node.out, known
+    )
+    return made
+
+
+def tangent_of_result(
+    op: Primitive, operands: Sequence[Any], params: Mapping[str, Any], out: Any,
+    tangents: Sequence[Any],
+) -> Any:  # fmt: skip
+    """The tangent of `out = op(*operands, **params)`, of its shape; None where it is zero.
+
+    Args:
+        tangents: for each operand its tangent, or None where that is zero.
+    """
+    total: Any = None
+    for i, tangent in enumerate(tangents):
+        if tangent is None or not op.takes_gradient(i):
             continue
-        part = node.primitive.tangent(i, tangents[operand], node.out, node.inputs, node.params)
+        part = op.tangent(i, tangent, out, operands, params)
         if part is None:
             continue
-        if part.shape != node.out.shape:
-            part = ops.broadcast(part, shape=node.out.shape)
+        if part.shape != out.shape:
+            part = ops.broadcast(part, shape=tuple(out.shape))
         total = part if total is None else total + part
     return total

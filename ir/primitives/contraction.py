@@ -8,8 +8,9 @@ functions with PyTorch's names are in `tracegrad.ir.composite_linalg`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -114,23 +115,56 @@ def wide(x: np.ndarray) -> np.ndarray:
     return x.astype(np.float32) if x.dtype.itemsize == 2 and x.dtype.kind not in "iu" else x
 
 
+class _Layout(NamedTuple):
+    """How operands become stacks of matrices; None where they are that already.
+
+    x goes to (batch, free, contracted), y to (batch, contracted, free).
+    """
+
+    x_axes: Axes | None
+    x_shape: Shape | None
+    y_axes: Axes | None
+    y_shape: Shape | None
+    out_shape: Shape | None
+
+
+@lru_cache(maxsize=4096)
+def _layout(x: Shape, y: Shape, contract: AxisPairs, batch: AxisPairs) -> _Layout:
+    free_x = free_axes(len(x), contract[0], batch[0])
+    free_y = free_axes(len(y), contract[1], batch[1])
+    stack = tuple(x[a] for a in batch[0])
+    rows, columns = tuple(x[a] for a in free_x), tuple(y[a] for a in free_y)
+    length = prod(x[a] for a in contract[0])
+    x_axes, y_axes = batch[0] + free_x + contract[0], batch[1] + contract[1] + free_y
+    left, right = (*stack, prod(rows), length), (*stack, length, prod(columns))
+    out = stack + rows + columns
+    return _Layout(
+        None if x_axes == tuple(range(len(x))) else x_axes,
+        None if tuple(x[a] for a in x_axes) == left else left,
+        None if y_axes == tuple(range(len(y))) else y_axes,
+        None if tuple(y[a] for a in y_axes) == right else right,
+        None if out == (*stack, prod(rows), prod(columns)) else out,
+    )
+
+
 def _eager_dot(
     x: np.ndarray, y: np.ndarray, *, contract: AxisPairs, batch: AxisPairs
 ) -> np.ndarray:
-    """Bring x to (batch, free, contracted), y to (batch, contracted, free), and multiply."""
-    free_x = free_axes(x.ndim, contract[0], batch[0])
-    free_y = free_axes(y.ndim, contract[1], batch[1])
-    batch_shape = tuple(x.shape[a] for a in batch[0])
-    shape_x = tuple(x.shape[a] for a in free_x)
-    shape_y = tuple(y.shape[a] for a in free_y)
-    length = prod(x.shape[a] for a in contract[0])
-    left = wide(x).transpose(batch[0] + free_x + contract[0])
-    right = wide(y).transpose(batch[1] + contract[1] + free_y)
-    product = np.matmul(
-        left.reshape(*batch_shape, prod(shape_x), length),
-        right.reshape(*batch_shape, length, prod(shape_y)),
-    )
-    return product.reshape(batch_shape + shape_x + shape_y).astype(x.dtype, copy=False)
+    """Bring both operands into stacks of matrices, and multiply these."""
+    layout = _layout(x.shape, y.shape, contract, batch)
+    left, right = wide(x), wide(y)
+    if layout.x_axes is not None:
+        left = left.transpose(layout.x_axes)
+    if layout.x_shape is not None:
+        left = left.reshape(layout.x_shape)
+    if layout.y_axes is not None:
+        right = right.transpose(layout.y_axes)
+    if layout.y_shape is not None:
+        right = right.reshape(layout.y_shape)
+    product = np.matmul(left, right)
+    if layout.out_shape is not None:
+        product = product.reshape(layout.out_shape)
+    return product.astype(x.dtype, copy=False)
 
 
 # ---- derivatives --------------------------------------------------------------------------------

@@ -67,6 +67,7 @@ def widened(kernel: Callable[..., Any]) -> Callable[..., Any]:
             arrays = tuple(a.astype(np.float32) if a.dtype.kind in "fV" else a for a in arrays)
         return kernel(*arrays, **params)
 
+    wide.kernel = kernel  # type: ignore[attr-defined]  # for callers that know the dtypes
     return wide
 
 

@@ -22,7 +22,7 @@ __all__ = ["BackwardNode", "Function", "backward", "detect_anomaly", "enable_gra
            "is_anomaly_check_nan_enabled", "is_anomaly_enabled", "no_grad",
            "set_detect_anomaly", "set_grad_enabled"]  # fmt: skip
 
-_LAZY = ("anomaly_mode", "function", "functional", "graph", "profiler")
+_LAZY = ("anomaly_mode", "forward_ad", "function", "functional", "graph", "profiler")
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -14,7 +14,7 @@ from tracegrad.ir.errors import GradientError, OperandError, ShapeError
 from tracegrad.tracer.engine import grad
 from tracegrad.tracer.factories import zeros_like
 from tracegrad.tracer.shapes import view_as
-from tracegrad.tracer.tensor import Tensor
+from tracegrad.tracer.tensor import Tensor, alias
 
 Tensors = tuple[Tensor, ...]
 Gradients = tuple["Tensor | None", ...]
@@ -87,14 +87,14 @@ def fresh(inputs: Tensors, create_graph: bool, requires_grad: bool = True) -> Te
     """
     return tuple(
         view_as(x, x) if create_graph and x.requires_grad
-        else x.detach().requires_grad_(requires_grad)
+        else alias(x).requires_grad_(requires_grad)
         for x in inputs
     )  # fmt: skip
 
 
 def finished(results: Tensors, is_tuple: bool, create_graph: bool) -> Any:
     """Results as the caller gets them: without history unless asked for, unpacked if lone."""
-    kept = results if create_graph else tuple(x.detach() for x in results)
+    kept = results if create_graph else tuple(alias(x) for x in results)
     return kept if is_tuple else kept[0]
 
 

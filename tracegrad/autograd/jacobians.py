@@ -1,25 +1,23 @@
-"""Jacobians and Hessians as tensors, row by row in reverse mode or column by column in forward.
+"""Jacobians and Hessians as tensors: rows in reverse mode, or columns in forward mode.
 
-Both modes are built on the tape: a row is one backward pass, seeded with a unit vector; a column is
-the derivative, along a unit vector, of a backward pass that is linear in its seeds. Start reading
-at `jacobian`.
+A row is one backward pass, seeded with a unit vector; rows come one after the other, or all at once
+as a batch of seeds. A column is the derivative along a unit vector. Start reading at `jacobian`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from tracegrad.autograd import functional_checks as checks
 from tracegrad.autograd.functional_checks import Tensors
-from tracegrad.autograd.pushforward import Pushforward
 from tracegrad.ir.errors import GradientError
 from tracegrad.tracer.factories import zeros, zeros_like
 from tracegrad.tracer.grad_mode import enable_grad
 from tracegrad.tracer.joining import stack
-from tracegrad.tracer.tensor import Tensor, wrap
+from tracegrad.tracer.tensor import Tensor, alias, literal, wrap
 
 MODES = ("forward-mode", "reverse-mode")
 _STRATEGY = 'Expected strategy to be either "forward-mode" or "reverse-mode".'
@@ -48,10 +46,9 @@ def jacobian(
         inputs: a tensor, or a tuple of tensors, of floating dtype.
         create_graph: make the Jacobian differentiable; reverse mode only.
         strict: refuse an output that does not depend on an input, instead of giving zeros.
-        vectorize: accepted as PyTorch accepts it, and checked against the other arguments; rows
-            and columns are computed one after the other either way.
-        strategy: "reverse-mode", one pass per output element; or "forward-mode", one pass per
-            input element, which PyTorch allows with `vectorize=True` only.
+        vectorize: compute all rows (or columns) at once, as a batch.
+        strategy: "reverse-mode", or "forward-mode" (with `vectorize=True` only, as in PyTorch),
+            which is cheaper for more outputs than inputs.
     Returns:
         `J[i][j]` of the shape of output i followed by that of input j, and of input j's dtype
         (output i's in forward mode). A level is left out where output or inputs are no tuple.
@@ -71,6 +68,8 @@ def jacobian(
         raise AssertionError(_STRATEGY + _STRATEGY_HINT)
     forward = strategy == "forward-mode"
     _check_options(create_graph, strict, vectorize, forward)
+    if forward:
+        return _in_forward_mode(func, inputs)
     with enable_grad():
         in_tuple, given = checks.as_tensors(inputs, "inputs", "jacobian")
         at = checks.fresh(given, create_graph)
@@ -82,12 +81,31 @@ def jacobian(
                 f"{_HERE}`strict=True` and `vectorized=True` are not supported together. Please "
                 "either set `strict=False` or `vectorize=False`."
             )
-        if forward:
-            blocks = columns(Pushforward(outputs, at), at)
+        if vectorize:
+            blocks = [rows_at_once(x, at, create_graph) for x in outputs]
         else:
             blocks = [rows(i, x, at, create_graph, strict) for i, x in enumerate(outputs)]
         result = tuple(checks.finished(row, in_tuple, create_graph) for row in blocks)
     return result if out_tuple else result[0]
+
+
+def _in_forward_mode(func: Callable[..., Any], inputs: Any) -> Any:
+    """The Jacobian from one run of `func` with a batch of tangents."""
+    from tracegrad.func.matrices import columns_at_once
+
+    in_tuple, given = checks.as_tensors(inputs, "inputs", "jacobian")
+    tuples: list[bool] = []
+
+    def checked(*x: Tensor) -> Tensors:
+        is_tuple, outputs = checks.as_tensors(func(*x), checks.OUTPUTS, "jacobian")
+        tuples.append(is_tuple)
+        return outputs
+
+    at = tuple(alias(x) for x in given)
+    with enable_grad():
+        blocks, _, _ = columns_at_once(checked, at, False, "error")
+    result = tuple(checks.finished(row, in_tuple, False) for row in blocks)
+    return result if tuples[0] else result[0]
 
 
 def _check_options(create_graph: bool, strict: bool, vectorize: bool, forward: bool) -> None:
@@ -144,21 +162,42 @@ def rows(
     )
 
 
-def columns(push: Pushforward, at: Tensors, create_graph: bool = False) -> list[Tensors]:
-    """The Jacobians of all outputs, each a tuple over the inputs, by directional derivatives."""
-    outputs = push.outputs
-    blocks: list[list[Tensor]] = [[] for _ in outputs]
-    for j, x in enumerate(at):
-        parts: list[list[Tensor]] = [[] for _ in outputs]
-        for k in range(x.numel()):
-            along = [_unit(x, k) if i == j else None for i in range(len(at))]
-            for i, (output, dy) in enumerate(zip(outputs, push(along, create_graph), strict=True)):
-                parts[i].append(zeros_like(output) if dy is None else dy)
-        for i, output in enumerate(outputs):
-            block = _stacked(parts[i], (x.numel(), *output.shape), output)
-            order = (*range(1, block.ndim), 0)
-            blocks[i].append(block.permute(*order).reshape((*output.shape, *x.shape)))
-    return [tuple(block) for block in blocks]
+def rows_at_once(
+    output: Tensor, at: Tensors, create_graph: bool, chunk_size: int | None = None
+) -> Tensors:
+    """As `rows`, in one backward for all elements of the output (or for `chunk_size` of them)."""
+    from tracegrad.func.batching import vmap
+
+    def one_row(seed: Tensor) -> Tensors:
+        found = checks.gradients((output,), at, (seed,), create_graph, retain_graph=True)
+        return tuple(zeros_like(x) if ct is None else ct for x, ct in zip(at, found, strict=True))
+
+    (basis,) = unit_vectors((output,))
+    found = vmap(one_row, chunk_size=chunk_size)(basis)
+    return tuple(row.reshape(*output.shape, *x.shape) for row, x in zip(found, at, strict=True))
+
+
+def unit_vectors(like: Sequence[Tensor]) -> Tensors:
+    """All unit vectors of a space made of several tensors: each tensor's share of them.
+
+    Returns:
+        For each tensor of shape s, one of shape (n, *s), where n counts the elements of all.
+    """
+    count = sum(x.numel() for x in like)
+    result, start = [], 0
+    for x in like:
+        size = x.numel()
+        array = np.zeros((count, size), x._array.dtype)
+        array[start + np.arange(size), np.arange(size)] = 1
+        result.append(literal(array.reshape(count, *x._array.shape)))
+        start += size
+    return tuple(result)
+
+
+def split_first(x: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """`x` cut along its first dimension into parts of the given sizes."""
+    starts = np.cumsum([0, *sizes]).tolist()
+    return [x[a:b] for a, b in zip(starts, starts[1:], strict=False)]
 
 
 def hessian(

@@ -7,7 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 from tracegrad.autograd.functional_checks import gradients
-from tracegrad.func.levels import Chosen, Level, flat_outputs, printed, with_aux
+from tracegrad.func.levels import (
+    Chosen,
+    Level,
+    flat_outputs,
+    printed,
+    transforming,
+    with_aux,
+)  # fmt: skip
 from tracegrad.ir.errors import GradientError
 from tracegrad.tracer.factories import zeros_like
 from tracegrad.tracer.grad_mode import enable_grad
@@ -68,7 +75,9 @@ def grad_and_value(
         with enable_grad():
             chosen = Chosen(args, argnums)
             at = level.enter(chosen.leaves)
-            output, aux = with_aux(func(*chosen.replaced(at), **kwargs), has_aux, _GRAD)
+            with transforming():
+                result = func(*chosen.replaced(at), **kwargs)
+            output, aux = with_aux(result, has_aux, _GRAD)
             _check_scalar(output)
             others: list[Any] = []
             flatten(aux, others)
@@ -119,7 +128,9 @@ def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
         given: list[Any] = []
         structure = flatten(primals, given)
         at = level.enter(given)
-        output, aux = with_aux(func(*structure.build(iter(at))), has_aux, _VJP)
+        with transforming():
+            result = func(*structure.build(iter(at)))
+        output, aux = with_aux(result, has_aux, _VJP)
         outputs, out_structure = flat_outputs(output, _VJP)
         for x in outputs:
             if not x.dtype.is_floating_point:

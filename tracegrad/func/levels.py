@@ -8,7 +8,8 @@ their results are plain tensors where nothing outside asks for more. Start readi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from tracegrad.ir.errors import GradientError, ParameterError
@@ -16,9 +17,19 @@ from tracegrad.tracer.pytree import Structure, flatten
 from tracegrad.tracer.shapes import view_as
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tape import AccumulateGrad, BackwardNode, accumulator, gradient_edge
-from tracegrad.tracer.tensor import Tensor
+from tracegrad.tracer.tensor import Tensor, alias
 
 Tensors = tuple[Tensor, ...]
+
+
+@contextmanager
+def transforming() -> Iterator[None]:
+    """A block in which a transform runs the user's code: `backward()` is refused there."""
+    state.transforms += 1
+    try:
+        yield
+    finally:
+        state.transforms -= 1
 
 
 class Level:
@@ -38,15 +49,13 @@ class Level:
             ParameterError: something given is not a tensor.
             GradientError: a tensor is not of floating dtype.
         """
-        for x in given:
-            if not isinstance(x, Tensor):
-                raise ParameterError(f"Thing passed to transform API must be Tensor, got {type(x)}")
+        check_tensors(given)
         return tuple(self._fresh(x) for x in given)
 
     def _fresh(self, x: Tensor) -> Tensor:
         if self._connected and x.requires_grad:
             return view_as(x, x)
-        made = x.detach().requires_grad_()
+        made = alias(x).requires_grad_()
         self.own((made,))
         return made
 
@@ -75,10 +84,21 @@ class Level:
         leaves: list[Any] = []
         structure = flatten(value, leaves)
         return structure.build(
-            x.detach() if isinstance(x, Tensor) and x.requires_grad and not self.reaches_outside([x])
+            alias(x) if isinstance(x, Tensor) and x.requires_grad and not self.reaches_outside([x])
             else x
             for x in leaves
         )  # fmt: skip
+
+
+def check_tensors(given: Sequence[Any]) -> None:
+    """Refuse arguments to differentiate with respect to that are no tensors.
+
+    Raises:
+        ParameterError: there is one.
+    """
+    for x in given:
+        if not isinstance(x, Tensor):
+            raise ParameterError(f"Thing passed to transform API must be Tensor, got {type(x)}")
 
 
 class Chosen:

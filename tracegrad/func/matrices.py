@@ -9,50 +9,57 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tracegrad.autograd.jacobians import columns, rows
+from tracegrad.autograd.jacobians import rows, rows_at_once, split_first, unit_vectors
 from tracegrad.autograd.pushforward import Pushforward
-from tracegrad.func.levels import Chosen, Level, Tensors, flat_outputs, printed, with_aux
-from tracegrad.ir.errors import GradientError, ParameterError, ShapeError
+from tracegrad.func.batching import RANDOMNESS, vmap
+from tracegrad.func.levels import (
+    Chosen,
+    Level,
+    Tensors,
+    check_tensors,
+    flat_outputs,
+    printed,
+    transforming,
+    with_aux,
+)  # fmt: skip
+from tracegrad.ir.errors import GradientError, ParameterError
+from tracegrad.tracer.capture_hook import recording
 from tracegrad.tracer.factories import zeros_like
+from tracegrad.tracer.forward import Tangents
 from tracegrad.tracer.grad_mode import enable_grad
 from tracegrad.tracer.pytree import Structure, flatten
+from tracegrad.tracer.shapes import movedim
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tensor import Tensor
 
 _JVP = "jvp(f, primals, tangents)"
 _VJP = "vjp(f, *primals)"
-_RANDOMNESS = ("error", "different", "same")
 
 
-class _Linear:
-    """A function linearized at one point: its output, and the map of tangents."""
+def push(
+    func: Callable[..., Any], primals: tuple[Any, ...], directions: Tensors, has_aux: bool
+) -> tuple[Any, Any, Structure, Tensors, list[Tensor | None]]:
+    """Run `func` in forward mode.
 
-    def __init__(self, func: Callable[..., Any], primals: tuple[Any, ...], has_aux: bool) -> None:
-        self.level = Level()
-        given: list[Any] = []
-        self.structure = flatten(primals, given)
-        self.count = len(given)
-        with enable_grad():
-            self.at = self.level.enter(given)
-            result = func(*self.structure.build(iter(self.at)))
-            self.output, self.aux = with_aux(result, has_aux, _JVP)
-            self.outputs, self.out_structure = flat_outputs(self.output, _JVP)
-            self.push = Pushforward(self.outputs, self.at)
-        self.level.own(self.push.seeds)
+    Args:
+        primals: the arguments; the tensors in them are what varies.
+        directions: a tangent for each of those tensors.
+    Returns:
+        Output, aux, the output's structure, its tensors, and their tangents (None where zero).
+    """
+    forward = Tangents(state.grad_enabled)
+    given: list[Any] = []
+    structure = flatten(primals, given)
+    with transforming(), recording(forward):
+        duals = [forward.dual(x, dx) for x, dx in zip(given, directions, strict=True)]
+        output, aux = with_aux(func(*structure.build(iter(duals))), has_aux, _JVP)
+    outputs, out_structure = flat_outputs(output, _JVP)
+    return output, aux, out_structure, outputs, [forward.companion(y) for y in outputs]
 
-    def __call__(self, tangents: Sequence[Tensor], strict: bool = False) -> Any:
-        """Tangents of the outputs, in the output's structure."""
-        create = state.grad_enabled and self.level.reaches_outside([*self.outputs, *tangents])
-        found = self.push(tangents, create)
-        if strict and any(dy is None for dy in found):
-            raise GradientError(
-                "jvp(f, primals, tangents, strict=True): The output of f is independent of the "
-                "inputs. This is not allowed with strict=True."
-            )
-        filled = (
-            zeros_like(y) if dy is None else dy for y, dy in zip(self.outputs, found, strict=True)
-        )
-        return self.level.leave(self.out_structure.build(filled))
+
+def _filled(outputs: Tensors, tangents: Sequence[Tensor | None]) -> list[Tensor]:
+    """Zeros in place of tangents that are None."""
+    return [zeros_like(y) if dy is None else dy for y, dy in zip(outputs, tangents, strict=True)]
 
 
 def jvp(
@@ -90,15 +97,14 @@ def jvp(
                 raise ParameterError(
                     f"Expected {what} to be floating point or complex, but got: {value.dtype}"
                 )
-        if x.shape != dx.shape:
-            raise ShapeError(
-                "Trying to set a forward gradient that has a different size than that of the "
-                f"original Tensor, this is not supported. Tensor is of size {list(x.shape)} while "
-                f"the given forward gradient is of size {list(dx.shape)}."
-            )
-    linear = _Linear(func, primals, has_aux)
-    results = (linear.level.leave(linear.output), linear(directions, strict))
-    return (*results, linear.level.leave(linear.aux)) if has_aux else results
+    output, aux, structure, outputs, found = push(func, primals, tuple(directions), has_aux)
+    if strict and any(dy is None for dy in found):
+        raise GradientError(
+            "jvp(f, primals, tangents, strict=True): The output of f is independent of the inputs. "
+            "This is not allowed with strict=True."
+        )
+    results = (output, structure.build(iter(_filled(outputs, found))))
+    return (*results, aux) if has_aux else results
 
 
 def _jvp_operands(primals: Any, tangents: Any) -> tuple[list[Any], list[Any]]:
@@ -124,6 +130,33 @@ def _jvp_operands(primals: Any, tangents: Any) -> tuple[list[Any], list[Any]]:
     return given, directions
 
 
+class _Linear:
+    """A function linearized at one point: its output, and the map of tangents.
+
+    The map is the derivative of a backward pass that is linear in its cotangents, so `func` does
+    not run again.
+    """
+
+    def __init__(self, func: Callable[..., Any], primals: tuple[Any, ...]) -> None:
+        self.level = Level()
+        given: list[Any] = []
+        self.structure = flatten(primals, given)
+        self.count = len(given)
+        with enable_grad():
+            self.at = self.level.enter(given)
+            with transforming():
+                self.output = func(*self.structure.build(iter(self.at)))
+            self.outputs, self.out_structure = flat_outputs(self.output, _JVP)
+            self.push = Pushforward(self.outputs, self.at)
+        self.level.own(self.push.seeds)
+
+    def __call__(self, tangents: Sequence[Tensor]) -> Any:
+        """Tangents of the outputs, in the output's structure."""
+        create = state.grad_enabled and self.level.reaches_outside([*self.outputs, *tangents])
+        filled = _filled(self.outputs, self.push(tangents, create))
+        return self.level.leave(self.out_structure.build(iter(filled)))
+
+
 def linearize(func: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[..., Any]]:
     """The output of `func` at `primals`, and its linear approximation there as a function.
 
@@ -139,7 +172,7 @@ def linearize(func: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[..
         >>> jvp_fn(tg.tensor([1.0, 10.0]))
         tensor([ 2., 40.])
     """
-    linear = _Linear(func, primals, False)
+    linear = _Linear(func, primals)
 
     def jvp_fn(*tangents: Any) -> Any:
         given: list[Any] = []
@@ -169,14 +202,17 @@ def jacrev(
     func: Callable[..., Any], argnums: Any = 0, *, has_aux: bool = False,
     chunk_size: int | None = None,
 ) -> Callable[..., Any]:  # fmt: skip
-    """A function that computes the Jacobian of `func`, one backward pass per output element.
+    """A function that computes the Jacobian of `func`, in reverse mode.
+
+    The backward runs once for all elements of an output, as a batch.
 
     Args:
         func: returns tensors, nested as it likes.
         argnums: number of the argument, or a tuple of numbers; chosen arguments are tensors of
             floating dtype, or nested tuples, lists and dicts of them.
         has_aux: `func` returns `(output, aux)`; so does the function made.
-        chunk_size: accepted as PyTorch accepts it; rows are computed one after the other.
+        chunk_size: at most so many rows at once, to save memory. With 1 the backward runs row by
+            row, and may do what a batch cannot (read values, say).
     Returns:
         A function of the same arguments. Its result is nested as the output, and within as the
         chosen arguments; each tensor has the shape of its output followed by its argument's.
@@ -193,23 +229,40 @@ def jacrev(
     if chunk_size is not None and chunk_size <= 0:
         raise ParameterError("jacrev: `chunk_size` should be greater than 0.")
 
-    def blocks(level: Level, outputs: Tensors, at: Tensors, create: bool) -> list[Tensors]:
-        return [rows(i, x, at, create) for i, x in enumerate(outputs)]
+    @functools.wraps(func, updated=())
+    def jacobian(*args: Any, **kwargs: Any) -> Any:
+        level = Level()
+        with enable_grad():
+            chosen = Chosen(args, argnums)
+            at = level.enter(chosen.leaves)
+            with transforming():
+                result = func(*chosen.replaced(at), **kwargs)
+            output, aux = with_aux(result, has_aux, _VJP)
+            outputs, structure = flat_outputs(output, _VJP)
+            create = level.reaches_outside(outputs)
+            if chunk_size == 1:
+                found = [rows(i, x, at, create) for i, x in enumerate(outputs)]
+            else:
+                found = [rows_at_once(x, at, create, chunk_size) for x in outputs]
+            result = level.leave(_nested(found, structure, chosen.structure))
+        return (result, level.leave(aux)) if has_aux else result
 
-    return _matrix(func, argnums, has_aux, _VJP, blocks)
+    return jacobian
 
 
 def jacfwd(
     func: Callable[..., Any], argnums: Any = 0, has_aux: bool = False, *, randomness: str = "error"
 ) -> Callable[..., Any]:
-    """As `jacrev`, with one pass per input element: cheaper for more outputs than inputs.
+    """As `jacrev`, in forward mode: cheaper for more outputs than inputs.
+
+    `func` runs once, with a batch of tangents: one for each element of its arguments.
 
     Args:
         func, argnums, has_aux: as for `jacrev`.
-        randomness: one of PyTorch's "error", "different", "same". `func` runs once, so its random
-            numbers are the same for all columns whichever is chosen.
+        randomness: whether random operations of `func` "error", draw "different" numbers for each
+            column, or the "same".
     Raises:
-        GradientError: an unknown `randomness`; (at a call) as `jacrev`.
+        GradientError: an unknown `randomness`; (at a call) as `jacrev`, and random numbers.
         ParameterError: (at a call) an argument is not a tensor.
     Source: torch.func.jacfwd.
     Example:
@@ -218,39 +271,49 @@ def jacfwd(
         tensor([[2., 0.],
                 [0., 4.]])
     """
-    if randomness not in _RANDOMNESS:
+    if randomness not in RANDOMNESS:
         raise GradientError(
             "Only allowed values for randomness are 'error', 'different', or 'same'. "
             f"Got {randomness}"
         )
 
-    def blocks(level: Level, outputs: Tensors, at: Tensors, create: bool) -> list[Tensors]:
-        push = Pushforward(outputs, at)
-        level.own(push.seeds)
-        return columns(push, at, create)
-
-    return _matrix(func, argnums, has_aux, _JVP, blocks)
-
-
-def _matrix(
-    func: Callable[..., Any], argnums: Any, has_aux: bool, name: str,
-    blocks: Callable[[Level, Tensors, Tensors, bool], list[Tensors]],
-) -> Callable[..., Any]:  # fmt: skip
-    """A function that computes the Jacobian's `blocks` and nests them."""
-
     @functools.wraps(func, updated=())
     def jacobian(*args: Any, **kwargs: Any) -> Any:
-        level = Level()
-        with enable_grad():
-            chosen = Chosen(args, argnums)
-            at = level.enter(chosen.leaves)
-            output, aux = with_aux(func(*chosen.replaced(at), **kwargs), has_aux, name)
-            outputs, structure = flat_outputs(output, name)
-            found = blocks(level, outputs, at, level.reaches_outside(outputs))
-            result = level.leave(_nested(found, structure, chosen.structure))
-        return (result, level.leave(aux)) if has_aux else result
+        chosen = Chosen(args, argnums)
+        check_tensors(chosen.leaves)
+
+        def of_chosen(*leaves: Tensor) -> Any:
+            return func(*chosen.replaced(leaves), **kwargs)
+
+        found, structure, aux = columns_at_once(of_chosen, chosen.leaves, has_aux, randomness)
+        result = _nested(found, structure, chosen.structure)
+        return (result, aux) if has_aux else result
 
     return jacobian
+
+
+def columns_at_once(
+    func: Callable[..., Any], at: Sequence[Tensor], has_aux: bool, randomness: str
+) -> tuple[list[Tensors], Structure, Any]:
+    """The Jacobians of all outputs, each a tuple over the tensors `at`; structure; aux."""
+    kept: list[Any] = []
+
+    def one_column(*directions: Tensor) -> Any:
+        _, aux, structure, outputs, found = push(func, tuple(at), directions, has_aux)
+        kept.append((aux, structure, outputs))
+        return tuple(_filled(outputs, found))
+
+    columns = vmap(one_column, randomness=randomness)(*unit_vectors(at))
+    aux, structure, outputs = kept[0]
+    blocks = []
+    for y in columns:
+        shape = tuple(y.shape[1:])
+        parts = split_first(y, [x.numel() for x in at])
+        blocks.append(tuple(
+            movedim(part, 0, -1).reshape(*shape, *x.shape)
+            for part, x in zip(parts, at, strict=True)
+        ))  # fmt: skip
+    return blocks, structure, aux
 
 
 def _nested(found: list[Tensors], outer: Structure, inner: Structure) -> Any:

@@ -1,4 +1,4 @@
-"""`functional_call`: a module called with other weights. Start reading there."""
+"""`functional_call`: a module called with other weights; `stack_module_state`: weights of several."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from tracegrad.ir.errors import GradientError, OperandError, ParameterError
 from tracegrad.nn.module import Module
+from tracegrad.tracer.joining import stack
 from tracegrad.tracer.tensor import Tensor
 
 _Place = tuple[Any, str]  # a registry of a module, and the name in it
@@ -54,6 +55,48 @@ def functional_call(
     arguments = () if args is None else args if isinstance(args, tuple) else (args,)
     with _replaced([(places[name], x) for name, x in given.items() if name in places]):
         return module(*arguments, **(kwargs or {}))
+
+
+def stack_module_state(models: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The weights of several modules of one kind, stacked, for `vmap` over an ensemble.
+
+    Args:
+        models: modules of the same class, with parameters and buffers of the same shapes.
+    Returns:
+        `(parameters, buffers)`: by name, with the module as the first dimension. The stacked
+        parameters are leaves that require grad as those of the first module do.
+    Raises:
+        GradientError: there is no module, their classes differ, or some are in training mode and
+            some are not.
+    Source: torch.func.stack_module_state.
+    Example:
+        >>> import tracegrad as tg
+        >>> layers = [tg.nn.Linear(2, 3) for _ in range(4)]
+        >>> weights, buffers = stack_module_state(layers)
+        >>> x = tg.ones(5, 2)
+        >>> tg.vmap(lambda w: functional_call(layers[0], w, (x,)))(weights).shape
+        torch.Size([4, 5, 3])
+    """
+    given = list(models)
+    if not given:
+        raise GradientError("stack_module_state: Expected at least one model, got 0.")
+    if any(m.training != given[0].training for m in given):
+        raise GradientError(
+            "stack_module_state: Expected all models to have the same training/eval mode."
+        )
+    if any(type(m) is not type(given[0]) for m in given):
+        raise GradientError("stack_module_state: Expected all models to be of the same class.")
+    parameters = _stacked([dict(m.named_parameters()) for m in given])
+    buffers = _stacked([dict(m.named_buffers()) for m in given])
+    return parameters, buffers
+
+
+def _stacked(several: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Dicts with the same names as one dict of stacked tensors."""
+    return {
+        name: stack([d[name].detach() for d in several]).requires_grad_(first.requires_grad)
+        for name, first in several[0].items()
+    }
 
 
 def _merged(dicts: Any) -> dict[str, Tensor]:
