@@ -291,7 +291,7 @@ def promoted(op: Primitive, operands: Sequence[Any]) -> tuple[Any, ...]:
     for i, x in enumerate(operands):
         want = target if target is not None and i in chosen else seen[i][0]
         if is_scalar(x):
-            result[i] = weak_scalar(x, want)
+            result[i] = numpy_scalar(x, want)
         elif seen[i][0] is not want:
             result[i] = bind(TABLE["cast"], (x,), {"dtype": want})
         if i in chosen and want not in op.dtypes:
@@ -301,7 +301,7 @@ def promoted(op: Primitive, operands: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(result)
 
 
-def weak_scalar(x: Any, dtype: DType) -> np.generic:
+def numpy_scalar(x: Any, dtype: DType) -> np.generic:
     """The number `x`, an operand beside arrays of `dtype`: an integer wraps around, as in PyTorch.
 
     Raises:
@@ -309,10 +309,10 @@ def weak_scalar(x: Any, dtype: DType) -> np.generic:
     """
     if dtype.category == 1 and isinstance(x, int) and -(2**63) <= x < 2**64:
         return np.uint64(x % 2**64).astype(dtype.numpy)
-    return numpy_scalar(x, dtype)
+    return exact_scalar(x, dtype)
 
 
-def numpy_scalar(x: Any, dtype: DType) -> np.generic:
+def exact_scalar(x: Any, dtype: DType) -> np.generic:
     """The number `x` as a NumPy scalar of `dtype`.
 
     Raises:
