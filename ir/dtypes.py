@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tracegrad.ir.errors import DTypeError
+from tracegrad.ir.errors import DTypeError, OperandError
 
 
 class DType:
@@ -56,9 +56,34 @@ class DType:
         return self.kind == "f"
 
     @property
+    def is_complex(self) -> bool:
+        """True for the complex types, which exist by name only: tensors cannot have them."""
+        return self.kind == "c"
+
+    @property
     def is_signed(self) -> bool:
         """True for floating and signed integer types."""
-        return self.kind in "if"
+        return self.kind in "ifc"
+
+    def to_real(self) -> DType:
+        """The type of the real part: a real type itself."""
+        if self.kind != "c":
+            return self
+        return {"complex32": float16, "complex64": float32, "complex128": float64}[self.name]
+
+    def to_complex(self) -> DType:
+        """The complex type of the same precision.
+
+        Raises:
+            DTypeError: it has none.
+        """
+        if self.kind == "c":
+            return self
+        if self.kind != "f":
+            word = {"bool": "Bool", "uint8": "Byte", "int8": "Char", "int16": "Short",
+                    "int32": "Int", "int64": "Long"}.get(self.name, self.name)  # fmt: skip
+            raise DTypeError(f"Unknown Complex ScalarType for {word}")
+        return {"float16": complex32, "float64": complex128}.get(self.name, complex64)
 
     @property
     def category(self) -> int:
@@ -87,6 +112,12 @@ bfloat16 = DType("bfloat16", "f", 2, "uint16_t", "float")
 float32 = DType("float32", "f", 4, "float")
 float64 = DType("float64", "f", 8, "double")
 
+# Names for ported code to compare with; `as_dtype` refuses them.
+complex32 = DType("complex32", "c", 4, "")
+complex64 = DType("complex64", "c", 8, "")
+complex128 = DType("complex128", "c", 16, "")
+COMPLEX: tuple[DType, ...] = (complex32, complex64, complex128)
+
 ALL: tuple[DType, ...] = (
     bool_, uint8, int8, int16, int32, int64, uint32, float16, bfloat16, float32, float64,
 )  # fmt: skip
@@ -101,7 +132,16 @@ _default: list[DType] = [float32]
 
 def by_name(name: str) -> DType:
     """The dtype called `name`, e.g. `"float32"`."""
-    return _BY_NAME[name]
+    found = _BY_NAME.get(name)
+    return found if found is not None else next(d for d in COMPLEX if d.name == name)
+
+
+def complex_refused(what: str) -> DTypeError:
+    """The error for `what`, which is complex."""
+    return DTypeError(
+        f"{what} is complex, and complex tensors are not supported yet; keep the real and the "
+        "imaginary part in two real tensors"
+    )
 
 
 def as_dtype(spec: Any) -> DType:
@@ -111,7 +151,11 @@ def as_dtype(spec: Any) -> DType:
         DTypeError: nothing by that name exists here (complex types, for example).
     """
     if isinstance(spec, DType):
+        if spec.kind == "c":
+            raise complex_refused(f"dtype {spec}")
         return spec
+    if spec is complex:
+        raise complex_refused("dtype complex")
     if spec is float:
         return float64
     if spec is int:
@@ -135,15 +179,18 @@ def from_numpy(dtype: np.dtype[Any]) -> DType:
     """The DType whose NumPy twin is `dtype`.
 
     Raises:
-        DTypeError: NumPy's type has no twin here.
+        DTypeError: NumPy's type is complex.
+        OperandError: it has no twin here for another reason.
     """
     found = _BY_NAME.get(dtype.name)
-    if found is None:
-        raise DTypeError(
-            f"can't convert a NumPy array of type {dtype}; the supported types are: "
-            + ", ".join(_BY_NAME)
-        )
-    return found
+    if found is not None:
+        return found
+    if dtype.kind == "c":
+        raise complex_refused(f"a NumPy array of type {dtype}")
+    raise OperandError(
+        f"can't convert np.ndarray of type numpy.{dtype.type.__name__}. The only supported types "
+        "are: float64, float32, float16, int64, int32, int16, int8, uint8, and bool."
+    )
 
 
 def get_default_dtype() -> DType:
@@ -155,15 +202,15 @@ def set_default_dtype(dtype: Any) -> None:
     """Set the default floating dtype (float32 at start).
 
     Raises:
-        DTypeError: `dtype` is not a floating type.
+        OperandError: `dtype` is no dtype, or not a floating one.
     """
-    chosen = as_dtype(dtype)
-    if not chosen.is_floating_point:
-        raise DTypeError(
-            f"set_default_dtype: only floating-point types are supported as the default type, "
-            f"got {chosen}"
+    if not isinstance(dtype, DType):
+        raise OperandError(
+            "invalid dtype object: only floating-point types are supported as the default type"
         )
-    _default[0] = chosen
+    if not dtype.is_floating_point:
+        raise OperandError("only floating-point types are supported as the default type")
+    _default[0] = dtype
 
 
 def scalar_dtype(value: bool | int | float) -> DType:

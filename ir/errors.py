@@ -36,6 +36,26 @@ class ParameterError(TracegradError, ValueError):
     """A static parameter has a value that the operation does not accept."""
 
 
+class CapsuleError(TracegradError, RuntimeError):
+    """What was given does not speak DLPack. Cure: an array or tensor of a library that does."""
+
+
+class ElementError(TracegradError, RuntimeError):
+    """`in` asks a tensor for what is no element of any. Cure: ask for a number or a tensor."""
+
+
+class ExportError(TracegradError, BufferError):
+    """A tensor's memory cannot be handed to another library. Cure: `detach()`, or another dtype."""
+
+
+class SeedError(TracegradError, RuntimeError):
+    """A generator cannot start from what it is given. Cure: an int, or what `get_state` returned."""
+
+
+class ToleranceError(TracegradError, RuntimeError):
+    """A tolerance of `isclose` is negative. Cure: 0 or a positive number."""
+
+
 class UnsupportedError(TracegradError, NotImplementedError):
     """A variant of an operation that does not exist. Cure: use one of those that the text names."""
 

@@ -317,6 +317,17 @@ def promoted(op: Primitive, operands: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def numpy_scalar(x: Any, dtype: DType) -> np.generic:
+    """The number `x`, an operand beside arrays of `dtype`: an integer wraps around, as in PyTorch.
+
+    Raises:
+        DTypeError: the integer does not even fit 64 bits.
+    """
+    if dtype.category == 1 and isinstance(x, int) and -(2**63) <= x < 2**64:
+        return np.uint64(x % 2**64).astype(dtype.numpy)
+    return exact_scalar(x, dtype)
+
+
+def exact_scalar(x: Any, dtype: DType) -> np.generic:
     """The number `x` as a NumPy scalar of `dtype`.
 
     Raises:

@@ -14,6 +14,9 @@ from tracegrad.ir import errors
 from tracegrad.ir.dtypes import DType as dtype
 from tracegrad.ir.dtypes import (
     bfloat16,
+    complex32,
+    complex64,
+    complex128,
     float16,
     float32,
     float64,
@@ -27,6 +30,7 @@ from tracegrad.ir.dtypes import (
 )
 from tracegrad.ir.dtypes import bool_ as bool
 from tracegrad.tracer import factories as _factories
+from tracegrad.tracer import from_data as _from_data
 from tracegrad.tracer import indexing as _indexing
 from tracegrad.tracer import inplace_methods as _inplace
 from tracegrad.tracer import joining as _joining
@@ -36,11 +40,13 @@ from tracegrad.tracer import out as _out
 from tracegrad.tracer import pointwise as _pointwise
 from tracegrad.tracer import queries as _queries
 from tracegrad.tracer import random_factories as _random
+from tracegrad.tracer import ranges as _ranges
 from tracegrad.tracer import reductions as _reductions
 from tracegrad.tracer import regions as _regions
 from tracegrad.tracer import shapes as _shapes
+from tracegrad.tracer import typed as _typed
 from tracegrad.tracer import updates as _updates
-from tracegrad.tracer.device import Size, device
+from tracegrad.tracer.device import Size, device, get_default_device, set_default_device
 from tracegrad.tracer.grad_mode import (
     enable_grad,
     inference_mode,
@@ -49,6 +55,18 @@ from tracegrad.tracer.grad_mode import (
     no_grad,
     set_grad_enabled,
 )
+from tracegrad.tracer.layout import (
+    channels_last,
+    channels_last_3d,
+    contiguous_format,
+    layout,
+    memory_format,
+    preserve_format,
+    sparse_coo,
+    sparse_csr,
+    strided,
+)
+from tracegrad.tracer.limits import finfo, iinfo
 from tracegrad.tracer.printing import get_printoptions, set_printoptions
 from tracegrad.tracer.random import (
     Generator,
@@ -64,6 +82,7 @@ from tracegrad.tracer.tensor import Tensor
 __version__ = "0.1.0"
 
 float, double, half = float32, float64, float16
+chalf, cfloat, cdouble = complex32, complex64, complex128
 long, int, short = int64, int32, int16
 pi, e, inf, nan = _math.pi, _math.e, _math.inf, _math.nan
 
@@ -71,7 +90,7 @@ for _table in (
     _pointwise.FUNCTIONS, _reductions.FUNCTIONS, _shapes.FUNCTIONS, _joining.FUNCTIONS,
     _linalg.FUNCTIONS, _indexing.FUNCTIONS, _regions.FUNCTIONS, _updates.FUNCTIONS,
     _factories.FUNCTIONS, _random.FUNCTIONS,
-    _inplace.INPLACE_FUNCTIONS, _queries.FUNCTIONS,
+    _inplace.INPLACE_FUNCTIONS, _queries.FUNCTIONS, _typed.TYPES,
 ):  # fmt: skip
     globals().update(
         {name: _out.with_out(name, f) if name in _out.NAMES else f for name, f in _table.items()}
@@ -86,7 +105,7 @@ def __dir__() -> list[str]:
     return sorted({*__all__, *_LAZY, *_LAZY_NAMES, "__doc__", "__file__", "__version__"})
 
 
-_LAZY = ("autograd", "func", "nn", "optim", "cuda", "utils", "profiler")
+_LAZY = ("autograd", "func", "nn", "optim", "cuda", "random", "utils", "profiler")
 _LAZY_NAMES = {
     "compile": "tracegrad.tracer.compile",
     "eager": "tracegrad.tracer.compile",

@@ -2,36 +2,48 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 from tracegrad.ir.errors import DeviceError, OperandError
 
-_KINDS = ("cpu", "cuda")
+_OURS = ("cpu", "cuda")
+_KINDS = (
+    "cpu", "cuda", "ipu", "xpu", "mkldnn", "opengl", "opencl", "ideep", "hip", "ve", "fpga", "maia",
+    "xla", "lazy", "vulkan", "mps", "meta", "hpu", "mtia", "privateuseone",
+)  # fmt: skip
+_NO_ACCELERATOR = "Cannot access accelerator device when none is available."
 
 
 class device:
     """A device: `device("cpu")`, `device("cuda", 0)`, `device("cuda:1")`.
 
+    All of PyTorch's kinds have a name; tensors live on the CPU, and asking for them elsewhere is
+    refused. As a context manager it makes itself the default device.
+
     Raises:
-        DeviceError: the name is none of the kinds known here.
+        OperandError: an argument of the wrong type.
+        DeviceError: the name is no device.
+
+    Example:
+        >>> import tracegrad as tg
+        >>> tg.device("cuda:1").index
+        1
     """
 
     __slots__ = ("type", "index")
+    type: str
+    index: int | None
 
-    def __init__(self, spec: Any = "cpu", index: int | None = None) -> None:
-        if isinstance(spec, device):
-            spec, index = spec.type, spec.index
-        if not isinstance(spec, str):
-            raise OperandError(
-                f"device(): argument must be str or device, not {type(spec).__name__}"
-            )
-        kind, colon, number = spec.partition(":")
-        if kind not in _KINDS or (colon and not number.isdigit()):
-            raise DeviceError(
-                f"Expected one of {', '.join(_KINDS)} device type at start of device string: {spec}"
-            )
-        self.type = kind
-        self.index = int(number) if colon else index
+    def __init__(self, type: Any = None, index: Any = None, *, device: Any = None) -> None:
+        kind, number = _device(device if type is None else type, index)
+        object.__setattr__(self, "type", kind)
+        object.__setattr__(self, "index", number)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in device.__slots__:
+            raise AttributeError(f"attribute '{name}' of 'torch.device' objects is not writable")
+        raise AttributeError(f"'torch.device' object has no attribute '{name}'")
 
     def __str__(self) -> str:
         return self.type if self.index is None else f"{self.type}:{self.index}"
@@ -41,8 +53,6 @@ class device:
         return f"device(type='{self.type}'{where})"
 
     def __eq__(self, other: object) -> bool:
-        if isinstance(other, str):
-            return str(self) == other
         return isinstance(other, device) and (self.type, self.index) == (other.type, other.index)
 
     def __hash__(self) -> int:
@@ -50,6 +60,62 @@ class device:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (device, (self.type, self.index))
+
+    def __copy__(self) -> device:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> device:
+        return self
+
+    def __enter__(self) -> device:
+        as_device(self)
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+def _device(spec: Any, index: Any) -> tuple[str, int | None]:
+    """Kind and number of the device that the arguments of `device` mean."""
+    if isinstance(spec, bytes):
+        spec = spec.decode()
+    if isinstance(spec, device):
+        if index is not None:
+            raise OperandError(
+                "device(): argument 'type' (position 1) must be str, not torch.device"
+            )
+        return spec.type, spec.index
+    if isinstance(spec, int) and not isinstance(spec, bool):
+        raise DeviceError(_NO_ACCELERATOR if spec >= 0 else "Device index must not be negative")
+    if not isinstance(spec, str):
+        raise OperandError(
+            f"device(): argument 'device' must be a device, its name or number, not "
+            f"{spec.__class__.__name__}"
+        )
+    if not spec:
+        raise DeviceError("Device string must not be empty")
+    kind, colon, number = spec.partition(":")
+    if not kind.isidentifier() or (kind.lower() == kind and any(c.isdigit() for c in kind)):
+        raise DeviceError(f"Invalid device string: '{spec}'")
+    plain = number.isdecimal() and (number == "0" or number[0] != "0")
+    if colon and not plain:
+        raise DeviceError(f"Invalid device string: '{spec}'")
+    if kind not in _KINDS:
+        raise DeviceError(
+            f"Expected one of {', '.join(_KINDS)} device type at start of device string: {kind}"
+        )
+    if index is None:
+        return kind, int(number) if colon else None
+    if colon:
+        raise DeviceError(
+            "type (string) must not include an index because index was passed explicitly: " + spec
+        )
+    if isinstance(index, bool) or not isinstance(index, int):
+        raise OperandError(
+            f"device(): argument 'index' (position 2) must be int, not {index.__class__.__name__}"
+        )
+    if index < 0:
+        raise DeviceError("Device index must not be negative")
+    return kind, index
 
 
 CPU = device("cpu")
@@ -65,10 +131,22 @@ def as_device(spec: Any) -> device:
         return CPU
     chosen = spec if isinstance(spec, device) else device(spec)
     if chosen.type != "cpu":
-        raise DeviceError(
-            f"device {chosen} is not available to tensors; use device 'cpu' "
-            "(check cuda.is_available() first)"
-        )
+        advice = " (check cuda.is_available() first)" if chosen.type == "cuda" else ""
+        raise DeviceError(f"device {chosen} is not available to tensors; use device 'cpu'{advice}")
+    return CPU
+
+
+def set_default_device(device: Any) -> None:
+    """Set where factories make tensors: the CPU (or None), which is the only place.
+
+    Raises:
+        DeviceError: the device is not the CPU.
+    """
+    as_device(device)
+
+
+def get_default_device() -> device:
+    """Where factories make tensors: the CPU."""
     return CPU
 
 
@@ -76,6 +154,14 @@ class Size(tuple[int, ...]):
     """A shape; a tuple that prints as `torch.Size([2, 3])`, the text ported code compares with."""
 
     __slots__ = ()
+
+    def __new__(cls, sizes: Any = ()) -> Size:
+        """The sizes, which must be whole numbers."""
+        made = tuple.__new__(cls, sizes)
+        for k, n in enumerate(made):
+            if type(n) is not int:
+                return _whole_sizes(made, k)
+        return made
 
     def numel(self) -> int:
         """Number of elements of a tensor of this shape."""
@@ -91,8 +177,36 @@ class Size(tuple[int, ...]):
         found = tuple.__getitem__(self, key)
         return Size(found) if isinstance(key, slice) else found
 
-    def __add__(self, other: Any) -> Size:
-        return Size(tuple.__add__(self, tuple(other)))
+    def __add__(self, other: Any) -> Any:
+        if isinstance(other, tuple):
+            return Size(tuple.__add__(self, other))
+        kind = type(other).__name__
+        raise OperandError(f"can only concatenate tuple (not {kind}) to torch.Size")
+
+    def __radd__(self, other: Any) -> Any:
+        return Size(other + tuple(self)) if isinstance(other, tuple) else NotImplemented
+
+    def __mul__(self, count: Any) -> Any:
+        return Size(tuple.__mul__(self, count))
+
+    __rmul__ = __mul__
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Size, (tuple(self),))
+
+
+def _whole_sizes(sizes: tuple[Any, ...], first: int) -> Size:
+    """The sizes as ints, from the `first` on that is none.
+
+    Raises:
+        OperandError: one is not a whole number.
+    """
+    found = list(sizes)
+    for k in range(first, len(found)):
+        try:
+            found[k] = operator.index(found[k])
+        except TypeError:
+            raise OperandError(
+                f"torch.Size() takes an iterable of 'int' (item {k} is '{type(found[k]).__name__}')"
+            ) from None
+    return Size(found)

@@ -1,12 +1,12 @@
-"""Functions that make tensors from data, numbers or nothing. Start reading at `tensor`.
+"""Functions that make tensors from sizes and numbers. Start reading at `finish`, then `full`.
 
-All take `dtype`, `device` and `requires_grad`, as PyTorch's do.
+All take PyTorch's keywords `dtype`, `layout`, `device`, `pin_memory` and `requires_grad`
+(`tracegrad.tracer.arguments` reads and refuses them); those with a size also `out`.
+Data become tensors in `tracegrad.tracer.from_data`, ranges are in `tracegrad.tracer.ranges`.
 """
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,25 +14,42 @@ import numpy as np
 
 from tracegrad.ir import dtypes
 from tracegrad.ir.dtypes import DType
-from tracegrad.ir.errors import OperandError, ParameterError, ShapeError
-from tracegrad.ir.location import user_stacklevel
-from tracegrad.tracer.device import as_device
-from tracegrad.tracer.shapes import sizes
+from tracegrad.ir.errors import GradientError, ShapeError
+from tracegrad.tracer.arguments import (
+    Options,
+    check_fits,
+    missing,
+    need_tensor,
+    number_argument,
+    size_argument,
+    wrong_type,
+)
+from tracegrad.tracer.layout import contiguous_format
 from tracegrad.tracer.state import state
-from tracegrad.tracer.tensor import Tensor, dtype_of, wrap
+from tracegrad.tracer.tensor import Tensor, wrap
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
+ABSENT: Any = object()
+"""The default of arguments that must be given: their absence is refused in PyTorch's words."""
 
 
-def _public(function: Callable[..., Any]) -> Callable[..., Any]:
+def public(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Enter a function into the table of public ones."""
     FUNCTIONS[function.__name__] = function
     return function
 
 
-def new_leaf(array: np.ndarray, requires_grad: bool, device: Any = None) -> Tensor:
-    """A new leaf over `array`, told to the recorder."""
-    as_device(device)
+def new_leaf(array: np.ndarray, requires_grad: bool) -> Tensor:
+    """A new leaf over `array`, told to the recorder.
+
+    Raises:
+        GradientError: it is to require grad, and is not floating.
+    """
     out = wrap(array)
+    if requires_grad and not out.dtype.is_floating_point:
+        raise GradientError(
+            "Only Tensors of floating point and complex dtype can require gradients"
+        )
     if state.recorder is not None:
         state.recorder.constant(out)
     if requires_grad:
@@ -40,200 +57,118 @@ def new_leaf(array: np.ndarray, requires_grad: bool, device: Any = None) -> Tens
     return out
 
 
-def chosen_dtype(dtype: Any) -> DType:
-    """The DType meant by the `dtype` argument of a factory; None is the default."""
-    if dtype is None:
-        return dtypes.get_default_dtype()
-    if not isinstance(dtype, DType | type | np.dtype):
-        raise OperandError(f"dtype must be a tracegrad dtype, got {dtype!r}")
-    return dtypes.as_dtype(dtype)
+def finish(function: str, array: np.ndarray, options: Options) -> Tensor:
+    """The result of a factory: a new leaf, or what `out` now holds."""
+    out = options.out
+    if out is None:
+        return new_leaf(array, options.requires_grad)
+    if state.recorder is not None:
+        state.recorder.note(f"{function}(out=...)")
+    if out._array.shape == array.shape:
+        with np.errstate(all="ignore"):
+            out._array[...] = array
+    else:  # as PyTorch resizes it
+        out._array = array.astype(out._array.dtype)
+        out._view = None
+        if hasattr(out, "_address"):
+            del out._address
+    out._storage.bump(function)
+    return out.requires_grad_() if options.requires_grad else out
 
 
-def _native(array: np.ndarray) -> np.ndarray:
-    """The array in the machine's byte order, of a dtype that exists here."""
-    if not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
-    dtype_of[array.dtype]
-    return array
-
-
-@_public
-def tensor(
-    data: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
-) -> Tensor:
-    """A new leaf that holds a copy of `data` (numbers, nested sequences, arrays, tensors).
-
-    Floats get the default dtype, ints int64, bools bool; arrays keep their dtype.
-
-    Raises:
-        ParameterError: sequences of unequal length, or something that is no number.
-
-    Example:
-        >>> import tracegrad as tg
-        >>> tg.tensor([1., 2.])
-        tensor([1., 2.])
-    """
-    if isinstance(data, Tensor):
-        warnings.warn(
-            "To copy construct from a tensor, it is recommended to use "
-            "sourceTensor.detach().clone() or "
-            "sourceTensor.detach().clone().requires_grad_(True), rather than "
-            "torch.tensor(sourceTensor).",
-            UserWarning,
-            stacklevel=user_stacklevel(),
-        )
-        copied = data.detach().clone()
-        copied = copied if dtype is None else copied.to(chosen_dtype(dtype))
-        return copied.requires_grad_() if requires_grad else copied
-    array = _array_from(data, None if dtype is None else chosen_dtype(dtype))
-    return new_leaf(np.array(array, copy=True, order="C"), requires_grad, device)
-
-
-def _array_from(data: Any, dtype: DType | None) -> np.ndarray:
-    if isinstance(data, np.ndarray | np.generic):
-        array = _native(np.asarray(data))
-        return array if dtype is None else array.astype(dtype.numpy)
-    plain = _plain(data)
+def allocate(make: Callable[..., np.ndarray], shape: tuple[int, ...], *args: Any) -> np.ndarray:
+    """`make(shape, *args)`; a size beyond any memory is a ShapeError."""
     try:
-        array = np.array(plain)
+        return make(shape, *args)
     except ValueError:
-        raise _ragged(data) from None
-    if array.dtype == object or array.dtype.kind in "US":
-        raise _ragged(data)
-    dtype_of[array.dtype]  # raises for foreign dtypes, complex among them
-    if dtype is None:
-        empty = array.size == 0 and array.dtype.kind == "f"
-        inferred = {"b": dtypes.bool_, "i": dtypes.int64, "u": dtypes.int64}.get(array.dtype.kind)
-        dtype = dtypes.get_default_dtype() if inferred is None or empty else inferred
-        if array.dtype.kind == "f" and _all_numpy(data, array):
-            dtype = dtype_of[array.dtype]
-    with np.errstate(all="ignore"):
-        return array.astype(dtype.numpy)
+        raise ShapeError(f"Storage size calculation overflowed with sizes={list(shape)}") from None
 
 
-def _all_numpy(data: Any, array: np.ndarray) -> bool:
-    """True for a list of NumPy arrays of one floating dtype, which keeps that dtype."""
-    return (
-        isinstance(data, Sequence) and bool(data) and all(isinstance(x, np.ndarray) for x in data)
-    )
-
-
-def _plain(data: Any) -> Any:
-    """Nested sequences with tensors replaced by their arrays."""
-    if isinstance(data, Tensor):
-        if state.recorder is not None:
-            state.recorder.value_read(data, "tensor()")
-        return data._array
-    if isinstance(data, list | tuple):
-        return [_plain(x) for x in data]
-    return data
-
-
-def _leaves(data: Any) -> Any:
-    """The innermost elements of nested sequences."""
-    if isinstance(data, list | tuple):
-        for x in data:
-            yield from _leaves(x)
-    else:
-        yield data
-
-
-def _ragged(data: Any) -> Exception:
-    """The error that data which is no regular array of numbers deserves."""
-    level, where = data, 0
-    while isinstance(level, list | tuple) and level:
-        lengths = [len(x) if isinstance(x, list | tuple) else None for x in level]
-        odd = next((i for i, n in enumerate(lengths) if n != lengths[0]), None)
-        if odd is not None and None not in (lengths[0], lengths[odd]):
-            return ParameterError(
-                f"expected sequence of length {lengths[0]} at dim {where + 1} (got {lengths[odd]})"
-            )
-        if odd is not None:
-            return OperandError(f"not a sequence at dim {where + 1}: {level[odd]!r}")
-        level, where = level[0], where + 1
-    odd = next((x for x in _leaves(data) if not isinstance(x, bool | int | float)), level)
-    kind = type(odd).__name__
-    if isinstance(odd, str):
-        return OperandError(f"new(): invalid data type '{kind}'")
-    return OperandError(f"Could not infer dtype of {kind}")
-
-
-@_public
-def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
-    """`data` as a tensor, sharing memory with arrays and tensors where no conversion is needed."""
-    as_device(device)
-    if isinstance(data, Tensor):
-        return data if dtype is None else data.to(chosen_dtype(dtype))
-    if isinstance(data, np.ndarray):
-        shared = from_numpy(data)
-        return shared if dtype is None else shared.to(chosen_dtype(dtype))
-    return tensor(data, dtype=dtype, device=device)
-
-
-@_public
-def asarray(
-    obj: Any, *, dtype: Any = None, device: Any = None, copy: bool | None = None,
-    requires_grad: bool = False,
-) -> Tensor:  # fmt: skip
-    """`as_tensor` that can be told to copy."""
-    out = as_tensor(obj, dtype, device)
-    out = out.detach().clone() if copy else out
-    return out.requires_grad_() if requires_grad else out
-
-
-@_public
-def from_numpy(ndarray: Any) -> Tensor:
-    """A tensor over the array's memory: writes to one are seen in the other."""
-    if not isinstance(ndarray, np.ndarray):
-        raise OperandError(f"expected np.ndarray (got {type(ndarray).__name__})")
-    if min(ndarray.strides, default=0) < 0:
-        raise ParameterError(
-            "At least one stride in the given numpy array is negative, and tensors with negative "
-            "strides are not currently supported. (You can probably work around this by making a "
-            "copy of your array  with array.copy().) "
-        )
-    if not ndarray.dtype.isnative:
-        raise ParameterError(
-            "given numpy array has byte order different from the native byte order. "
-            "Conversion between byte orders is currently not supported."
-        )
-    dtype_of[ndarray.dtype]
-    return new_leaf(ndarray.view(np.ndarray), False)
+def chosen(options: Options) -> DType:
+    """The dtype of a result: as given, that of `out`, or the default one."""
+    if options.dtype is not None:
+        return options.dtype
+    return dtypes.get_default_dtype() if options.out is None else options.out.dtype
 
 
 # ---- constant values ----------------------------------------------------------------------------
 
 
-@_public
-def full(
-    size: Sequence[int], fill_value: Any, *, dtype: Any = None, device: Any = None,
-    requires_grad: bool = False,
-) -> Tensor:  # fmt: skip
-    """A tensor of `size` that holds `fill_value` everywhere; its type gives the dtype."""
-    chosen = dtypes.scalar_dtype(fill_value) if dtype is None else chosen_dtype(dtype)
-    return _filled(sizes((size,)), fill_value, chosen, requires_grad, device)
-
-
-def _filled(
-    shape: tuple[int, ...], value: Any, dtype: DType, requires_grad: bool, device: Any
-) -> Tensor:
-    if any(n < 0 for n in shape):
-        raise ShapeError(
-            f"Trying to create tensor with negative dimension {min(shape)}: {list(shape)}"
-        )
+def filled(shape: tuple[int, ...], value: Any, dtype: DType) -> np.ndarray:
+    """An array full of a number that `dtype` must hold."""
     zero = type(value) in (int, bool) and value == 0  # -0.0 is another number
-    make = np.zeros(shape, dtype.numpy) if zero else np.full(shape, value, dtype.numpy)
-    return new_leaf(make, requires_grad, device)
+    if zero:
+        return allocate(np.zeros, shape, dtype.numpy)
+    check_fits(value, dtype)
+    return allocate(np.full, shape, one(value, dtype))
+
+
+def one(value: Any, dtype: DType) -> np.ndarray:
+    """A number, which fits, as an array of no dimension."""
+    if dtype.kind == "f":
+        return np.array(value, dtype.numpy)
+    return np.array(bool(value) if dtype.kind == "b" else int(value)).astype(dtype.numpy)
+
+
+@public
+def full(size: Any = ABSENT, fill_value: Any = ABSENT, **options: Any) -> Tensor:
+    """A tensor of `size` that holds `fill_value` everywhere; its type gives the dtype.
+
+    Args:
+        size: a tuple of ints.
+        fill_value: a number or 0-d tensor: bool gives bool, int int64, float the default dtype.
+        options: `out`, `dtype`, `layout`, `device`, `pin_memory`, `requires_grad`.
+    Raises:
+        OperandError: an argument of the wrong type.
+        DTypeError: `dtype` cannot hold the number.
+
+    Example:
+        >>> import tracegrad as tg
+        >>> tg.full((2,), 7)
+        tensor([7, 7])
+    """
+    _check_full("full", size, fill_value)
+    shape = size_argument("full", (size,))
+    value = number_argument("full", "fill_value", 2, fill_value)
+    read = Options.read("full", options, "out")
+    if read.dtype is not None or read.out is not None:
+        dtype = chosen(read)
+        value = int(value) if read.out is not None and dtype.category == 1 else value
+    else:
+        dtype = dtypes.scalar_dtype(value)
+    return finish("full", filled(shape, value, dtype), read)
+
+
+def _check_full(function: str, size: Any, fill_value: Any) -> None:
+    if size is ABSENT:
+        raise missing(function, "size")
+    if not isinstance(size, tuple | list):
+        raise wrong_type(function, "size", 1, "tuple of ints", size)
+    if fill_value is ABSENT:
+        raise missing(function, "fill_value")
 
 
 def _constant(name: str, value: int) -> Callable[..., Tensor]:
-    def function(
-        *size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False
-    ) -> Tensor:
-        return _filled(sizes(size), value, chosen_dtype(dtype), requires_grad, device)
+    def function(*given: Any, size: Any = None, **options: Any) -> Tensor:
+        shape = size_argument(name, given, size)
+        read = Options.read(name, options, "out")
+        return finish(name, filled(shape, value, chosen(read)), read)
 
     function.__name__ = function.__qualname__ = name
-    function.__doc__ = f"A tensor of the given size full of {value}s, in the default dtype."
+    function.__doc__ = f"""A tensor full of {value}s, in the default dtype.
+
+    Args:
+        given: the sizes, as ints or one tuple; or `size=` as a tuple.
+        options: `out`, `dtype`, `layout`, `device`, `pin_memory`, `requires_grad`.
+    Raises:
+        OperandError: an argument of the wrong type.
+        ShapeError: a negative size.
+
+    Example:
+        >>> import tracegrad as tg
+        >>> tg.{name}(2, dtype=tg.int64)
+        tensor([{value}, {value}])
+    """
     return function
 
 
@@ -241,21 +176,72 @@ zeros = FUNCTIONS["zeros"] = _constant("zeros", 0)
 ones = FUNCTIONS["ones"] = _constant("ones", 1)
 
 
-@_public
-def empty(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
-    """A tensor of the given size whose values are whatever the memory held."""
-    return new_leaf(np.empty(sizes(size), chosen_dtype(dtype).numpy), requires_grad, device)
+@public
+def empty(*given: Any, size: Any = None, **options: Any) -> Tensor:
+    """A tensor of the given size whose values are whatever the memory held.
+
+    Args and errors are those of `zeros`; `memory_format` may be given too.
+    """
+    shape = size_argument("empty", given, size)
+    read = Options.read("empty", options, "out", "memory_format")
+    return finish("empty", allocate(np.empty, shape, chosen(read).numpy), read)
+
+
+@public
+def empty_strided(size: Sequence[int], stride: Sequence[int], **options: Any) -> Tensor:
+    """`empty` with the given steps (in elements) between neighbours, per dimension.
+
+    Raises:
+        ShapeError: `size` and `stride` are not of one length, or a stride is negative.
+
+    Example:
+        >>> import tracegrad as tg
+        >>> tg.empty_strided((2, 3), (1, 2)).stride()
+        (1, 2)
+    """
+    shape = size_argument("empty_strided", (tuple(size),))
+    steps = size_argument("empty_strided", (tuple(stride),))
+    if len(shape) != len(steps):
+        raise ShapeError(
+            f"mismatch in length of strides and shape: {len(shape)} sizes, {len(steps)} strides"
+        )
+    read = Options.read("empty_strided", options)
+    dtype = chosen(read).numpy
+    span = 1 + sum((n - 1) * s for n, s in zip(shape, steps, strict=True))
+    memory = allocate(np.empty, (max(span, 0) if 0 not in shape else 0,), dtype)
+    strides = [s * dtype.itemsize for s in steps]
+    return finish("empty_strided", np.ndarray(shape, dtype, memory, 0, strides), read)
+
+
+# ---- like another tensor ------------------------------------------------------------------------
+
+
+def like(function: str, input: Any, options: dict[str, Any]) -> tuple[np.ndarray, Options]:
+    """Memory in the shape and (unless told otherwise) the dtype and layout of `input`."""
+    if input is ABSENT:
+        raise missing(function, "input")
+    need_tensor(function, "input", 1, input)
+    read = Options.read(function, options, "memory_format")
+    dtype = input.dtype if read.dtype is None else read.dtype
+    order: Any = "C" if read.format is contiguous_format else "K"
+    return np.empty_like(input._array, dtype.numpy, order, subok=False), read
 
 
 def _like(name: str, value: int | None) -> Callable[..., Tensor]:
-    def function(
-        input: Tensor, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
-    ) -> Tensor:
-        chosen = input.dtype if dtype is None else chosen_dtype(dtype)
-        return _filled(tuple(input.shape), value or 0, chosen, requires_grad, device)
+    def function(input: Any = ABSENT, **options: Any) -> Tensor:
+        array, read = like(name, input, options)
+        if value is not None:
+            array.fill(value)
+        return finish(name, array, read)
 
     function.__name__ = function.__qualname__ = name
-    function.__doc__ = f"{name[:-5]} of the shape and dtype of `input`."
+    function.__doc__ = f"""`{name[:-5]}` in the shape, dtype and order of dimensions of `input`.
+
+    Args:
+        options: `dtype`, `layout`, `device`, `pin_memory`, `requires_grad`, `memory_format`.
+    Raises:
+        OperandError: `input` is no tensor, or a keyword of the wrong type.
+    """
     return function
 
 
@@ -264,93 +250,65 @@ ones_like = FUNCTIONS["ones_like"] = _like("ones_like", 1)
 empty_like = FUNCTIONS["empty_like"] = _like("empty_like", None)
 
 
-@_public
-def full_like(
-    input: Tensor, fill_value: Any, *, dtype: Any = None, device: Any = None,
-    requires_grad: bool = False,
-) -> Tensor:  # fmt: skip
-    """`fill_value` in the shape and dtype of `input`."""
-    chosen = input.dtype if dtype is None else chosen_dtype(dtype)
-    return _filled(tuple(input.shape), fill_value, chosen, requires_grad, device)
-
-
-@_public
-def scalar_tensor(s: Any, *, dtype: Any = None, requires_grad: bool = False) -> Tensor:
-    """The number `s` as a 0-d tensor of the default dtype."""
-    return _filled((), s, chosen_dtype(dtype), requires_grad, None)
-
-
-# ---- ranges -------------------------------------------------------------------------------------
-
-
-@_public
-def arange(
-    start: Any, end: Any = None, step: Any = 1, *, dtype: Any = None, device: Any = None,
-    requires_grad: bool = False,
-) -> Tensor:  # fmt: skip
-    """`start`, `start + step`, ... below `end`; int64 where all three are integers.
+@public
+def full_like(input: Any = ABSENT, fill_value: Any = ABSENT, **options: Any) -> Tensor:
+    """`fill_value` in the shape, dtype and order of dimensions of `input`.
 
     Raises:
-        ParameterError: `step` is 0 or points away from `end`.
+        OperandError: `input` is no tensor, or `fill_value` no number.
+        DTypeError: the dtype cannot hold the number.
     """
-    if end is None:
-        start, end = 0, start
-    if step == 0:
-        raise ShapeError("step must be nonzero")
-    if (end - start) * step < 0:
-        raise ShapeError("upper bound and lower bound inconsistent with step sign")
-    if dtype is None:
-        whole = all(isinstance(n, int | np.integer) for n in (start, end, step))
-        dtype = dtypes.int64 if whole else dtypes.get_default_dtype()
-    kind = chosen_dtype(dtype).numpy
-    count = max(math.ceil((end - start) / step), 0)
-    index = np.arange(count)
-    values = start + index * step if kind.kind != "f" else float(start) + index * float(step)
-    return new_leaf(np.asarray(values).astype(kind), requires_grad, device)
+    array, read = like("full_like", input, options)
+    if fill_value is ABSENT:
+        raise missing("full_like", "fill_value")
+    value = number_argument("full_like", "fill_value", 2, fill_value)
+    dtype = input.dtype if read.dtype is None else read.dtype
+    check_fits(value, dtype)
+    array[...] = one(value, dtype)
+    return finish("full_like", array, read)
 
 
-@_public
-def linspace(
-    start: float, end: float, steps: int, *, dtype: Any = None, device: Any = None,
-    requires_grad: bool = False,
-) -> Tensor:  # fmt: skip
-    """`steps` values from `start` to `end`, both included, computed in the result's dtype.
-
-    The first half counts up from `start`, the second down from `end`, so both ends are exact; each
-    value is rounded once, as by a fused multiply-add.
+@public
+def scalar_tensor(s: Any, **options: Any) -> Tensor:
+    """The number `s` as a 0-d tensor of the default dtype.
 
     Raises:
-        ShapeError: `steps` is negative.
+        OperandError: `s` is no number.
     """
-    if steps < 0:
-        raise ShapeError("number of steps must be non-negative")
-    chosen = chosen_dtype(dtype)
-    real = chosen.numpy.type if chosen.is_floating_point else np.float64
-    wide = np.longdouble if chosen.numpy.itemsize == 8 else np.float64
-    low, high = real(start), real(end)
-    if steps == 1:
-        return new_leaf(np.full((1,), low).astype(chosen.numpy), requires_grad, device)
-    gap = wide(real((high - low) / real(max(steps - 1, 1))))
-    index: Any = np.arange(steps).astype(wide)
-    values = np.where(index < steps // 2, low + gap * index, high - gap * (steps - 1 - index))
-    return new_leaf(np.asarray(values).astype(chosen.numpy), requires_grad, device)
+    value = number_argument("scalar_tensor", "s", 1, s)
+    read = Options.read("scalar_tensor", options)
+    return finish("scalar_tensor", filled((), value, chosen(read)), read)
 
 
-@_public
-def logspace(
-    start: float, end: float, steps: int, base: float = 10.0, *, dtype: Any = None,
-    device: Any = None, requires_grad: bool = False,
-) -> Tensor:  # fmt: skip
-    """`base` to the powers `linspace(start, end, steps)`."""
-    chosen = chosen_dtype(dtype)
-    exponents = linspace(start, end, steps, dtype=dtypes.float64)._array
-    return new_leaf((base**exponents).astype(chosen.numpy), requires_grad, device)
+# ---- as methods ---------------------------------------------------------------------------------
 
 
-@_public
-def eye(
-    n: int, m: int | None = None, *, dtype: Any = None, device: Any = None,
-    requires_grad: bool = False,
-) -> Tensor:  # fmt: skip
-    """Ones on the diagonal of an n x m matrix (m = n by default), zeros elsewhere."""
-    return new_leaf(np.eye(n, m, dtype=chosen_dtype(dtype).numpy), requires_grad, device)
+def _new(name: str, value: int | None) -> Callable[..., Tensor]:
+    def method(self: Tensor, *given: Any, size: Any = None, **options: Any) -> Tensor:
+        shape = size_argument(name, given, size)
+        read = Options.read(name, options)
+        dtype = self.dtype if read.dtype is None else read.dtype
+        array = allocate(np.empty, shape, dtype.numpy)
+        if value is not None:
+            array.fill(value)
+        return finish(name, array, read)
+
+    method.__name__ = method.__qualname__ = name
+    method.__doc__ = f"`{name[4:]}` in the dtype of this tensor."
+    return method
+
+
+def new_full(self: Tensor, size: Any = ABSENT, fill_value: Any = ABSENT, **options: Any) -> Tensor:
+    """`full` in the dtype of this tensor."""
+    _check_full("new_full", size, fill_value)
+    shape = size_argument("new_full", (size,))
+    value = number_argument("new_full", "fill_value", 2, fill_value)
+    read = Options.read("new_full", options)
+    dtype = self.dtype if read.dtype is None else read.dtype
+    return finish("new_full", filled(shape, value, dtype), read)
+
+
+NEW_METHODS: dict[str, Callable[..., Tensor]] = {
+    "new_zeros": _new("new_zeros", 0), "new_ones": _new("new_ones", 1),
+    "new_empty": _new("new_empty", None), "new_full": new_full,
+}  # fmt: skip

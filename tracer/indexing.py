@@ -23,16 +23,13 @@ from tracegrad.ir.errors import (
 )
 from tracegrad.ir.types import broadcast_shapes
 from tracegrad.tracer import inplace
+from tracegrad.tracer.arguments import check_fits, type_name
+from tracegrad.tracer.index_items import check_scalar_index, items, truth
 from tracegrad.tracer.pointwise import named
-from tracegrad.tracer.shapes import scalar_text, select, slice_dim, wrap_dim
+from tracegrad.tracer.shapes import clone, scalar_text, select, slice_dim, wrap_dim
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tape import scalar_type_name
 from tracegrad.tracer.tensor import Tensor, literal, wrap
-
-_BAD = (
-    "only integers, slices (`:`), ellipsis (`...`), None and long or byte Variables are valid "
-    "indices (got {})"
-)
 
 
 class Parsed(NamedTuple):
@@ -40,6 +37,7 @@ class Parsed(NamedTuple):
 
     x: Tensor
     arrays: dict[int, Tensor]
+    mask: bool  # the arrays are the positions of one mask
 
 
 def getitem(x: Tensor, index: Any) -> Tensor:
@@ -50,7 +48,7 @@ def getitem(x: Tensor, index: Any) -> Tensor:
         ParameterError: a slice step below 1.
         OperandError: an index of a type that means nothing.
     """
-    viewed, arrays = _parse(x, index)
+    viewed, arrays, _ = _parse(x, index)
     if not arrays:
         return _alias(x, index) if viewed is x else viewed
     return _gathered(viewed, arrays)
@@ -58,25 +56,23 @@ def getitem(x: Tensor, index: Any) -> Tensor:
 
 def setitem(x: Tensor, index: Any, value: Any) -> None:
     """`x[index] = value`, in place, with autograd history."""
-    viewed, arrays = _parse(x, index)
+    viewed, arrays, mask = _parse(x, index)
     source = _as_value(viewed, value)
     if not arrays:
         shape = viewed._array.shape
         source = _trimmed(source, shape)
         inplace.copy(viewed, source if source._array.shape == shape else source.expand(shape))
         return
-    if not isinstance(value, Tensor) or (source._array.size == 1 and _has_mask(index)):
+    if not isinstance(value, Tensor) or (mask and source._array.size == 1):
         source = source.to(viewed.dtype)
-    _check_dtypes(viewed, source)
+    if source.dtype is not viewed.dtype:
+        _broadcast(source, _chosen(viewed, arrays)[1])  # a wrong shape is told first
+        _check_dtypes(viewed, source)
     inplace.apply("index_put_", viewed, _put_at, source, arrays=arrays)
 
 
 def _put_at(x: Tensor, value: Tensor, arrays: dict[int, Tensor]) -> Tensor:
     return named(_put(x, arrays, value), "IndexPutBackward0")
-
-
-def _has_mask(index: Any) -> bool:
-    return any(_is_mask(i) for i in (index if isinstance(index, tuple) else (index,)))
 
 
 def _check_dtypes(x: Tensor, value: Tensor) -> None:
@@ -100,11 +96,17 @@ def _as_value(x: Tensor, value: Any) -> Tensor:
         return value
     if isinstance(value, np.ndarray):
         return wrap(value)
-    from tracegrad.tracer.factories import tensor
+    from tracegrad.tracer.factories import new_leaf, one
 
+    if isinstance(value, complex | np.complexfloating):
+        raise dtypes.complex_refused(f"the number {value}")
     if not isinstance(value, bool | int | float | np.generic):
-        raise OperandError(f"can't assign a {type(value).__name__} to a {scalar_text(x)}")
-    return tensor(value, dtype=x.dtype)
+        raise OperandError(f"can't assign a {type_name(value)} to a {scalar_text(x)}")
+    number = value.item() if isinstance(value, np.generic) else value
+    if isinstance(number, int) and not -(2**63) <= number < 2**64:
+        raise ParameterError("Overflow when unpacking long long")
+    check_fits(number, x.dtype)
+    return new_leaf(one(number, x.dtype), False)
 
 
 def _trimmed(value: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -121,8 +123,7 @@ def _trimmed(value: Tensor, shape: tuple[int, ...]) -> Tensor:
             f"in the tensor ({len(have)})"
         )
     offset = len(shape) - len(have)
-    for d in reversed(range(len(have))):
-        n = have[d]
+    for d, n in reversed(list(enumerate(have))):
         if n not in (1, shape[offset + d]):
             raise ShapeError(
                 f"The expanded size of the tensor ({shape[offset + d]}) must match the existing "
@@ -136,66 +137,60 @@ def _trimmed(value: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _parse(x: Tensor, index: Any) -> Parsed:
-    items = _items(index)
-    used = sum(_dimensions(i) for i in items)
-    if x.ndim == 0 and len(items) == 1 and isinstance(items[0], slice):
+    if x._array.ndim == 0 and not isinstance(index, tuple):
+        check_scalar_index(index)
+    parts = items(index)
+    used = sum(_dimensions(i) for i in parts)
+    if x.ndim == 0 and len(parts) == 1 and isinstance(parts[0], slice):
         raise DimensionError("slice() cannot be applied to a 0-dim tensor.")
     if used > x.ndim:
         raise DimensionError(f"too many indices for tensor of dimension {x.ndim}")
-    if sum(i is Ellipsis for i in items) > 1:
-        raise DimensionError("an index can only have a single ellipsis ('...')")
+    left = x.ndim - used  # dimensions that an Ellipsis stands for
     arrays: dict[int, Tensor] = {}
     d = 0
     taken = 0  # dimensions that integers took away, for messages
-    for item in items:
+    tensors: list[Tensor] = []
+    for item in parts:
         if item is Ellipsis:
-            d += x.ndim - d - _remaining(items, item)
+            d += left
         elif item is None:
-            x = named(ops.reshape(x, shape=(*x.shape[:d], 1, *x.shape[d:])), "UnsqueezeBackward0")
+            x = _unsqueezed(x, d)
             d += 1
         elif isinstance(item, slice):
-            x = _sliced(x, d, item)
+            x = _sliced(x, _inside(x, d), item)
             d += 1
-        elif isinstance(item, Tensor):
+        elif isinstance(item, Tensor) and (item._array.ndim or not _is_mask(item)):
             d = _array_index(x, d, item, arrays)
-        elif isinstance(item, bool):
-            x = ops.reshape(x, shape=(*x.shape[:d], 1, *x.shape[d:]))
-            arrays[d] = wrap(np.zeros(1 if item else 0, np.int64))
+            tensors.append(item)
+        elif isinstance(item, bool | Tensor):  # a mask of no dimension
+            x = _unsqueezed(x, d)
+            arrays[d] = literal(np.zeros(truth(item), np.int64))
             d += 1
+            tensors.extend([item] if isinstance(item, Tensor) else [])
         else:
-            x = _picked(x, d, item, d + taken)
+            x = _picked(x, _inside(x, d), item, d + taken)
             taken += 1
-    return Parsed(x, arrays)
+    return Parsed(x, arrays, len(tensors) == 1 and _is_mask(tensors[0]))
 
 
-def _items(index: Any) -> list[Any]:
-    listed = list(index) if isinstance(index, tuple) else [index]
-    return [_item(i) for i in listed]
+def _unsqueezed(x: Tensor, d: int) -> Tensor:
+    shape = (*x.shape[:d], 1, *x.shape[d:])
+    return named(ops.reshape(x, shape=shape), "UnsqueezeBackward0")
 
 
-def _item(item: Any) -> Any:
-    """One index as None, Ellipsis, slice, int, bool or Tensor."""
-    if item is None or item is Ellipsis or isinstance(item, slice | bool | int):
-        return item
-    if isinstance(item, np.ndarray | list | range):
-        item = wrap(np.asarray(item, None if len(item) else np.int64))
-    if isinstance(item, Tensor):
-        if item.dtype.is_floating_point:
-            raise DimensionError("tensors used as indices must be long, int, byte or bool tensors")
-        if item.ndim == 0 and item.dtype is not dtypes.bool_:
-            if state.recorder is not None and state.recorder.varies(item):
-                return item  # vmap: another element for each example
-            return int(item)  # a view, so the recorder hears that the value was read
-        if item.ndim == 0:
-            return bool(item)
-        return item
-    try:
-        return operator.index(item)
-    except TypeError:
-        raise DimensionError(_BAD.format(type(item).__name__)) from None
+def _inside(x: Tensor, d: int) -> int:
+    """A dimension that a second Ellipsis may have pushed out of range."""
+    if d >= x.ndim:
+        raise DimensionError(
+            f"Dimension out of range (expected to be in range of [{-x.ndim}, {x.ndim - 1}], "
+            f"but got {d})"
+        )
+    return d
 
 
 def _dimensions(item: Any) -> int:
+    if type(item) in (int, slice):
+        return 1
     if item is None or item is Ellipsis or isinstance(item, bool):
         return 0
     return item.ndim if _is_mask(item) else 1
@@ -203,12 +198,6 @@ def _dimensions(item: Any) -> int:
 
 def _is_mask(item: Any) -> bool:
     return isinstance(item, Tensor) and item.dtype is dtypes.bool_
-
-
-def _remaining(items: list[Any], ellipsis: Any) -> int:
-    """Dimensions that the items after the Ellipsis take."""
-    at = next(k for k, i in enumerate(items) if i is ellipsis)
-    return sum(_dimensions(i) for i in items[at + 1 :])
 
 
 def _picked(x: Tensor, d: int, i: int, original: int) -> Tensor:
@@ -221,13 +210,22 @@ def _picked(x: Tensor, d: int, i: int, original: int) -> Tensor:
 
 
 def _bound(value: Any) -> int | None:
-    return None if value is None else operator.index(value)
+    if value is None:
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise OperandError(
+            "slice indices must be integers or None or have an __index__ method"
+        ) from None
 
 
 def _sliced(x: Tensor, d: int, item: slice) -> Tensor:
     step = _bound(item.step)
     if step is not None and step <= 0:
-        raise ParameterError("step must be greater than zero")
+        raise ParameterError(
+            "step must be greater than zero" if step else "slice step cannot be zero"
+        )
     start, stop, step = slice(_bound(item.start), _bound(item.stop), step).indices(x.shape[d])
     if (start, step) == (0, 1) and stop == x.shape[d]:
         return x
@@ -279,26 +277,50 @@ def _common_ndim(arrays: dict[int, Tensor]) -> int:
 
 def _gathered(x: Tensor, arrays: dict[int, Tensor]) -> Tensor:
     axes = tuple(arrays)
+    common = _common_ndim(arrays)
+    _check_bounds(x, arrays)
     out = ops.gather(x, *arrays.values(), axes=axes)
-    order = _order(x.ndim, axes, _common_ndim(arrays))
+    order = _order(x.ndim, axes, common)
     if order == tuple(range(len(order))):
         return out
-    return named(ops.permute(out, axes=order), "IndexBackward0")
+    return named(packed(ops.permute(out, axes=order)), "IndexBackward0")
+
+
+def packed(x: Tensor) -> Tensor:
+    """A row-major copy."""
+    out = clone(x)
+    out._array = np.ascontiguousarray(out._array)  # nobody else has seen the copy yet
+    return out
+
+
+def _check_bounds(x: Tensor, arrays: dict[int, Tensor]) -> None:
+    """Refuse indices into a dimension that has no elements (PyTorch's text has no index)."""
+    if x._array.size == 0:
+        for d, index in arrays.items():
+            if x._array.shape[d] == 0 and index._array.size:
+                raise DimensionError("index is out of bounds for dimension with size 0")
 
 
 def _put(x: Tensor, arrays: dict[int, Tensor], value: Tensor, accumulate: bool = False) -> Tensor:
     """`x` with `value` (broadcast) at the indexed places."""
     axes = tuple(arrays)
-    common = np.broadcast_shapes(*(a._array.shape for a in arrays.values()))
-    rest = tuple(n for i, n in enumerate(x.shape) if i not in axes)
-    order = _order(x.ndim, axes, len(common))
-    whole = (*common, *rest)
-    shape = tuple(whole[a] for a in order)
+    order, shape = _chosen(x, arrays)
     value = _broadcast(value, shape)
     back = tuple(sorted(range(len(order)), key=order.__getitem__))
     updates = ops.permute(value, axes=back)
     put = ops.scatter_add if accumulate else ops.scatter_set
     return put(x, updates, *arrays.values(), axes=axes)
+
+
+def _chosen(x: Tensor, arrays: dict[int, Tensor]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Order of the axes of what index arrays choose, and its shape."""
+    axes = tuple(arrays)
+    count = _common_ndim(arrays)
+    common = np.broadcast_shapes(*(a._array.shape for a in arrays.values()))
+    rest = tuple(n for i, n in enumerate(x.shape) if i not in axes)
+    order = _order(x.ndim, axes, count)
+    whole = (*common, *rest)
+    return order, tuple(whole[a] for a in order)
 
 
 def _broadcast(value: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -344,7 +366,7 @@ def index_put(input: Tensor, indices: Any, values: Tensor, accumulate: bool = Fa
         DimensionError: too many indices, or one out of range.
     """
     check_put(input, indices, values)
-    viewed, arrays = _parse(input, tuple(indices))
+    viewed, arrays, _ = _parse(input, tuple(indices))
     if not arrays:
         raise ParameterError("index_put_(): at least one index must be a tensor")
     return named(_put(viewed, arrays, values, accumulate), "IndexPutBackward0")

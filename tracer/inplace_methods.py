@@ -70,6 +70,8 @@ def fill_(self: Tensor, value: Any) -> Tensor:
         tensor([3., 3.])
     """
     need_tensor("fill_", "input", 1, self)
+    if isinstance(value, complex):
+        raise dtypes.complex_refused("fill_(): argument 'value'")
     if not isinstance(value, Tensor) and not is_scalar(value):
         raise _no_combination("fill_", " * (Tensor value)\n * (Number value)", value)
     source = indexing._as_value(self, value)

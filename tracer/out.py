@@ -41,15 +41,12 @@ _WHOLE = (
     "masked_select matmul max mean min mm mv nonzero norm outer prod scatter scatter_add softmax "
     "stack std sum tensordot tril triu var"
 ).split()
-_FACTORIES = (
-    "arange empty eye full linspace logspace ones rand randint randn randperm zeros".split()
-)
-NAMES = frozenset((*_POINTWISE, *_WHOLE, *_FACTORIES))
-"""The functions that take `out`, as in PyTorch."""
+NAMES = frozenset((*_POINTWISE, *_WHOLE))
+"""The functions that take `out`, as in PyTorch; factories read theirs themselves."""
 
 _OVERLAP_ALLOWED = frozenset(_WHOLE) - {"cat", "concat", "concatenate", "stack", "cumsum",
                                         "cumprod", "gather", "scatter", "scatter_add"}  # fmt: skip
-_COMPUTED_IN = ("sum", "prod", "cumsum", "cumprod", *_FACTORIES)  # in the dtype of `out`
+_COMPUTED_IN = ("sum", "prod", "cumsum", "cumprod")  # in the dtype of `out`
 
 _INEXACT = frozenset(
     "addbmm addmm addmv addr argmax argmin baddbmm bmm gather log_softmax matmul max min mm mv norm "
@@ -114,7 +111,6 @@ def _into(
             "but one of the arguments requires grad."
         )
     given = dict(options)
-    wants_grad = name in _FACTORIES and given.pop("requires_grad", False)
     if name in _COMPUTED_IN:
         _choose_dtype(given, outs[0])
     result = function(*args, **given)
@@ -128,8 +124,6 @@ def _into(
     for x, value in zip(outs, values, strict=True):
         _resize(x, value._array.shape)
         inplace.write(f"{name}(out=)", x, value)
-    if wants_grad:
-        outs[0].requires_grad_()
     return type(result)(*outs) if pairs else out
 
 

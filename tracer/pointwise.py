@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 
 from tracegrad.ir import dtypes, ops
-from tracegrad.ir.errors import OperandError, ParameterError
+from tracegrad.ir.errors import DTypeError, OperandError, ParameterError
 from tracegrad.ir.primitive import INTEGRAL, NO_PROMOTION, TABLE, is_scalar
 from tracegrad.ir.types import broadcast_shapes
+from tracegrad.tracer.arguments import check_fits
 from tracegrad.tracer.dispatch import dispatch1, dispatch2
+from tracegrad.tracer.pointwise_checks import check_close, check_no_bool
 from tracegrad.tracer.tape import node_class
 from tracegrad.tracer.tensor import Tensor, wrap
 
@@ -89,6 +91,8 @@ def apply2(name: str, x: Any, y: Any) -> Any:
             dtype = y._array.dtype
             if dtype in _FAST_DTYPES:
                 return dispatch2(op, dtype.type(x), y)
+    if name == "sub":
+        check_no_bool(x, y)
     return TABLE[name](_operand(x), _operand(y))
 
 
@@ -158,16 +162,44 @@ def _public(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def _scaled(input: Any, other: Any, alpha: Any) -> Any:
+    """`alpha * other` in the dtype of the result of adding it to `input`."""
+    operands = [x for x in (input, other) if hasattr(type(x), "__tracegrad_bind__")]
+    if not operands or not is_scalar(alpha):
+        return apply2("mul", other, alpha)
+    result = dtypes.promote(
+        (x.dtype, len(x.shape)) if hasattr(x, "shape") else (dtypes.scalar_dtype(x), None)
+        for x in (input, other)
+    )
+    if isinstance(alpha, bool) and result is not dtypes.bool_:
+        raise DTypeError("Boolean alpha only supported for Boolean results.")
+    if isinstance(alpha, float) and not result.is_floating_point:
+        raise DTypeError(
+            "For integral input tensors, argument alpha must not be a floating point number."
+        )
+    if result is dtypes.bool_ and is_scalar(other):
+        return bool(other and alpha)
+    if result is dtypes.bool_:
+        return apply2("bitwise_and", other, bool(alpha))
+    if is_scalar(other):
+        return other * alpha
+    if other.dtype is not result:
+        other = TABLE["cast"](other, dtype=result)
+    return apply2("mul", other, alpha)
+
+
 @_public
 def add(input: Any, other: Any, *, alpha: Any = 1) -> Any:
     """`input + alpha * other`, broadcast and promoted."""
-    return apply2("add", input, other if alpha == 1 else apply2("mul", other, alpha))
+    plain = type(alpha) is int and alpha == 1
+    return apply2("add", input, other if plain else _scaled(input, other, alpha))
 
 
 @_public
 def sub(input: Any, other: Any, *, alpha: Any = 1) -> Any:
     """`input - alpha * other`, broadcast and promoted."""
-    return apply2("sub", input, other if alpha == 1 else apply2("mul", other, alpha))
+    plain = type(alpha) is int and alpha == 1
+    return apply2("sub", input, other if plain else _scaled(input, other, alpha))
 
 
 @_public
@@ -242,11 +274,27 @@ def clamp(input: Any, min: Any = None, max: Any = None) -> Any:
     if min is None and max is None:
         raise OperandError("torch.clamp: At least one of 'min' or 'max' must not be None")
     if input.dtype.category == 0:
-        input = input.to(dtypes.int64)
+        return _clamp_bool(input, min, max)
+    for limit in (min, max):
+        if isinstance(limit, int) and input.dtype.category == 1:
+            check_fits(limit, input.dtype)
     real = any(_is_real(x) for x in (input, min, max))
     low, high = (float("-inf"), float("inf")) if real else _integer_limits(input.dtype)
     low, high = low if min is None else min, high if max is None else max
     return named(TABLE["clamp"](input, low, high), "ClampBackward1")
+
+
+def _clamp_bool(input: Any, min: Any, max: Any) -> Any:
+    """`clamp` of bools: in the dtype that they and the limits promote to."""
+    limits = [x for x in (min, max) if x is not None]
+    wide = dtypes.promote(
+        (x.dtype, len(x.shape)) if hasattr(x, "shape") else (dtypes.scalar_dtype(x), None)
+        for x in (input, *limits)
+    )
+    if wide is not dtypes.bool_:
+        return clamp(input.to(wide), min, max)
+    low, high = (x.to(dtypes.uint8) if hasattr(x, "shape") else x for x in (min, max))
+    return clamp(input.to(dtypes.uint8), low, high).to(dtypes.bool_)
 
 
 def _is_real(x: Any) -> bool:
@@ -326,15 +374,28 @@ def addcdiv(input: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> Any:
 def isclose(
     input: Any, other: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False
 ) -> Any:
-    """`|input - other| <= atol + rtol * |other|`; equal infinities are close."""
-    allowed = apply2("add", apply2("mul", apply1("abs", other), rtol), atol)
-    near = apply2("less_equal", apply1("abs", apply2("sub", input, other)), allowed)
-    near = apply2("bitwise_and", near, apply1("isfinite", apply2("sub", input, other)))
-    near = apply2("bitwise_or", near, apply2("equal", input, other))
-    if equal_nan:
+    """`|input - other| <= atol + rtol * |other|`; equal infinities are close.
+
+    Raises:
+        OperandError: an argument of the wrong type.
+        DTypeError: the tensors are of different dtypes.
+        ToleranceError: a tolerance is negative.
+    """
+    need_tensor("isclose", "input", 1, input)
+    need_tensor("isclose", "other", 2, other)
+    check_close(input, other, rtol, atol, equal_nan)
+    equal = apply2("equal", input, other)
+    if equal_nan and input.dtype.is_floating_point:
         both = apply2("bitwise_and", apply1("isnan", input), apply1("isnan", other))
-        near = apply2("bitwise_or", near, both)
-    return near
+        equal = apply2("bitwise_or", equal, both)
+    if rtol == 0 and atol == 0:
+        return equal
+    if not input.dtype.is_floating_point:  # as PyTorch: in the default dtype
+        input, other = (x.to(dtypes.get_default_dtype()) for x in (input, other))
+    allowed = apply2("add", apply2("mul", apply1("abs", other), rtol), atol)
+    gap = apply1("abs", apply2("sub", input, other))
+    near = apply2("bitwise_and", apply2("less_equal", gap, allowed), apply1("isfinite", gap))
+    return apply2("bitwise_or", near, equal)
 
 
 @_public

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tracegrad.ir import dtypes
+from tracegrad.ir.errors import ParameterError
 from tracegrad.tracer.tensor import Tensor, dtype_of
 
 
@@ -47,8 +48,27 @@ def set_printoptions(
     """Set how tensors print: digits, summarising above `threshold` elements, width.
 
     `profile` is "default", "short" or "full"; `sci_mode` None chooses by the values.
+
+    Raises:
+        ParameterError: another profile; a negative number of digits or edge items.
+
+    Example:
+        >>> import tracegrad as tg
+        >>> tg.set_printoptions(precision=2)
+        >>> tg.tensor([1.2345])
+        tensor([1.23])
+        >>> tg.set_printoptions(profile="default")
     """
-    chosen = _PROFILES[profile] if profile is not None else _current[0]
+    chosen = _current[0]
+    if profile is not None:
+        if profile not in _PROFILES:
+            raise ParameterError(
+                f"set_printoptions: profile must be one of {', '.join(_PROFILES)}, got {profile!r}"
+            )
+        chosen = _PROFILES[profile]
+    for name, value in (("edgeitems", edgeitems), ("precision", precision)):
+        if value is not None and value < 0:
+            raise ParameterError(f"set_printoptions: {name} must not be negative, got {value}")
     given = {"precision": precision, "threshold": threshold, "edgeitems": edgeitems,
              "linewidth": linewidth}  # fmt: skip
     changes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
@@ -60,12 +80,21 @@ def get_printoptions() -> dict[str, Any]:
     return dict(vars(_current[0]))
 
 
-def text(x: Tensor, prefix: str = "tensor(", extra: Sequence[str] = ()) -> str:
-    """The `repr` of a tensor; `extra` are suffixes to add."""
+def text(
+    x: Tensor, prefix: str = "tensor(", extra: Sequence[str] = (), contents: str | None = None
+) -> str:
+    """The `repr` of a tensor.
+
+    `extra` are suffixes to add; `contents`, if given, stands in the place of the values.
+    """
     options = _current[0]
     suffixes = []
     array = x._array
-    if array.size == 0:
+    if contents is not None:
+        body = contents
+        if x.dtype not in (dtypes.get_default_dtype(), dtypes.int64, dtypes.bool_):
+            suffixes.append(f"dtype={x.dtype}")
+    elif array.size == 0:
         body = "[]"
         if array.ndim != 1:
             suffixes.append(f"size={tuple(array.shape)}")

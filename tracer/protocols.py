@@ -6,15 +6,27 @@ the class (`METHODS`). Start reading at `item`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from tracegrad.ir.errors import GradientError, OperandError, ShapeError
+from tracegrad.ir.errors import (
+    ElementError,
+    ExportError,
+    GradientError,
+    OperandError,
+    ParameterError,
+    ShapeError,
+)
+from tracegrad.ir.location import user_stacklevel
 from tracegrad.ir.primitive import is_scalar
-from tracegrad.tracer import printing, reductions, shapes
+from tracegrad.tracer import from_data, inplace, joining, printing, reductions, shapes
+from tracegrad.tracer.arguments import bool_argument
 from tracegrad.tracer.pointwise import apply2
+from tracegrad.tracer.reading import WITH_GRAD
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tensor import Tensor, wrap
 
@@ -42,6 +54,16 @@ def _plain(array: np.ndarray) -> Any:
     return float(array) if array.dtype.kind not in "biu" else array.item()
 
 
+def _one(x: Tensor, what: str) -> Any:
+    """The value of a one-element tensor, for Python's conversions."""
+    if x._array.size != 1:
+        raise ParameterError("only one element tensors can be converted to Python scalars")
+    if x.requires_grad and what != "int":  # as in PyTorch
+        warnings.warn(WITH_GRAD, UserWarning, stacklevel=user_stacklevel())
+    _read(x, what)
+    return _plain(x._array.reshape(()))
+
+
 def tolist(self: Tensor) -> Any:
     """The values as nested lists of Python numbers."""
     _read(self, "tolist")
@@ -50,11 +72,13 @@ def tolist(self: Tensor) -> Any:
 
 
 def numpy(self: Tensor, *, force: bool = False) -> np.ndarray:
-    """The memory as a NumPy array, shared.
+    """The memory as a NumPy array, shared (bfloat16 as that of the package ml_dtypes).
 
     Raises:
         GradientError: the tensor requires grad (and not `force`).
+        OperandError: `force` is no bool.
     """
+    bool_argument("numpy", "force", force)
     if self.requires_grad and not force:
         raise GradientError(
             "Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead."
@@ -66,8 +90,41 @@ def numpy(self: Tensor, *, force: bool = False) -> np.ndarray:
 def __array__(self: Tensor, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
     array = numpy(self)
     if dtype is not None and np.dtype(dtype) != array.dtype:
+        if copy is False:
+            raise ParameterError(
+                f"Unable to avoid copy while creating an array of {np.dtype(dtype)} from a tensor "
+                f"of {self.dtype}; use np.asarray(x, dtype), which copies where it must"
+            )
         return array.astype(dtype)
     return array.copy() if copy else array
+
+
+def __array_wrap__(
+    self: Tensor, array: Any, context: Any = None, return_scalar: bool = False
+) -> Tensor:
+    """The result of a NumPy function as a tensor; bools become uint8, as in PyTorch."""
+    array = np.asarray(array)
+    return from_data.from_numpy(array.astype(np.uint8) if array.dtype == np.bool_ else array)
+
+
+def __dlpack__(self: Tensor, **options: Any) -> Any:
+    """The memory as a DLPack capsule.
+
+    Raises:
+        ExportError: the tensor requires grad, or has a dtype that NumPy cannot export.
+    """
+    if self.requires_grad:
+        raise ExportError("Can't export tensors that require gradient, use tensor.detach()")
+    _read(self, "__dlpack__")
+    try:
+        return self._array.__dlpack__(**options)
+    except BufferError as error:
+        raise ExportError(f"__dlpack__: {self.dtype} tensor: {error}") from None
+
+
+def __dlpack_device__(self: Tensor) -> tuple[int, int]:
+    """Kind and number of the device: (1, 0) is the CPU."""
+    return self._array.__dlpack_device__()
 
 
 def __bool__(self: Tensor) -> bool:
@@ -81,11 +138,15 @@ def __bool__(self: Tensor) -> bool:
 
 
 def __float__(self: Tensor) -> float:
-    return float(item(self))
+    return float(_one(self, "float"))
 
 
 def __int__(self: Tensor) -> int:
-    return int(item(self))
+    return int(_one(self, "int"))
+
+
+def __complex__(self: Tensor) -> complex:
+    return complex(_one(self, "complex"))
 
 
 def __index__(self: Tensor) -> int:
@@ -109,24 +170,31 @@ def __iter__(self: Tensor) -> Iterator[Tensor]:
 def __contains__(self: Tensor, element: Any) -> bool:
     if isinstance(element, Tensor) or is_scalar(element):
         return bool(reductions.any(apply2("equal", self, element)))
-    raise OperandError(
-        "Tensor.__contains__ only supports Tensor or scalar, but you passed in a "
-        f"{type(element).__name__}."
+    raise ElementError(
+        f"Tensor.__contains__ only supports Tensor or scalar, but you passed in a {type(element)}."
     )
 
 
+def __reversed__(self: Tensor) -> Tensor:
+    return joining.flip(self, 0) if self._array.ndim else self
+
+
+def __delitem__(self: Tensor, index: Any) -> None:
+    raise OperandError("Tensor does not support deleting items")
+
+
 def __format__(self: Tensor, spec: str) -> str:
-    if self._array.ndim == 0 and spec:
+    if self._array.ndim == 0 and type(self) is Tensor:
         return format(item(self), spec)
-    return object.__format__(self, spec) if spec else repr(self)
+    return object.__format__(self, spec)
 
 
-def __repr__(self: Tensor) -> str:
+def __repr__(self: Tensor, *, tensor_contents: str | None = None) -> str:
     shown = None if state.recorder is None else state.recorder.shown(self)
     if shown is not None:
         return shown
     _read(self, "repr")
-    return printing.text(self)
+    return printing.text(self, contents=tensor_contents)
 
 
 # ---- copying ------------------------------------------------------------------------------------
@@ -142,23 +210,57 @@ def __deepcopy__(self: Tensor, memo: dict[int, Any]) -> Tensor:
         )
     if id(self) in memo:
         return memo[id(self)]
-    made = _rebuild(type(self), self._array.copy(order="K"), self._requires_grad, None)
+    twin, offset, strides = _twin(self, memo)
+    made = _rebuild(type(self), twin, offset, self._array.shape, strides, self._requires_grad, None)
     memo[id(self)] = made
     if self._grad is not None:
         made._grad = __deepcopy__(self._grad, memo)
-    _copy_attributes(self, made)
+    if hasattr(self, "__dict__"):
+        made.__dict__.update(copy.deepcopy(self.__dict__, memo))
     return made
 
 
-def _copy_attributes(source: Tensor, made: Tensor) -> None:
-    if hasattr(source, "__dict__"):
-        made.__dict__.update(source.__dict__)
+def _twin(x: Tensor, memo: dict[Any, Any]) -> tuple[np.ndarray, int, tuple[int, ...]]:
+    """Copied memory for the copy of `x`; the memo keeps it for what shares memory with `x`."""
+    array, token = x._array, ("memory", id(x._storage.memory))
+    memory, twin = memo.get(token, (None, None))
+    if memory is not None and twin.dtype == array.dtype and array.size:
+        start = (x._ptr() - _address(memory)) // array.itemsize
+        strides = tuple(s // array.itemsize for s in array.strides)
+        last = start + sum((n - 1) * s for n, s in zip(array.shape, strides, strict=True))
+        if 0 <= start <= last < memory.size:
+            return twin, start, strides
+    memory, offset, strides = _memory(x)
+    twin = memory.copy()
+    memo[token] = (memory, twin)
+    return twin, offset, strides
+
+
+def _memory(x: Tensor) -> tuple[np.ndarray, int, tuple[int, ...]]:
+    """What a copy is made from: memory without gaps, and where in it `x` lies (in elements).
+
+    Views share that of their base, so that their copies share memory too.
+    """
+    array = x._array
+    base = array if x._view is None else x._view.base._array
+    item = array.itemsize
+    if base.flags.c_contiguous and array.size:
+        return base, (x._ptr() - _address(base)) // item, tuple(s // item for s in array.strides)
+    memory = array.copy(order="K")
+    flat = memory.T if memory.flags.f_contiguous else memory
+    return flat, 0, tuple(s // item for s in memory.strides)
+
+
+def _address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
 
 
 def _rebuild(
-    cls: type[Tensor], array: np.ndarray, requires_grad: bool, extra: dict[str, Any] | None
-) -> Tensor:
-    made = wrap(array)
+    cls: type[Tensor], memory: np.ndarray, offset: int, shape: tuple[int, ...],
+    strides: tuple[int, ...], requires_grad: bool, extra: dict[str, Any] | None,
+) -> Tensor:  # fmt: skip
+    item = memory.itemsize
+    made = wrap(np.ndarray(shape, memory.dtype, memory, offset * item, [s * item for s in strides]))
     if cls is not Tensor:
         made = cls.__new__(cls, made)
     made._requires_grad = requires_grad
@@ -168,27 +270,61 @@ def _rebuild(
 
 
 def __reduce_ex__(self: Tensor, protocol: int) -> tuple[Any, ...]:
-    if self.grad_fn is not None:
-        raise GradientError(
-            "cannot pickle a non-leaf tensor that requires grad; pickle its detach()"
-        )
+    _read(self, "pickle")
     extra = dict(self.__dict__) if hasattr(self, "__dict__") else None
-    array = np.ascontiguousarray(self._array).reshape(self._array.shape)
-    return (_rebuild, (type(self), array, self._requires_grad, extra))
+    return (
+        _rebuild,
+        (type(self), *_placed(self), self.requires_grad, extra),
+    )
+
+
+def _placed(x: Tensor) -> tuple[np.ndarray, int, tuple[int, ...], tuple[int, ...]]:
+    memory, offset, strides = _memory(x)
+    return memory, offset, tuple(x._array.shape), strides
+
+
+def apply_(self: Tensor, callable: Callable[[Any], Any]) -> Tensor:
+    """Replace each element by what a Python function makes of it; slow. Returns the tensor.
+
+    Raises:
+        GradientError: the tensor requires grad.
+        OperandError: the function is none, or gives no number.
+    """
+    if self.requires_grad:
+        raise GradientError(
+            "Can't call apply_() on Variable that requires grad. Use var.detach().apply_() instead."
+        )
+    _read(self, "apply_")
+    inplace.check_writable(self)
+    try:
+        values = [callable(x) for x in tolist(self.reshape(-1))]
+        new = np.array(values, np.float64 if self.dtype.is_floating_point else np.int64)
+    except (TypeError, ValueError) as error:
+        raise OperandError(str(error)) from None
+    self._array[...] = new.reshape(self._array.shape)
+    self._storage.bump("apply_")
+    return self
 
 
 METHODS = (
     item,
+    apply_,
     tolist,
     numpy,
     __array__,
+    __array_wrap__,
+    __dlpack__,
+    __dlpack_device__,
     __bool__,
     __float__,
     __int__,
+    __complex__,
     __index__,
     __len__,
     __iter__,
     __contains__,
+    __delitem__,
+    __reversed__,
     __format__,
     __repr__,
     __deepcopy__,

@@ -6,12 +6,15 @@ are the operand of the random primitives. Start reading at `Generator`, then `dr
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from tracegrad.ir.errors import OperandError, ParameterError
+from tracegrad.ir.dtypes import uint8
+from tracegrad.ir.errors import OperandError, ParameterError, SeedError
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tensor import Tensor, wrap
 
@@ -37,14 +40,19 @@ class Generator:
         self._counter = 0
 
     def manual_seed(self, seed: int) -> Generator:
-        """Start the stream that belongs to `seed` from its beginning."""
+        """Start the stream that belongs to `seed` from its beginning; returns the generator.
+
+        Raises:
+            SeedError: `seed` is no int.
+            ParameterError: it is not in [-2**63, 2**64).
+        """
         if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
-            raise OperandError(f"manual_seed expected a long, but got {type(seed).__name__}")
+            raise SeedError(f"manual_seed expected a long, but got {type(seed).__name__}")
         seed = int(seed)
         _note("manual_seed()")
         if not -(2**63) <= seed < 2**64:
-            raise ParameterError(f"Overflow when unpacking long: {seed}")
-        self._seed = seed
+            raise ParameterError("Overflow when unpacking long long")
+        self._seed = seed % 2**64
         self._counter = 0
         return self
 
@@ -58,18 +66,36 @@ class Generator:
         return self._seed
 
     def get_state(self) -> Tensor:
-        """Seed and counter, int64[2]."""
+        """Seed and counter as bytes, uint8[16]."""
         _note("get_state()")
-        return wrap(self._words())
+        return wrap(self._words().view(np.uint8))
 
     def set_state(self, new_state: Tensor) -> Generator:
-        """Go back to what `get_state` returned."""
+        """Go back to what `get_state` returned; returns the generator.
+
+        Raises:
+            OperandError: no tensor of bytes.
+            SeedError: not as many bytes as `get_state` returns.
+        """
         _note("set_state()")
-        words = new_state._array if isinstance(new_state, Tensor) else np.asarray(new_state)
-        if words.shape != (2,) or words.dtype != np.int64:
-            raise OperandError("RNG state must be what get_state() returned: int64 of shape (2,)")
-        self._seed, self._counter = int(words[0]), int(words[1])
+        if not isinstance(new_state, Tensor):
+            raise OperandError(f"expected a torch.ByteTensor, but got {type(new_state).__name__}")
+        if new_state.dtype is not uint8:
+            raise OperandError("RNG state must be a torch.ByteTensor")
+        if new_state._array.shape != (16,):
+            raise SeedError(
+                "Expected a state of 16 bytes, as get_state() returns, but found the input RNG "
+                f"state size to be {new_state._array.size}"
+            )
+        words = np.ascontiguousarray(new_state._array).view(np.int64)
+        self._seed, self._counter = int(words[0]) % 2**64, int(words[1])
         return self
+
+    def clone_state(self) -> Generator:
+        """A generator that will draw the same numbers."""
+        twin = Generator()
+        twin._seed, twin._counter = self._seed, self._counter
+        return twin
 
     def _words(self) -> np.ndarray:
         seed = self._seed if self._seed < 2**63 else self._seed - 2**64
@@ -106,9 +132,14 @@ def draw(name: str, generator: Generator | None, *operands: Any, **params: Any) 
     return getattr(ops, name)(source.next_state(), *operands, **params)
 
 
-def manual_seed(seed: int) -> Generator:
-    """Seed the global generator, which all random functions use by default."""
-    return default_generator.manual_seed(seed)
+def manual_seed(seed: Any) -> Generator:
+    """Seed the global generator, which all random functions use by default.
+
+    Raises:
+        ValueError: `seed` is a text that is no int.
+        ParameterError: it is not in [-2**63, 2**64).
+    """
+    return default_generator.manual_seed(int(seed))
 
 
 def seed() -> int:
@@ -122,10 +153,24 @@ def initial_seed() -> int:
 
 
 def get_rng_state() -> Tensor:
-    """State of the global generator, int64[2]."""
+    """State of the global generator, uint8[16]."""
     return default_generator.get_state()
 
 
 def set_rng_state(new_state: Tensor) -> None:
     """Set the state of the global generator."""
     default_generator.set_state(new_state)
+
+
+@contextlib.contextmanager
+def fork_rng(
+    devices: Any = None, enabled: bool = True, _caller: str = "fork_rng", _devices_kw: str = "devices",
+    device_type: str = "cpu",
+) -> Iterator[None]:  # fmt: skip
+    """Put the global generator back, at the end of the block, to where it was at the start."""
+    before = get_rng_state() if enabled else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            set_rng_state(before)

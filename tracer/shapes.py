@@ -18,6 +18,7 @@ from tracegrad.ir.dtypes import DType
 from tracegrad.ir.errors import DimensionError, OperandError, ShapeError, UnsupportedError
 from tracegrad.ir.primitive import TABLE
 from tracegrad.tracer.dispatch import dispatch
+from tracegrad.tracer.layout import contiguous_format, need_format
 from tracegrad.tracer.pointwise import named, need_tensor
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tensor import Tensor, wrap
@@ -332,9 +333,15 @@ def unbind(input: Any, dim: int = 0) -> tuple[Any, ...]:
 
 
 @_public
-def contiguous(input: Any) -> Any:
-    """`input` itself where it is row-major already, else a row-major copy."""
-    if input.is_contiguous():
+def contiguous(input: Any, *, memory_format: Any = contiguous_format) -> Any:
+    """`input` itself where it is row-major already, else a row-major copy.
+
+    Raises:
+        OperandError: `memory_format` is none.
+        UnsupportedError: it is one that tensors do not have.
+    """
+    need_format("contiguous", memory_format)
+    if memory_format is not contiguous_format or input.is_contiguous():
         return input
     out = clone(input)
     if not out._array.flags.c_contiguous:
@@ -346,9 +353,20 @@ def contiguous(input: Any) -> Any:
 
 
 @_public
-def clone(input: Any) -> Any:
-    """A copy with memory of its own, through which gradients flow."""
+def clone(input: Any, *, memory_format: Any = None) -> Any:
+    """A copy with memory of its own, through which gradients flow.
+
+    Args:
+        memory_format: `contiguous_format` for a row-major copy; by default in the order of `input`.
+    Raises:
+        OperandError: `memory_format` is none.
+        UnsupportedError: it is one that tensors do not have.
+    """
     need_tensor("clone", "input", 1, input)
+    if memory_format is not None:
+        need_format("clone", memory_format)
+        if memory_format is contiguous_format and not input.is_contiguous():
+            return contiguous(input)
     return named(ops.cast(input, dtype=input.dtype), "CloneBackward0")
 
 

@@ -60,6 +60,7 @@ class _DTypeOf(dict[Any, DType]):
 
 
 dtype_of = _DTypeOf()
+_bare: Any = tuple.__new__  # a Size of sizes that are ints already
 
 
 class View:
@@ -101,19 +102,15 @@ class Tensor(Operators):
     _accumulator: Any  # weak reference to the AccumulateGrad of a leaf
     _moves: tuple[Any, ...]  # unset, or the steps that undo `t_` and the like, newest first
 
-    def __new__(cls, data: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Wrap `data` (a sequence, array or Tensor) in the default dtype; prefer `tensor()`."""
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Sizes or data in the default dtype, as PyTorch's old constructor; prefer `tensor()`."""
         made = object.__new__(cls)
-        if isinstance(data, Tensor):
-            _fill(made, data._array, data._storage)
+        if args and isinstance(args[0], Tensor):
+            _fill(made, args[0]._array, args[0]._storage)
             return made
-        shape = (0,) if data is None else data if isinstance(data, int) else None
-        dtype = dtypes.get_default_dtype().numpy
-        _fill(
-            made,
-            np.empty(shape, dtype) if shape is not None else np.array(data, dtype),
-            new_storage(),
-        )
+        from tracegrad.tracer.typed import legacy
+
+        _fill(made, legacy(dtypes.get_default_dtype(), args, kwargs), new_storage())
         return made
 
     if TYPE_CHECKING:  # what tracegrad.tracer.methods attaches
@@ -131,7 +128,7 @@ class Tensor(Operators):
     @property
     def shape(self) -> Size:
         """Shape, a tuple."""
-        return Size(self._array.shape)
+        return _bare(Size, self._array.shape)
 
     @property
     def dtype(self) -> DType:

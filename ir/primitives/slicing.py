@@ -22,8 +22,8 @@ from tracegrad.ir.primitive import (
     Refusal,
     Sample,
     draw,
+    exact_scalar,
     get,
-    numpy_scalar,
     primitive,
     same_dtype,
     strided,
@@ -110,7 +110,7 @@ slice: Primitive = movement(
 def _as_value(value: Any, dtype: DType) -> bool | int | float:
     """The padding number as it will stand in memory."""
     try:
-        return numpy_scalar(value, dtype).item()
+        return exact_scalar(value, dtype).item()
     except (ValueError, DTypeError):
         raise DTypeError(
             f"pad: value cannot be converted to type {torch_name(dtype)} without overflow: {value}"

@@ -18,7 +18,7 @@ def chain(x: Any) -> Any:
 
 
 def leaf(*shape: int, dtype: Any = tg.float32) -> Any:
-    return tg.randn(*shape, dtype=dtype, requires_grad=True)
+    return tg.randn(shape, dtype=dtype, requires_grad=True)
 
 
 def test_the_same_call_is_captured_once() -> None:

@@ -15,7 +15,7 @@ Pair = collections.namedtuple("Pair", "a b")
 
 
 def leaf(*shape: int, dtype: Any = tg.float32) -> Any:
-    return tg.randn(*shape, dtype=dtype, requires_grad=True)
+    return tg.randn(shape, dtype=dtype, requires_grad=True)
 
 
 def test_nested_results() -> None:
@@ -215,5 +215,5 @@ def test_empty_dimensions_read_nothing() -> None:
 def test_an_index_into_an_empty_axis_is_refused() -> None:
     f = tg.compile(lambda x, i: x[i])
     assert f(tg.zeros(0, 3), tg.zeros(0, dtype=tg.int64)).shape == (0, 3)
-    with pytest.raises(IndexError, match="index 1 is out of bounds for dimension 0 with size 0"):
+    with pytest.raises(IndexError, match="index is out of bounds for dimension with size 0"):
         f(tg.zeros(0, 3), tg.tensor([1]))

@@ -68,7 +68,10 @@ CALLS: dict[str, Callable[..., Any]] = {
 
 
 def test_every_function_that_takes_out_is_called() -> None:
-    assert set(CALLS) == set(out_module.NAMES)
+    factories = set(CALLS) - set(out_module.NAMES)  # read `out` themselves
+    assert set(CALLS) >= set(out_module.NAMES)
+    assert factories == set("arange empty eye full linspace logspace ones rand randint randn "
+                            "randperm zeros".split())  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -1,11 +1,11 @@
-"""Helpers around training; `tracegrad.utils.checkpoint` trades time for memory."""
+"""Helpers: `tracegrad.utils.checkpoint` trades time for memory, `dlpack` shares it."""
 
 from __future__ import annotations
 
 import importlib
 from types import ModuleType
 
-_LAZY = ("checkpoint",)
+_LAZY = ("checkpoint", "dlpack")
 
 
 def __getattr__(name: str) -> ModuleType:
