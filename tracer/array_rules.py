@@ -9,8 +9,9 @@ kernels one after the other. Start reading at `array_rule`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import CodeType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,8 @@ from tracegrad.ir.types import TensorType
 _CODE: dict[str, CodeType] = {}  # by text: rules of one operation differ in shapes, not in text
 
 
-class ArrayRule(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ArrayRule:
     """A rule for operands of given types.
 
     Attributes:
@@ -124,7 +126,7 @@ class _Writer:
         text = "\n    ".join([f"def rule({', '.join(['ct', *arguments])}):", *body])
         code = _CODE.get(text)
         if code is None:
-            code = _CODE[text] = compile(text, "<backward rule>", "exec")
+            code = _CODE[text] = compile(text, "<tracegrad backward rule>", "exec")
         exec(code, self.globals)
         return ArrayRule(self.globals["rule"], tuple(fresh), text)
 

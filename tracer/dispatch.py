@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -87,7 +88,8 @@ def _extend(key: list[Any], params: Mapping[str, Any]) -> None:
             key.append(math.copysign(1.0, value))
 
 
-class _Call(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Call:
     """What a call with operands of given types comes to.
 
     Attributes:

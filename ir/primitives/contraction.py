@@ -8,9 +8,10 @@ functions with PyTorch's names are in `tracegrad.ir.composite_linalg`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -115,7 +116,8 @@ def wide(x: np.ndarray) -> np.ndarray:
     return x.astype(np.float32) if x.dtype.itemsize == 2 and x.dtype.kind not in "iu" else x
 
 
-class _Layout(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Layout:
     """How operands become stacks of matrices; None where they are that already.
 
     x goes to (batch, free, contracted), y to (batch, contracted, free).
