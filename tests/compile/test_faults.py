@@ -117,6 +117,12 @@ def test_a_cache_folder_that_is_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path
         assert_same(work, (leaf(),), traces=1)
 
 
+def replace(path: Path, content: bytes) -> None:
+    """Another file under the same name: this process may have the old one loaded."""
+    path.unlink()
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize("damage", [b"", b"garbage", None])
 def test_a_damaged_entry_is_built_again(damage: bytes | None, tmp_path: Path) -> None:
     assert_same(work, (leaf(),), traces=1)
@@ -124,9 +130,9 @@ def test_a_damaged_entry_is_built_again(damage: bytes | None, tmp_path: Path) ->
     assert files
     for path in files:
         if damage is None:
-            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+            replace(path, path.read_bytes()[: path.stat().st_size // 2])
         elif path.suffix in (".so", ".json", ".c"):
-            path.write_bytes(damage)
+            replace(path, damage)
     fresh()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
