@@ -116,9 +116,54 @@ def test_inputs_are_checked() -> None:
         gradcheck(tg.sin, point(1).expand(3))
     with pytest.warns(UserWarning, match="^Input #0 requires gradient and is not a double"):
         gradcheck(tg.sin, tg.ones(2, requires_grad=True), atol=0.1)
-    with pytest.raises(NotImplementedError, match="check_forward_ad"):
-        gradcheck(tg.sin, point(2), check_forward_ad=True)
-    with pytest.raises(ValueError, match="Expected at least one of check_forward_ad or"):
+    with pytest.raises(AssertionError, match="Expected at least one of check_forward_ad or"):
         gradcheck(tg.sin, point(2), check_backward_ad=False)
+    with pytest.raises(AssertionError, match="check_batched_forward_grad=True requires check_forw"):
+        gradcheck(tg.sin, point(2), check_batched_forward_grad=True)
+    with pytest.raises(
+        AssertionError, match="check_undefined_grad=True requires check_rev_over_rev"
+    ):
+        gradgradcheck(tg.sin, point(2), check_fwd_over_rev=True, check_rev_over_rev=False)
+    with pytest.raises(AssertionError, match="Expected at least one of check_fwd_over_rev or"):
+        gradgradcheck(tg.sin, point(2), check_rev_over_rev=False)
     with pytest.raises(TypeError, match="its output 0 is a int"):
         gradcheck(lambda x: (3,), point(2))
+
+
+# ---- forward mode -------------------------------------------------------------------------------
+
+
+class WrongTangent(tg.autograd.Function):
+    """x**2 with a right backward and a jvp that is half too large."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any) -> Any:
+        ctx.save_for_backward(x)
+        ctx.save_for_forward(x)
+        return x**2
+
+    @staticmethod
+    def backward(ctx: Any, g: Any) -> Any:
+        return g * 2 * ctx.saved_tensors[0]
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Any) -> Any:
+        return dx * 3 * ctx.saved_tensors[0]
+
+
+@pytest.mark.parametrize("fast_mode", [False, True])
+def test_forward_mode_is_checked(fast_mode: bool) -> None:
+    """As torch 2.13: tangents beside differences, alone or with the gradients."""
+    options = {"check_forward_ad": True, "fast_mode": fast_mode}
+
+    def two(x: Any, y: Any) -> Any:
+        return tg.sin(x) @ y, x * y
+
+    given = (point(3), point(3))
+    assert gradcheck(two, given, check_batched_forward_grad=True, **options)
+    assert gradcheck(two, given, check_backward_ad=False, **options)
+    assert gradgradcheck(tg.sin, point(2), check_fwd_over_rev=True, fast_mode=fast_mode)
+    assert gradcheck(WrongTangent.apply, point(2), fast_mode=fast_mode)
+    with pytest.raises(GradcheckError, match="^Jacobian computed with forward mode mismatch for "):
+        gradcheck(WrongTangent.apply, point(2), **options)
+    assert not gradcheck(WrongTangent.apply, point(2), raise_exception=False, **options)

@@ -17,7 +17,9 @@ from tracegrad.autograd.gradcheck_parts import (
     GradcheckError,
     analytical,
     check_batched,
+    check_batched_forward,
     check_undefined,
+    forward,
     numerical,
     outputs_of,
 )
@@ -66,6 +68,7 @@ def gradcheck(
     check_undefined_grad: bool = True,
     check_grad_dtypes: bool = False,
     check_batched_grad: bool = False,
+    check_batched_forward_grad: bool = False,
     check_forward_ad: bool = False,
     check_backward_ad: bool = True,
     fast_mode: bool = False,
@@ -83,29 +86,43 @@ def gradcheck(
         check_undefined_grad: also run backwards where cotangents of some outputs are missing.
         check_grad_dtypes: gradients must have the dtype of their input.
         check_batched_grad: also compare with `is_grads_batched`.
+        check_forward_ad: also compare the tangents of forward mode.
+        check_batched_forward_grad: also compare tangents with those of a batch (`vmap`).
+        check_backward_ad: compare gradients; False for forward mode alone.
         fast_mode: compare one random projection of each Jacobian.
     Raises:
         GradcheckError: the gradients are wrong.
-        ValueError: no input requires grad, or nothing is to be checked.
-        NotImplementedError: `check_forward_ad`.
+        AssertionError: nothing is to be checked, or an option needs another one.
+        ValueError: no input requires grad.
     Example:
         >>> import tracegrad as tg
         >>> x = tg.tensor([0.5, 1.0], dtype=tg.float64, requires_grad=True)
         >>> tg.autograd.gradcheck(tg.sin, (x,))
         True
     """
-    if check_forward_ad:
-        raise NotImplementedError("gradcheck: check_forward_ad is not supported; leave it out")
-    if not check_backward_ad:
-        raise ValueError(
+    if not (check_forward_ad or check_backward_ad):
+        raise AssertionError(
             "Expected at least one of check_forward_ad or check_backward_ad to be True"
         )
+    for option, given, needed, there in (
+        ("check_batched_grad", check_batched_grad, "check_backward_ad", check_backward_ad),
+        ("check_batched_forward_grad", check_batched_forward_grad,
+         "check_forward_ad", check_forward_ad),
+    ):  # fmt: skip
+        if given and not there:
+            raise AssertionError(f"Setting {option}=True requires {needed} to be True")
     arguments = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     try:
         _check_inputs(arguments)
         checked = Checked(func, arguments, outputs_of(func, arguments), eps)
         if not checked.outputs:
             _check_constant(checked)
+            return True
+        if check_forward_ad:
+            (_fast_forward if fast_mode else _slow_forward)(checked, atol, rtol)
+        if check_batched_forward_grad:
+            check_batched_forward(checked)
+        if not check_backward_ad:
             return True
         (_fast if fast_mode else _slow)(checked, atol, rtol)
         _check_repeats(checked, nondet_tol, check_grad_dtypes)
@@ -135,6 +152,8 @@ def gradgradcheck(
     check_undefined_grad: bool = True,
     check_grad_dtypes: bool = False,
     check_batched_grad: bool = False,
+    check_fwd_over_rev: bool = False,
+    check_rev_over_rev: bool = True,
     fast_mode: bool = False,
     masked: bool = False,
 ) -> bool:
@@ -143,8 +162,19 @@ def gradgradcheck(
     Args:
         grad_outputs: cotangents of the outputs, which require grad; random where left out.
         gen_non_contig_grad_outputs: make the random ones with gaps in memory.
+        check_fwd_over_rev: check forward mode of the backward.
+        check_rev_over_rev: check reverse mode of the backward.
     Raises, other arguments: as for `gradcheck`.
     """
+    if not (check_fwd_over_rev or check_rev_over_rev):
+        raise AssertionError(
+            "Expected at least one of check_fwd_over_rev or check_rev_over_rev to be True"
+        )
+    for option, given in (("undefined", check_undefined_grad), ("batched", check_batched_grad)):
+        if given and not check_rev_over_rev:
+            raise AssertionError(
+                f"Setting check_{option}_grad=True requires check_rev_over_rev to be True"
+            )
     arguments = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     if grad_outputs is None:
         cotangents = [
@@ -165,7 +195,8 @@ def gradgradcheck(
         backward_of, (*arguments, *cotangents), eps=eps, atol=atol, rtol=rtol,
         raise_exception=raise_exception, nondet_tol=nondet_tol,
         check_undefined_grad=check_undefined_grad, check_grad_dtypes=check_grad_dtypes,
-        check_batched_grad=check_batched_grad, fast_mode=fast_mode,
+        check_batched_grad=check_batched_grad, check_forward_ad=check_fwd_over_rev,
+        check_backward_ad=check_rev_over_rev, fast_mode=fast_mode,
     )  # fmt: skip
 
 
@@ -198,9 +229,9 @@ def _check_constant(checked: Checked) -> None:
             raise GradcheckError("Numerical gradient for function expected to be zero")
 
 
-def _message(o: int, i: int, n: Any, a: Any) -> str:
+def _message(o: int, i: int, n: Any, a: Any, mode: str = "") -> str:
     return (
-        f"Jacobian mismatch for output {o} with respect to input {i},\n"
+        f"Jacobian {mode}mismatch for output {o} with respect to input {i},\n"
         f"numerical:{n}\nanalytical:{a}\n"
     )
 
@@ -213,6 +244,31 @@ def _slow(checked: Checked, atol: float, rtol: float) -> None:
             if not np.allclose(a, n, rtol=rtol, atol=atol):
                 kind = checked.tensors[k]._array.dtype
                 text = _message(o, checked.wanted[k], wrap(n.astype(kind)), wrap(a.astype(kind)))
+                raise GradcheckError(text)
+
+
+_FORWARD = "computed with forward mode "
+
+
+def _slow_forward(checked: Checked, atol: float, rtol: float) -> None:
+    for k, columns in enumerate(numerical(checked)):
+        for o, (n, a) in enumerate(zip(columns, forward(checked, k), strict=True)):
+            if not np.allclose(a, n, rtol=rtol, atol=atol):
+                raise GradcheckError(_message(o, checked.wanted[k], wrap(n), wrap(a), _FORWARD))
+
+
+def _fast_forward(checked: Checked, atol: float, rtol: float) -> None:
+    """Compare the derivative along one random direction per input."""
+    rng = np.random.default_rng(0)
+    for k, x in enumerate(checked.tensors):
+        v = _unit(rng, x._array.size).reshape(x._array.shape)
+        along = checked.difference(checked.wanted[k], v)
+        for o, (n, a) in enumerate(zip(along, checked.pushed(k, v), strict=True)):
+            if not np.allclose(a, n, rtol=rtol, atol=atol * float(np.abs(v).sum())):
+                text = _message(o, checked.wanted[k], wrap(n), wrap(a), _FORWARD)
+                whole = numerical(checked)[k][o], forward(checked, k)[o]
+                worst = np.abs(whole[1] - whole[0]).max()
+                text += _FAST.format(n=wrap(whole[0]), a=wrap(whole[1]), worst=worst)
                 raise GradcheckError(text)
 
 

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from tracegrad.tracer import grad_mode
+from tracegrad.tracer.capture_hook import recording
 from tracegrad.tracer.engine import grad
+from tracegrad.tracer.forward import Tangents
 from tracegrad.tracer.tensor import Tensor, wrap
 
 
@@ -85,6 +87,56 @@ class Checked:
         return grad(
             outputs, self.tensors, cotangents, retain_graph=True, allow_unused=True, **options
         )
+
+    def pushed(self, k: int, along: Any) -> list[np.ndarray]:
+        """The tangent of each output, flat, where checked input number `k` varies along `along`."""
+        return [np.array(t._array, np.float64).reshape(-1) for t in self.tangents(k, wrap(along))]
+
+    def tangents(self, k: int, along: Tensor) -> list[Tensor]:
+        """The tangent of each output, in forward mode."""
+        forward = Tangents()
+        given = list(self.inputs)
+        with grad_mode.enable_grad(), recording(forward):
+            given[self.wanted[k]] = forward.dual(self.tensors[k], along)
+            outputs = [x for x in _floating(self.func(*given)) if x.requires_grad]
+        found = [forward.companion(x) for x in outputs]
+        return [
+            wrap(np.zeros_like(x._array)) if t is None else t.detach()
+            for x, t in zip(outputs, found, strict=True)
+        ]
+
+
+def forward(checked: Checked, k: int) -> list[np.ndarray]:
+    """The Jacobian of each output with respect to checked input number `k`, by forward mode."""
+    x = checked.tensors[k]
+    rows = []
+    for i in range(x._array.size):
+        step = np.zeros(x._array.size, x._array.dtype)
+        step[i] = 1
+        rows.append(checked.pushed(k, step.reshape(x._array.shape)))
+    return [np.stack(row) for row in zip(*rows, strict=True)] if rows else [
+        np.zeros((0, o._array.size)) for o in checked.outputs
+    ]  # fmt: skip
+
+
+def check_batched_forward(checked: Checked) -> None:
+    """Compare forward mode along a batch of directions with forward mode along each."""
+    from tracegrad.func.batching import vmap
+
+    rng = np.random.default_rng(0)
+    for k, x in enumerate(checked.tensors):
+        shape = (2, *x._array.shape)
+        batch = wrap(np.asarray(rng.standard_normal(shape), x._array.dtype))
+        together = vmap(lambda along, k=k: tuple(checked.tangents(k, along)))(batch)
+        apart = [checked.tangents(k, batch[i]) for i in range(2)]
+        for o, got in enumerate(together):
+            want = np.stack([row[o]._array for row in apart])
+            if not np.allclose(got._array, want):
+                raise GradcheckError(
+                    f"For output {o} and input {checked.wanted[k]}:\n\ngradcheck or gradgradcheck "
+                    "failed while testing batched gradient computation with forward-mode AD.\n\n"
+                    f"Got:\n{got}\n\nExpected:\n{want}"
+                )
 
 
 def numerical(checked: Checked, everything: bool = False) -> list[list[np.ndarray]]:
