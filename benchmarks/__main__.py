@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks import harness, machine, report, startup
+from benchmarks import eager, harness, machine, report, startup
 from benchmarks.peers import PEERS
 from benchmarks.processes import ROOT
 from benchmarks.workloads import WORKLOADS
@@ -81,6 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
             {"name": name, "title": WORKLOADS[name].title, "rows": [row.as_dict() for row in rows]}
         )
     document["startup"] = startup.startup_times(3 if options.quick else 10)
+    document["eager"] = eager.eager_times(1 if options.quick else 5)
     path = options.json or ROOT / time.strftime("benchmarks/results/run-%Y%m%d-%H%M%S.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=1) + "\n")

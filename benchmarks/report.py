@@ -79,7 +79,26 @@ def terminal(document: Document) -> None:
         lines.append(["ratio"] + [f"{startup['ratio'][k]:.2f}" for k in ("median", "minimum")])
     if lines:
         draw("Start-up", ["", "median", "min"], lines)
+    eager_table(document.get("eager") or {})
     print(provenance(document))
+
+
+def eager_table(eager: dict[str, Any]) -> None:
+    """What eager mode costs, a column per library."""
+    if not eager:
+        return
+    names = list(eager)
+    entries = list(next(iter(eager.values()))["seconds"])
+    lines = [
+        [entry, *(duration(eager[n]["seconds"][entry][k]) for n in names for k in
+                  ("median", "minimum"))] for entry in entries
+    ]  # fmt: skip
+    peaks = [eager[n]["peak of 50 layers"] for n in names]
+    lines.append(
+        ["peak memory of 50 layers", *(c for p in peaks for c in (memory(p and int(p)), ""))]
+    )
+    headings = ["", *(h for n in names for h in (n, "min"))]
+    draw("Eager: 10 elements with graph recording unless said otherwise", headings, lines)
 
 
 def draw(title: str, headings: list[str], lines: list[list[str]]) -> None:
