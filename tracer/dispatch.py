@@ -169,7 +169,10 @@ def dispatch1(op: Primitive, x: Tensor) -> Tensor:
         QUIET.reset(token)
     out = wrap(made) if plan.plain else _wrapped(plan, (x,), (array,), {}, made)
     if x._requires_grad and plan.takes and state.grad_enabled:
-        _track(plan, (x,), {}, out, 1)
+        if state.saved_hooks:
+            _track(plan, (x,), {}, out, 1)
+        else:
+            _track1(plan, x, out)
     if state.recorder is not None:
         state.recorder.record(op, (x,), {}, out)
     return out
@@ -280,6 +283,25 @@ def make_view(source: Tensor, array: np.ndarray, op: Any, params: Mapping[str, A
         out._view.made = "inference" if state.inference else "no_grad"
         out._requires_grad = source.requires_grad  # of a leaf of its own, as in PyTorch
     return out
+
+
+def _track1(plan: Plan, x: Tensor, out: Tensor) -> None:
+    """As `_track`, for one operand, no parameters and no hooks on what is kept."""
+    node = x._grad_fn
+    edge = (node, x._output_nr) if node is not None else (accumulator(x), 0)
+    kept = plan._kept.get(1)
+    if kept is None:
+        kept = plan.kept(1)
+    saved: tuple[tape.Saved, ...] = ()
+    for i in kept:
+        source = out if i else x
+        storage = source._storage
+        saved = (*saved, (source._array, storage, storage.version))
+    out._grad_fn = plan.node(plan, _NO_PARAMS, (edge,), 1, saved)
+    out._requires_grad = True
+
+
+_NO_PARAMS: dict[str, Any] = {}
 
 
 def _track(

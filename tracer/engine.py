@@ -18,6 +18,7 @@ import numpy as np
 
 from tracegrad.ir.errors import GradientError, ShapeError
 from tracegrad.ir.location import user_stacklevel
+from tracegrad.ir.quiet import IGNORE, QUIET
 from tracegrad.tracer.anomaly import anomaly, check, explain
 from tracegrad.tracer.profiling import accumulate_in_block, apply_node, profilers
 from tracegrad.tracer.roots import Root, many, roots_of, seed, target_edge, type_at
@@ -417,8 +418,9 @@ def _deliver(
     if have is None:
         slots[number] = (part, fresh)
     elif have[1] and not create_graph and state.recorder is None:
-        with np.errstate(all="ignore"):
-            np.add(have[0]._array, part._array, out=have[0]._array)
+        token = QUIET.set(IGNORE)
+        np.add(have[0]._array, part._array, out=have[0]._array)
+        QUIET.reset(token)
     else:
         slots[number] = (have[0] + part, True)
 
@@ -490,6 +492,7 @@ def accumulate(leaf: Tensor, ct: Tensor, create_graph: bool, *, fresh: bool) -> 
         else:
             if before_write:
                 announce(have._storage)
-            with np.errstate(all="ignore"):
-                np.add(have._array, ct._array, out=have._array)
+            token = QUIET.set(IGNORE)
+            np.add(have._array, ct._array, out=have._array)
+            QUIET.reset(token)
             have._storage.bump("add_")

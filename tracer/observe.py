@@ -22,6 +22,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from tracegrad.ir.location import Location
 from tracegrad.tracer.guard_text import MISSING, is_atom
 from tracegrad.tracer.guards import Observation
@@ -39,6 +41,33 @@ from tracegrad.tracer.tensor import Tensor
 
 MUTABLE = (list, dict, set, deque, bytearray)
 Profiler = Callable[[types.FrameType, str, Any], Any]
+
+
+class Before:
+    """The objects that exist when a run begins; there may be millions, so what is made of them is
+    made when it is first asked for.
+    """
+
+    def __init__(self) -> None:
+        self._objects = gc.get_objects()
+        self._ids: np.ndarray | None = None  # sorted
+        self._by_code: dict[int, list[types.FunctionType]] | None = None
+
+    def holds(self, value: object) -> bool:
+        """Whether `value`, which the garbage collector tracks, was there."""
+        if self._ids is None:
+            self._ids = np.fromiter(map(id, self._objects), np.int64, len(self._objects))
+            self._ids.sort()
+        k = int(np.searchsorted(self._ids, id(value)))
+        return k < len(self._ids) and int(self._ids[k]) == id(value)
+
+    def functions(self, code: types.CodeType) -> Sequence[types.FunctionType]:
+        """The functions made of `code`."""
+        if self._by_code is None:
+            self._by_code = {}
+            for f in [x for x in self._objects if type(x) is types.FunctionType]:
+                self._by_code.setdefault(id(f.__code__), []).append(f)
+        return self._by_code.get(id(code), ())
 
 
 class Observer:
@@ -63,25 +92,19 @@ class Observer:
     def __init__(self, fn: Callable[..., Any], arguments: Sequence[object]) -> None:
         self._fn = fn
         self._arguments = arguments
-        self._alive: list[Any] = []
-        self._ids: frozenset[int] = frozenset()
-        self._functions: dict[int, list[types.FunctionType]] = {}
+        self._before: Before | None = None
         self._done: dict[tuple[Any, ...], Any] = {}
         self._users: dict[int, bool] = {}
         self._codes: list[types.CodeType] = []  # keeps the ids in `_users` their own
         self._base: types.FrameType | None = None
         self._previous: Any = None
-        self._reads = Reads(lambda value: id(value) in self._ids)
+        self._reads = Reads(lambda value: self._before is not None and self._before.holds(value))
         self._frames = Frames(self._reads, arguments)
 
     # ---- the with block -------------------------------------------------------------------------
 
     def __enter__(self) -> Observer:
-        self._alive = gc.get_objects()
-        self._ids = frozenset(map(id, self._alive))
-        for value in self._alive:
-            if type(value) is types.FunctionType:
-                self._functions.setdefault(id(value.__code__), []).append(value)
+        self._before = Before()
         for argument in self._arguments:
             self._argument(argument)
         name = getattr(self._fn, "__qualname__", type(self._fn).__name__).rpartition(".")[2]
@@ -90,6 +113,9 @@ class Observer:
         self._previous = sys.getprofile()
         sys.setprofile(self._hook())
         return self
+
+    def _functions(self, code: types.CodeType) -> Sequence[types.FunctionType]:
+        return () if self._before is None else self._before.functions(code)
 
     def __exit__(self, *error: object) -> None:
         sys.setprofile(self._previous)
@@ -128,8 +154,7 @@ class Observer:
         reads = self._reads
         self._frames.finish()
         self._changes()
-        self._alive, self._ids = [], frozenset()
-        self._functions.clear()
+        self._before = None
         self._users.clear()
         self._codes.clear()
         self._done.clear()
@@ -202,7 +227,7 @@ class Observer:
         if code.co_name == "<module>":
             return  # an import: its code runs once, compiled or not
         values = frame.f_locals
-        for function in self._functions.get(id(code), ()):
+        for function in self._functions(code):
             for default in function.__defaults__ or ():
                 self._reads.know(default)
         functions = self._closures(frame, values)
@@ -222,7 +247,7 @@ class Observer:
         if not names:
             return []
         return [
-            f for f in self._functions.get(id(frame.f_code), ())
+            f for f in self._functions(frame.f_code)
             if f.__closure__ is not None
             and all(cell_value(c) is values.get(n, MISSING) for n, c in zip(names, f.__closure__))
         ]  # fmt: skip

@@ -139,12 +139,12 @@ def _accumulator(x: np.ndarray) -> type:
 
 def _eager_sum(x: np.ndarray, *, axes: Axes, keepdims: bool) -> np.ndarray:
     """Sum with a float64 accumulator (int64 for integers), rounded once at the end."""
-    return np.sum(x, axis=axes, keepdims=keepdims, dtype=_accumulator(x))
+    return np.add.reduce(x, axes, _accumulator(x), None, keepdims)
 
 
 def _eager_prod(x: np.ndarray, *, axes: Axes, keepdims: bool) -> np.ndarray:
     """Product with a float64 accumulator (int64 for integers), rounded once at the end."""
-    return np.prod(x, axis=axes, keepdims=keepdims, dtype=_accumulator(x))
+    return np.multiply.reduce(x, axes, _accumulator(x), None, keepdims)
 
 
 def products_of_others(x: Any, axes: Axes) -> Any:
