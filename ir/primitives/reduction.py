@@ -137,14 +137,18 @@ def _accumulator(x: np.ndarray) -> type:
     return np.int64 if x.dtype.kind in "biu" else np.float64
 
 
+_add: Callable[..., np.ndarray] = np.add.reduce  # what np.sum comes to
+_multiply: Callable[..., np.ndarray] = np.multiply.reduce
+
+
 def _eager_sum(x: np.ndarray, *, axes: Axes, keepdims: bool) -> np.ndarray:
     """Sum with a float64 accumulator (int64 for integers), rounded once at the end."""
-    return np.add.reduce(x, axes, _accumulator(x), None, keepdims)
+    return _add(x, axis=axes, dtype=_accumulator(x), keepdims=keepdims)
 
 
 def _eager_prod(x: np.ndarray, *, axes: Axes, keepdims: bool) -> np.ndarray:
     """Product with a float64 accumulator (int64 for integers), rounded once at the end."""
-    return np.multiply.reduce(x, axes, _accumulator(x), None, keepdims)
+    return _multiply(x, axis=axes, dtype=_accumulator(x), keepdims=keepdims)
 
 
 def products_of_others(x: Any, axes: Axes) -> Any:
