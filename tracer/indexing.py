@@ -48,6 +48,11 @@ def getitem(x: Tensor, index: Any) -> Tensor:
         ParameterError: a slice step below 1.
         OperandError: an index of a type that means nothing.
     """
+    if x._array.ndim and type(index) is int:  # the usual cases, without a list of items
+        return _picked(x, 0, index, 0)
+    if x._array.ndim and type(index) is slice:
+        viewed = _sliced(x, 0, index)
+        return _alias(x, index) if viewed is x else viewed
     viewed, arrays, _ = _parse(x, index)
     if not arrays:
         return _alias(x, index) if viewed is x else viewed

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tracegrad.ir import composite, composite_einsum, composite_linalg, dtypes
+from tracegrad.ir import composite, composite_einsum, composite_linalg, dtypes, ops
+from tracegrad.tracer.dispatch import dispatch
 from tracegrad.tracer.pointwise import apply2, named, need_tensor
+from tracegrad.tracer.tensor import Tensor
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
 
@@ -16,9 +18,17 @@ def _public(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+_MATRICES = {"contract": ((1,), (0,)), "batch": ((), ())}
+
+
 @_public
 def matmul(input: Any, other: Any) -> Any:
     """Matrix product of vectors, matrices or batches of matrices (`@`)."""
+    if isinstance(input, Tensor) and isinstance(other, Tensor):
+        x, y = input._array, other._array
+        if x.ndim == 2 == y.ndim and x.dtype == y.dtype and x.shape[1] == y.shape[0]:
+            if x.dtype.kind in "fiu":  # two matrices that fit: nothing to check any more
+                return dispatch(ops.dot_general, (input, other), _MATRICES)
     need_tensor("matmul", "input", 1, input)
     need_tensor("matmul", "other", 2, other)
     return composite_linalg.matmul(input, other)

@@ -273,7 +273,8 @@ def unsqueeze(input: Any, dim: int) -> Any:
 
 def slice_dim(input: Any, dim: int, start: int, stop: int, step: int = 1) -> Any:
     """`input[..., start:stop:step, ...]` along `dim`, with 0 <= start <= stop <= size."""
-    low, high, by = [0] * input.ndim, list(input.shape), [1] * input.ndim
+    shape = input._array.shape if isinstance(input, Tensor) else input.shape
+    low, high, by = [0] * len(shape), list(shape), [1] * len(shape)
     low[dim], high[dim], by[dim] = start, stop, step
     return moved("slice", input, start=tuple(low), stop=tuple(high), step=tuple(by))
 
@@ -317,7 +318,8 @@ def select(input: Any, dim: int, index: int) -> Any:
 
 def _select(input: Any, d: int, i: int) -> Any:
     part = slice_dim(input, d, i, i + 1)
-    out = moved("reshape", part, shape=(*input.shape[:d], *input.shape[d + 1 :]))
+    shape = input._array.shape if isinstance(input, Tensor) else input.shape
+    out = moved("reshape", part, shape=(*shape[:d], *shape[d + 1 :]))
     return as_one(out, input, "SelectBackward0", 2)
 
 
