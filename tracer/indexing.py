@@ -32,6 +32,9 @@ from tracegrad.tracer.tape import scalar_type_name
 from tracegrad.tracer.tensor import Tensor, literal, wrap
 
 
+_LARGE = 2**62  # integers beyond int64 have an error of their own
+
+
 class Parsed(NamedTuple):
     """The operand after the view part, and the index arrays by the dimensions they index."""
 
@@ -48,7 +51,8 @@ def getitem(x: Tensor, index: Any) -> Tensor:
         ParameterError: a slice step below 1.
         OperandError: an index of a type that means nothing.
     """
-    if x._array.ndim and type(index) is int:  # the usual cases, without a list of items
+    # the usual cases, without a list of items
+    if x._array.ndim and type(index) is int and -_LARGE < index < _LARGE:
         return _picked(x, 0, index, 0)
     if x._array.ndim and type(index) is slice:
         viewed = _sliced(x, 0, index)
