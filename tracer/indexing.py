@@ -31,7 +31,6 @@ from tracegrad.tracer.state import state
 from tracegrad.tracer.tape import scalar_type_name
 from tracegrad.tracer.tensor import Tensor, literal, wrap
 
-
 _LARGE = 2**62  # integers beyond int64 have an error of their own
 
 
