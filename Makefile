@@ -29,7 +29,7 @@ types: setup ## mypy alone
 	$(BIN)/python .ci/typecheck.py $(ARGS)
 
 unit: setup ## the tests alone; ARGS="-k name" chooses
-	$(BIN)/python -m pytest -n $(JOBS) -q --durations=10 $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -q --durations=10 $(ARGS)
 
 format: setup ## lay out the source and sort imports
 	$(BIN)/ruff check --fix .
