@@ -61,6 +61,10 @@ class Before:
         k = int(np.searchsorted(self._ids, id(value)))
         return k < len(self._ids) and int(self._ids[k]) == id(value)
 
+    def close(self) -> None:
+        """Let go of all: the list holds this object too, and the observer."""
+        self._objects, self._ids, self._by_code = [], None, None
+
     def functions(self, code: types.CodeType) -> Sequence[types.FunctionType]:
         """The functions made of `code`."""
         if self._by_code is None:
@@ -117,8 +121,15 @@ class Observer:
     def _functions(self, code: types.CodeType) -> Sequence[types.FunctionType]:
         return () if self._before is None else self._before.functions(code)
 
+    def _forget(self) -> None:
+        if self._before is not None:
+            self._before.close()
+            self._before = None
+
     def __exit__(self, *error: object) -> None:
         sys.setprofile(self._previous)
+        if error[0] is not None:  # nobody will ask `finish`
+            self._forget()
         self._base = None
 
     def _argument(self, value: Any) -> None:
@@ -154,7 +165,7 @@ class Observer:
         reads = self._reads
         self._frames.finish()
         self._changes()
-        self._before = None
+        self._forget()
         self._users.clear()
         self._codes.clear()
         self._done.clear()
