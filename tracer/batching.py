@@ -129,7 +129,11 @@ class Examples(Lockstep):
         own_array(out, operands)
         self._made.append(weakref.ref(out))
         with self.outside():
-            self.keep(out, self._batched(op, operands, batches, params, out), batches)
+            made = self._batched(op, operands, batches, params, out)
+            if op is TABLE["detach"]:  # the same memory, as of the example
+                self.accompany(out, made)
+            else:
+                self.keep(out, made, batches)
 
     def _batched(
         self, op: Primitive, operands: Sequence[Any], batches: Sequence[Tensor | None],
@@ -177,6 +181,18 @@ class Examples(Lockstep):
             self.part_of_base(name, target, have)
             inplace.check_writable(have)
             inplace.write(name, have, value if new is None else new)
+
+    def check_write(self, name: str, target: Tensor, value: Tensor) -> None:
+        """Refuse to write what differs between the examples to a tensor from outside.
+
+        Raises:
+            GradientError: it is one.
+        """
+        super().check_write(name, target, value)
+        if self.companion(value) is not None and self.companion(target) is None:
+            base = target if target._view is None else target._view.base
+            if id(base._array) not in self._local:
+                raise GradientError(_INPLACE)
 
     def _spread(self, target: Tensor) -> Tensor:
         """Give a tensor that was the same for all examples memory for each of them.

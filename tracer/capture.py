@@ -238,21 +238,14 @@ class GraphRecorder(Recorder):
         """Know the memory that it has now."""
         self.record(primitive.TABLE["reshape"], (taken,), {"shape": taken._array.shape}, taken)
 
+    def has_moved(self, tensor: Tensor) -> None:
+        """Go on with the value that it has now; the run stays eager anyway."""
+        self._literal(tensor)
+
     def for_function(self, node: FunctionNode, args: Sequence[Any]) -> Recorder | None:
         """This one: the run goes on to be recorded, though it will stay eager."""
         self.note(f"autograd.Function {node._function.__name__}")
         return self
-
-    def function(self, node: FunctionNode, args: Sequence[Any], outputs: Sequence[Any]) -> None:
-        """Said already, by `for_function`."""
-
-    def varies(self, tensor: Tensor) -> bool:
-        """No: it has its value."""
-        return False
-
-    def shown(self, tensor: Tensor) -> str | None:
-        """As it is."""
-        return None
 
     def note(self, what: str, tensor: Tensor | None = None) -> None:
         """Something that has no place in a graph."""

@@ -59,29 +59,40 @@ class Recorder:
 
     def alias(self, made: Tensor, tensor: Tensor) -> None:
         """`made` is another object with the value of `tensor`: no operation, no cut of history."""
-        raise NotImplementedError
 
     def laid_over(
         self, taken: Tensor, source: Tensor, region: Region, params: Mapping[str, Any]
     ) -> None:
         """`taken`, which recorded operations took of `source`, is a view of it from now on."""
-        raise NotImplementedError
+
+    def companions(self, tensor: Tensor) -> tuple[tuple[Any, Tensor], ...]:
+        """What goes in step with `tensor`: pairs of a lockstep and the companion it keeps."""
+        return ()
+
+    def check_write(self, name: str, target: Tensor, value: Tensor) -> None:
+        """`name` is about to write `value` to `target`: refuse what could not be followed."""
+
+    def moves(self, name: str, tensor: Tensor) -> None:
+        """`name` is about to change shape or memory of `tensor` in place."""
+        self.note(f"{name}()", tensor)
+
+    def has_moved(self, tensor: Tensor) -> None:
+        """`tensor` has another shape or memory now."""
 
     def for_function(self, node: FunctionNode, args: Sequence[Any]) -> Recorder | None:
         """Who records the body of the `forward` that a user's `Function` is about to run."""
-        raise NotImplementedError
+        return self
 
     def function(self, node: FunctionNode, args: Sequence[Any], outputs: Sequence[Any]) -> None:
         """A `Function` that the user wrote has run: `outputs` are what its caller gets."""
-        raise NotImplementedError
 
     def varies(self, tensor: Tensor) -> bool:
         """Whether `tensor` stands for several values, so that Python must not read it as one."""
-        raise NotImplementedError
+        return False
 
     def shown(self, tensor: Tensor) -> str | None:
         """What `repr(tensor)` should be, where it is not that of its values."""
-        raise NotImplementedError
+        return None
 
     def note(self, what: str, tensor: Tensor | None = None) -> None:
         """Something else worth knowing happened: "backward", ".grad", "requires_grad_"."""

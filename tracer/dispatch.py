@@ -21,7 +21,7 @@ from tracegrad.ir.quiet import IGNORE, QUIET
 from tracegrad.ir.types import TensorType
 from tracegrad.tracer import tape
 from tracegrad.tracer.profiling import profilers
-from tracegrad.tracer.saved import pack
+from tracegrad.tracer.saved import Packed, pack
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tape import NO_EDGE, Plan, accumulator
 from tracegrad.tracer.tensor import Tensor, View, dtype_of, wrap
@@ -72,8 +72,21 @@ def dispatch(op: Primitive, operands: Sequence[Any], params: Mapping[str, Any]) 
         if wanted:
             _track(plan, operands, params, out, wanted)
     if state.recorder is not None:
-        state.recorder.record(op, operands, params, out)
+        _recorded(op, operands, params, out)
     return out
+
+
+def _recorded(
+    op: Primitive, operands: Sequence[Any], params: Mapping[str, Any], out: Tensor
+) -> None:
+    """Tell the recorder, which may give `out` a companion, and packed values of it."""
+    assert state.recorder is not None, "there is one"
+    state.recorder.record(op, operands, params, out)
+    node = out._grad_fn
+    if state.saved_hooks and isinstance(node, tape.OperationNode) and node.saved:
+        for i, packed in zip(node.plan.kept(node.wanted), node.saved, strict=True):
+            if i == len(operands) and isinstance(packed, Packed):
+                packed.companions = state.recorder.companions(out)
 
 
 Tensor.__tracegrad_bind__ = staticmethod(dispatch)  # type: ignore[attr-defined]
@@ -174,7 +187,7 @@ def dispatch1(op: Primitive, x: Tensor) -> Tensor:
         else:
             _track1(plan, x, out)
     if state.recorder is not None:
-        state.recorder.record(op, (x,), {}, out)
+        _recorded(op, (x,), {}, out)
     return out
 
 
@@ -213,7 +226,7 @@ def dispatch2(op: Primitive, x: Any, y: Any) -> Tensor:
         if tracked:
             _track(plan, (x, y), {}, out, tracked)
     if state.recorder is not None:
-        state.recorder.record(op, (x, y), {}, out)
+        _recorded(op, (x, y), {}, out)
     return out
 
 

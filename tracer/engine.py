@@ -465,6 +465,21 @@ def _leading_to(order: Sequence[BackwardNode], targets: Sequence[Edge]) -> set[B
 _LOCKS = tuple(threading.RLock() for _ in range(16))  # a leaf has one of them, by its address
 
 
+def _laid_out(ct: Tensor, leaf: Tensor, fresh: bool) -> Tensor:
+    """The first gradient of a leaf: memory of its own, in the leaf's layout where that is dense."""
+    array, like = ct._array, leaf._array
+    if array.strides == like.strides or (like.flags.c_contiguous and array.flags.c_contiguous):
+        return wrap(array) if fresh else ct.detach().clone()
+    if state.recorder is not None:
+        return ct.detach().clone()
+    dense = like.size == 0 or (like.strides and 0 not in like.strides)
+    made = np.empty_like(like) if dense else np.empty(like.shape, like.dtype)
+    if made.strides != like.strides:  # gaps: row by row
+        made = np.empty(like.shape, like.dtype)
+    made[...] = array
+    return wrap(made)
+
+
 def accumulate(leaf: Tensor, ct: Tensor, create_graph: bool, *, fresh: bool) -> None:
     """Add `ct` to `leaf.grad`: in place, unless the sum itself is to be differentiable.
 
@@ -486,7 +501,7 @@ def accumulate(leaf: Tensor, ct: Tensor, create_graph: bool, *, fresh: bool) -> 
     with lock:
         have = leaf._grad
         if have is None:
-            leaf._grad = wrap(ct._array) if fresh else ct.detach().clone()
+            leaf._grad = _laid_out(ct, leaf, fresh)
         elif state.recorder is not None:
             have.add_(ct)
         else:

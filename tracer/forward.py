@@ -11,19 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tracegrad.ir.errors import ShapeError
+from tracegrad.ir.errors import ShapeError, UnsupportedError
 from tracegrad.ir.passes.jvp import tangent_of_result
 from tracegrad.tracer import inplace, printing
 from tracegrad.tracer.function_forward import tangents_of_outputs
 from tracegrad.tracer.lockstep import Lockstep, own_array
 from tracegrad.tracer.shapes import view_as
 from tracegrad.tracer.state import state
-from tracegrad.tracer.tensor import Tensor, literal
+from tracegrad.tracer.tensor import Tensor, alias, literal
 
 if TYPE_CHECKING:
     from tracegrad.ir.primitive import Primitive
     from tracegrad.tracer.function_node import FunctionNode
     from tracegrad.tracer.views import Region
+
+
+_MEMORY = ("numpy", "__array__", "__dlpack__")
 
 
 class Tangents(Lockstep):
@@ -49,6 +52,8 @@ class Tangents(Lockstep):
         with self.outside():
             if tangent.dtype is not primal.dtype:
                 tangent = tangent.to(primal.dtype)
+            if primal._storage.inference and not state.inference:
+                primal = alias(primal)
             made = view_as(primal, primal)
             tangent = laid_out_as(tangent, primal)
         self.accompany(made, tangent)
@@ -63,12 +68,26 @@ class Tangents(Lockstep):
         tangents = [self.companion(x) for x in operands]
         if all(dx is None for dx in tangents) or not out.dtype.is_floating_point:
             return
-        if state.inference:
+        if state.inference and self._connected is None:  # of `forward_ad`, as in PyTorch
             return
         with self.outside():
             made = tangent_of_result(op, operands, params, out, tangents)
             if made is not None:
                 self.keep(out, made, tangents)
+
+    def value_read(self, tensor: Tensor, what: str) -> None:
+        """Refuse to hand out memory of a tensor that varies; numbers may be read.
+
+        Raises:
+            UnsupportedError: inside `jvp` and `jacfwd`. In a level of `forward_ad` it is allowed,
+                as in PyTorch.
+        """
+        if self._connected is not None and what in _MEMORY and self.companion(tensor) is not None:
+            raise UnsupportedError(
+                f"{what}() of a tensor that varies inside jvp or jacfwd: what NumPy computes has no "
+                "tangent; detach() it, or write an autograd.Function with a jvp"
+            )
+        super().value_read(tensor, what)
 
     def record_inplace(self, name: str, target: Tensor, value: Tensor) -> None:
         """Write the tangent of the value where the tangent of the target is."""

@@ -179,6 +179,8 @@ class Function:
         Raises:
             GradientError: what the context was told does not fit what `forward` returned.
         """
+        if cls is Function:
+            return cls.forward(*args, **kwargs)  # which says that there is none
         with_setup = cls.setup_context is not Function.setup_context
         if kwargs or with_setup:
             args = _positional(cls.forward, args, kwargs, with_setup)
@@ -201,6 +203,7 @@ class Function:
         node._save(given)
         if recorder is not None:
             recorder.function(node, args, given)
+            node.note_companions(recorder, given)
         node._dirty = node._constant = ()  # an output that is marked would keep itself
         return tuple(given) if isinstance(result, tuple) else given[0]
 

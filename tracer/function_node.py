@@ -128,6 +128,12 @@ class FunctionNode(FunctionCtx, tape.BackwardNode):
         self._saved = saved
         self._to_save = ()
 
+    def note_companions(self, recorder: Any, outputs: Sequence[Any]) -> None:
+        """Packed outputs keep the companions that they have by now."""
+        for saved in self._saved or ():
+            if saved is not None and isinstance(saved[0], Packed) and isinstance(saved[1], int):
+                saved[0].companions = recorder.companions(outputs[saved[1]])
+
     @property
     def saved_tensors(self) -> tuple[Any, ...]:
         """What `save_for_backward` was given; in `jvp`, what `save_for_forward` was.

@@ -34,11 +34,11 @@ class _Mode:
 
     def __enter__(self) -> None:
         self._before.append((state.grad_enabled, state.inference))
-        state.grad_enabled = self._enabled
         if self._inference is not None:
             state.inference = self._inference
             if self._inference:
                 inferring.append(self)
+        state.grad_enabled = self._enabled and not state.inference
 
     def __exit__(self, *exc: object) -> None:
         if self._inference:

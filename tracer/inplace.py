@@ -312,6 +312,8 @@ def write(name: str, target: Tensor, value: Tensor, label: str = "") -> Tensor:
     recorded = tracked(target, value)
     was_tracked = recorded and target.requires_grad
     history = _new_history(name, label, target, value) if recorded else value
+    if state.recorder is not None:
+        state.recorder.check_write(name, target, value)
     if before_write:
         announce(target._storage)
     target._array[...] = value._array

@@ -27,7 +27,7 @@ def _move(name: str, label: str, target: Tensor, compute: Callable[..., Any], *a
     """Give `target` the place of `compute(target, *args)`, which is a view of all its elements."""
     need_tensor(name, "input", 1, target)
     if state.recorder is not None:
-        state.recorder.note(f"{name}()")
+        state.recorder.moves(name, target)
     inplace.check_history(target)
     inplace.check_mode(target)
     before = target._array
@@ -68,6 +68,8 @@ def _place(target: Tensor, array: np.ndarray) -> None:
     target._array = array
     if hasattr(target, "_address"):
         del target._address
+    if state.recorder is not None:
+        state.recorder.has_moved(target)
 
 
 def _dims(name: str, **dims: Any) -> None:
@@ -169,7 +171,7 @@ def set_(self: Tensor, source: Tensor | None = None) -> Tensor:
             f"{self.dtype.name}"
         )
     if state.recorder is not None:
-        state.recorder.note("set_()")
+        state.recorder.moves("set_", self)
     version = 0 if self._storage.inference else self._storage.version + 1
     given = wrap(np.empty(0, self._array.dtype)) if source is None else source
     self._storage = Storage(given._storage.memory)
@@ -221,7 +223,7 @@ def _resize(name: str, self: Tensor, size: Sequence[int]) -> Tensor:
     if array.size and not array.flags.c_contiguous:
         raise ShapeError(f"{name}(): {scalar_text(self)} is not contiguous in memory; clone() it")
     if state.recorder is not None:
-        state.recorder.note(f"{name}()")
+        state.recorder.moves(name, self)
     fits = array.size > 0 or have == 0
     placed = array.reshape(-1)[:have].reshape(size) if fits else np.zeros(size, array.dtype)
     self._storage.bump(name)

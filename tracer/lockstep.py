@@ -184,6 +184,36 @@ class Lockstep(Recorder):
         elif self.above is not None:
             self.above.laid_over(taken, source, region, params)
 
+    def companions(self, tensor: Tensor) -> tuple[tuple[Any, Tensor], ...]:
+        """This one's, and those of the recorders outside."""
+        mine = self.companion(tensor)
+        found = () if self.above is None else self.above.companions(tensor)
+        return found if mine is None else ((self, mine), *found)
+
+    def check_write(self, name: str, target: Tensor, value: Tensor) -> None:
+        """Pass it on."""
+        if self.above is not None:
+            self.above.check_write(name, target, value)
+
+    def moves(self, name: str, tensor: Tensor) -> None:
+        """Refuse it for tensors with a companion, which would keep its shape.
+
+        Raises:
+            UnsupportedError: there is one.
+        """
+        if self.companion(tensor) is not None:
+            raise UnsupportedError(
+                f"{name}() changes the shape or memory of a tensor that varies inside a transform; use "
+                "the function that returns a new tensor or view"
+            )
+        if self.above is not None:
+            self.above.moves(name, tensor)
+
+    def has_moved(self, tensor: Tensor) -> None:
+        """Pass it on."""
+        if self.above is not None:
+            self.above.has_moved(tensor)
+
     def for_function(self, node: FunctionNode, args: Sequence[Any]) -> Recorder | None:
         """The recorder outside: `function` makes the companions."""
         return None if self.above is None else self.above.for_function(node, args)

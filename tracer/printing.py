@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tracegrad.ir import dtypes
-from tracegrad.ir.errors import ParameterError
+from tracegrad.ir.errors import GradientError, ParameterError
 from tracegrad.tracer.tensor import Tensor, dtype_of
 
 
@@ -104,8 +104,14 @@ def text(
         body = _body(array, len(prefix), options)
         if x.dtype not in (dtypes.get_default_dtype(), dtypes.int64, dtypes.bool_):
             suffixes.append(f"dtype={x.dtype}")
-    if x.grad_fn is not None:
-        suffixes.append(f"grad_fn=<{x.grad_fn.name()}>")
+    try:
+        node = x.grad_fn
+    except GradientError:  # a view whose base was written to, and whose history cannot follow
+        name = "Invalid"
+    else:
+        name = node.name() if node is not None else ""
+    if name:
+        suffixes.append(f"grad_fn=<{name}>")
     elif x.requires_grad:
         suffixes.append("requires_grad=True")
     suffixes.extend(extra)

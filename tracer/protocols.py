@@ -20,6 +20,7 @@ from tracegrad.ir.errors import (
     OperandError,
     ParameterError,
     ShapeError,
+    UnsupportedError,
 )
 from tracegrad.ir.location import user_stacklevel
 from tracegrad.ir.primitive import is_scalar
@@ -200,7 +201,19 @@ def __repr__(self: Tensor, *, tensor_contents: str | None = None) -> str:
 # ---- copying ------------------------------------------------------------------------------------
 
 
+def _refuse_in_transforms(x: Tensor, what: str) -> None:
+    """Copies that are no operations would not vary with what they copy."""
+    varies = x.requires_grad or (state.recorder is not None and state.recorder.companions(x))
+    if state.transforms and varies:
+        raise UnsupportedError(
+            f"{what} of a tensor inside a transform (vmap, grad, jvp ...) would lose what the "
+            "transform follows; use clone()"
+        )
+
+
 def __deepcopy__(self: Tensor, memo: dict[int, Any]) -> Tensor:
+    _refuse_in_transforms(self, "deepcopy()")
+    _read(self, "deepcopy")
     if self.grad_fn is not None:
         raise GradientError(
             "Only Tensors created explicitly by the user (graph leaves) support the deepcopy "
@@ -270,6 +283,7 @@ def _rebuild(
 
 
 def __reduce_ex__(self: Tensor, protocol: int) -> tuple[Any, ...]:
+    _refuse_in_transforms(self, "a copy() or pickle")
     _read(self, "pickle")
     extra = dict(self.__dict__) if hasattr(self, "__dict__") else None
     return (

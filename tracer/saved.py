@@ -23,14 +23,18 @@ _WRITTEN = (
 )
 
 
+Companions = tuple[tuple[Any, Any], ...]  # a `Lockstep` and the companion it had for the tensor
+
+
 class Packed:
     """What a pack hook returned for one tensor, and the hook that undoes it."""
 
-    __slots__ = ("value", "hook")
+    __slots__ = ("value", "hook", "companions")
 
     def __init__(self, value: Any, hook: Hook) -> None:
         self.value = value
         self.hook = hook
+        self.companions: Companions = ()
 
     def unpack(self) -> Tensor:
         """The tensor again.
@@ -46,6 +50,8 @@ class Packed:
                 "Output of saved tensor unpack_hook expected to be a Tensor but got result of type "
                 f"{type(found).__name__}"
             )
+        for lockstep, companion in self.companions:  # hooks see values: tangents and batches stay
+            lockstep.accompany(found, companion)
         return found
 
 
@@ -69,4 +75,7 @@ def pack_with(tensor: Tensor, hook: Hook, unpack: Hook) -> Packed:
         state.grad_enabled = before
     if tensor._storage.version != version:
         raise GradientError(_WRITTEN)
-    return Packed(value, unpack)
+    made = Packed(value, unpack)
+    if state.recorder is not None:
+        made.companions = state.recorder.companions(tensor)
+    return made

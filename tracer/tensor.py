@@ -317,10 +317,7 @@ class Tensor(Operators):
 
     def detach(self) -> Tensor:
         """The same memory without history; writes through either are seen by both."""
-        storage = self._storage
-        if storage.inference and not state.inference:
-            storage = Storage(storage.memory)
-        made = wrap(self._array, storage)
+        made = wrap(self._array, self._storage)
         if state.recorder is not None:
             from tracegrad.ir.primitive import TABLE
 
@@ -343,7 +340,7 @@ class Tensor(Operators):
     @property
     def data(self) -> Tensor:
         """The same memory without history, and with a version counter of its own."""
-        made = wrap(self._array, Storage(self._storage.memory))
+        made = wrap(self._array, type(self._storage)(self._storage.memory))
         if state.recorder is not None:
             from tracegrad.ir.primitive import TABLE
 
@@ -405,7 +402,10 @@ def alias(x: Tensor) -> Tensor:
 
     Unlike `detach()` it is no operation: tangents, batches and recorders take the two for one.
     """
-    made = wrap(x._array, x._storage)
+    storage = x._storage
+    if storage.inference and not state.inference:
+        storage = Storage(storage.memory)
+    made = wrap(x._array, storage)
     if state.recorder is not None:
         state.recorder.alias(made, x)
     return made

@@ -462,17 +462,25 @@ def xlogy(input: Any, other: Any) -> Any:
         >>> tg.xlogy(tg.tensor([0., 2.]), tg.tensor([0., 1.]))
         tensor([0., 0.])
     """
-    zero = apply2("bitwise_and", _is_zero(input), _not_nan(other))
-    safe = where(zero, 1, other)
-    return named(where(zero, 0, apply2("mul", input, apply1("log", safe))), "XlogyBackward0")
+    x, y = _promoted(input, other)
+    zero = apply2("bitwise_and", apply2("equal", x, 0), apply2("equal", y, y))
+    safe = where(zero, 1, y)
+    return named(where(zero, 0, apply2("mul", x, apply1("log", safe))), "XlogyBackward0")
 
 
-def _is_zero(x: Any) -> Any:
-    return apply2("equal", x, 0) if isinstance(x, Tensor) else literal(np.asarray(x == 0))
-
-
-def _not_nan(x: Any) -> Any:
-    return apply2("equal", x, x) if isinstance(x, Tensor) else literal(np.asarray(x == x))
+def _promoted(*operands: Any) -> list[Tensor]:
+    """Operands of a floating function as tensors of their common dtype."""
+    known = [
+        (x.dtype, x.ndim) if isinstance(x, Tensor) else (dtypes.scalar_dtype(x), None)
+        for x in operands
+    ]
+    dtype = dtypes.promote(known)
+    if not dtype.is_floating_point:
+        dtype = dtypes.get_default_dtype()
+    return [
+        x.to(dtype) if isinstance(x, Tensor) else literal(np.asarray(x, dtype.numpy))
+        for x in operands
+    ]
 
 
 @_public

@@ -111,7 +111,7 @@ def gradcheck(
     ):  # fmt: skip
         if given and not there:
             raise AssertionError(f"Setting {option}=True requires {needed} to be True")
-    arguments = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    arguments = _arguments(inputs)
     try:
         _check_inputs(arguments)
         checked = Checked(func, arguments, outputs_of(func, arguments), eps)
@@ -136,6 +136,10 @@ def gradcheck(
             raise
         return False
     return True
+
+
+def _arguments(inputs: Any) -> tuple[Any, ...]:
+    return tuple(inputs) if isinstance(inputs, list | tuple) else (inputs,)
 
 
 def gradgradcheck(
@@ -175,7 +179,7 @@ def gradgradcheck(
             raise AssertionError(
                 f"Setting check_{option}_grad=True requires check_rev_over_rev to be True"
             )
-    arguments = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    arguments = _arguments(inputs)
     if grad_outputs is None:
         cotangents = [
             _random_like(o, gen_non_contig_grad_outputs) for o in outputs_of(func, arguments)

@@ -177,13 +177,14 @@ class _Call:
     ) -> tuple[Structure, list[Any], list[Any]]:
         """Results and their batch dimensions, flat."""
         examples = Examples(size, randomness, state.grad_enabled)
-        given = iter(
-            x if d is None else examples.example(x, d)
-            for d, x in zip(self.dims, leaves, strict=True)
-        )
-        args, kwargs = self.structure.build(given)
-        with transforming(), recording(examples):
-            output = self.func(*args, **kwargs)
+        with transforming():
+            given = iter(
+                x if d is None else examples.example(x, d)
+                for d, x in zip(self.dims, leaves, strict=True)
+            )
+            args, kwargs = self.structure.build(given)
+            with recording(examples):
+                output = self.func(*args, **kwargs)
         found: list[Any] = []
         structure = flatten(output, found)
         dims = self._dims_of_results(structure)

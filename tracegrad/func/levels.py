@@ -25,11 +25,14 @@ Tensors = tuple[Tensor, ...]
 @contextmanager
 def transforming() -> Iterator[None]:
     """A block in which a transform runs the user's code: `backward()` is refused there."""
+    before = state.inference  # what is made inside may be differentiated
     state.transforms += 1
+    state.inference = False
     try:
         yield
     finally:
         state.transforms -= 1
+        state.inference = before
 
 
 class Level:
@@ -79,10 +82,23 @@ class Level:
             stack.extend(fresh)
         return False
 
+    def _leave_companions(self, x: Tensor) -> None:
+        """Detach tangents and batches of a result too, unless their history leads outside."""
+        if state.recorder is None:
+            return
+        for lockstep, companion in state.recorder.companions(x):
+            with lockstep.outside():
+                self._leave_companions(companion)  # a tangent may have a batch, and so on
+                if companion.requires_grad and not self.reaches_outside([companion]):
+                    lockstep.accompany(x, alias(companion))
+
     def leave(self, value: Any) -> Any:
         """A result as the caller sees it: detached, unless its history leads outside."""
         leaves: list[Any] = []
         structure = flatten(value, leaves)
+        for x in leaves:
+            if isinstance(x, Tensor):
+                self._leave_companions(x)
         return structure.build(
             alias(x) if isinstance(x, Tensor) and x.requires_grad and not self.reaches_outside([x])
             else x
