@@ -233,6 +233,14 @@ class Primitive:
         rule = rules[i] if isinstance(rules, tuple) else rules
         return rule is not None and rule is not ZERO
 
+    def has_history(self, i: int) -> bool:
+        """Whether a result depends on argument `i` as PyTorch sees it: also where the derivative is
+        zero everywhere (`floor`), whose gradients are zeros then. Not for `detach`, nor an index.
+        """
+        rules = self.vjp
+        rule = rules[i] if isinstance(rules, tuple) else rules
+        return rule is not None and self.name != "detach"
+
 
 TABLE: dict[str, Primitive] = {}
 """All primitives by name, in the order of their declaration."""

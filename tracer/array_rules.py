@@ -60,16 +60,20 @@ def array_rule(
     values = [builder.input(t) for t in (*types, op.infer(types, params))]
     ct = builder.input(values[-1].type)
     parts: list[Value | None] = []
+    zeros: set[int] = set()  # operands whose derivative is zero everywhere
     with builder:
         for i, type in enumerate(types):
             part = None
             if wanted >> i & 1:
                 part = op.cotangent(i, ct, values[-1], values[:-1], params)
-                if part is not None and part.shape != type.shape:
+                if part is None:
+                    zeros.add(i)
+                elif part.shape != type.shape:
                     part = ops.unbroadcast(part, type.shape)
             parts.append(part)
     names = {ct: "ct"} | {values[k]: f"x{k}" for k in kept}
-    return _Writer(builder.nodes, names).written(parts, [f"x{k}" for k in kept])
+    writer = _Writer(builder.nodes, names, {i: types[i] for i in zeros})
+    return writer.written(parts, [f"x{k}" for k in kept])
 
 
 def kernel_of(op: Primitive, types: Sequence[TensorType]) -> Callable[..., Any]:
@@ -91,9 +95,12 @@ def is_exact(kernel: Callable[..., Any], types: Sequence[TensorType], out: Tenso
 class _Writer:
     """Writes the nodes of a rule as lines, and collects what their names stand for."""
 
-    def __init__(self, nodes: Sequence[Node], names: dict[Value, str]) -> None:
+    def __init__(
+        self, nodes: Sequence[Node], names: dict[Value, str], zeros: Mapping[int, TensorType]
+    ) -> None:
         self.nodes = nodes
         self.names = names
+        self.zeros = zeros
         self.lines: list[str] = []
         self.globals: dict[str, Any] = {"as_array": np.asarray}
 
@@ -108,7 +115,13 @@ class _Writer:
                 self._node(node)
         producers = {node.out: node for node in self.nodes}
         results, fresh, seen = [], [], set()
-        for part in parts:
+        for i, part in enumerate(parts):
+            if i in self.zeros:
+                type = self.zeros[i]
+                self.globals |= {"zeros": np.zeros, f"s{i}": type.shape, f"z{i}": type.dtype.numpy}
+                results.append(f"zeros(s{i}, z{i})")
+                fresh.append(True)
+                continue
             name = "None" if part is None else self.names[part]
             made = producers.get(part) if part is not None else None
             own = made is not None and made.primitive.family != "movement"

@@ -72,6 +72,10 @@ class Tangents(Lockstep):
             return
         with self.outside():
             made = tangent_of_result(op, operands, params, out, tangents)
+            if made is None and any(
+                dx is not None and op.has_history(i) for i, dx in enumerate(tangents)
+            ):
+                made = literal(np.zeros_like(out._array))
             if made is not None:
                 self.keep(out, made, tangents)
 

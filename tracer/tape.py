@@ -292,7 +292,9 @@ class OperationNode(BackwardNode):
             part = None
             if edge[0] is not None:
                 part = plan.op.cotangent(i, ct, out, args, self.params)
-                if part is not None and part._array.shape != plan.types[i].shape:
+                if part is None:
+                    part = wrap(np.zeros(plan.types[i].shape, plan.types[i].dtype.numpy))
+                elif part._array.shape != plan.types[i].shape:
                     part = ops.unbroadcast(part, plan.types[i].shape)
             result.append(part)
         return result
@@ -464,7 +466,7 @@ class Plan:
         self.takes = 0
         if self.out_type.dtype.is_floating_point:
             for i, t in enumerate(types):
-                if op.takes_gradient(i) and t.dtype.is_floating_point:
+                if op.has_history(i) and t.dtype.is_floating_point:
                     self.takes |= 1 << i
         self.node = node_class(op.grad_name(params))
         self.stand_ins = tuple(_StandIn(op, t) for t in self.all_types)

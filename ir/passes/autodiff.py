@@ -29,7 +29,7 @@ def varied_values(graph: Graph, wrt: Sequence[int]) -> set[Value]:
     varied = {graph.inputs[i] for i in wrt}
     for node in graph.nodes:
         if node.out.dtype.is_floating_point and any(
-            v in varied and node.primitive.takes_gradient(i) for i, v in enumerate(node.inputs)
+            v in varied and node.primitive.has_history(i) for i, v in enumerate(node.inputs)
         ):
             varied.add(node.out)
     return varied
@@ -40,7 +40,7 @@ def connected_inputs(graph: Graph, wrt: Sequence[int], outputs: Sequence[int]) -
     reached = {graph.outputs[i] for i in outputs}
     for node in reversed(graph.nodes):
         if node.out in reached:
-            reached.update(v for i, v in enumerate(node.inputs) if node.primitive.takes_gradient(i))
+            reached.update(v for i, v in enumerate(node.inputs) if node.primitive.has_history(i))
     varied = varied_values(graph, wrt)
     return tuple(i for i in wrt if graph.inputs[i] in reached and graph.inputs[i] in varied)
 
