@@ -260,6 +260,16 @@ def extremum(name: str, ufunc: Any, helper: str, loses: Callable[..., Any]) -> P
 maximum = extremum("maximum", np.maximum, "tg_max", less)
 minimum = extremum("minimum", np.minimum, "tg_min", greater)
 
+_NO_BOOL_RELU = "Boolean inputs not supported for relu"
+relu = unary(
+    "relu", lambda x: np.maximum(x, x.dtype.type(0)),
+    per_dtype(NUMBERS, floats="tg_max_{s}({x}, 0)", ints="tg_max_{s}({x}, 0)"),
+    vjp=lambda ct, out, x: where(less_equal(out, 0), 0, ct), promotion=NUMERIC, dtypes=NUMBERS,
+    source="definition; a primitive for the sake of one pass over memory",
+    doc="The larger of `x` and 0; the gradient at 0 is 0. NaN stays NaN.",
+    refused={"bool": _NO_BOOL_RELU}, refusals=(refused_dtype("relu", dtypes.bool_, 1, _NO_BOOL_RELU),),
+)  # fmt: skip
+
 
 def _clamp_inside(ct: Any, out: Any, x: Any, lo: Any, hi: Any) -> Any:
     return where(logical_and(greater_equal(x, lo), less_equal(x, hi)), ct, 0)
