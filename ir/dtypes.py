@@ -19,7 +19,7 @@ class DType:
     """One element type.
 
     Attributes:
-        name: `"float32"`; also how the type prints, with `tracegrad.` before it.
+        name: `"float32"`; also how the type prints, with `torch.` before it, as in PyTorch.
         kind: `"b"` bool, `"u"` unsigned, `"i"` signed, `"f"` floating.
         itemsize: bytes per element.
         c_type: the C type of one element in memory.
@@ -91,7 +91,7 @@ class DType:
         return 0 if self.kind == "b" else 2 if self.kind == "f" else 1
 
     def __repr__(self) -> str:
-        return f"tracegrad.{self.name}"
+        return f"torch.{self.name}"
 
     def __str__(self) -> str:
         return self.__repr__()

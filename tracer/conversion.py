@@ -39,7 +39,7 @@ def to(self: Tensor, *args: Any, **options: Any) -> Tensor:
     Example:
         >>> import tracegrad as tg
         >>> tg.ones(2).to(tg.int32)
-        tensor([1, 1], dtype=tracegrad.int32)
+        tensor([1, 1], dtype=torch.int32)
     """
     if len(args) == 1 and not options and type(args[0]) is DType:
         target = args[0] if args[0].kind != "c" else dtypes.as_dtype(args[0])
@@ -141,7 +141,7 @@ def view(self: Tensor, *shape: Any, dtype: DType | None = None) -> Tensor:
     Example:
         >>> import tracegrad as tg
         >>> tg.ones(2).view(tg.int32)
-        tensor([1065353216, 1065353216], dtype=tracegrad.int32)
+        tensor([1065353216, 1065353216], dtype=torch.int32)
     """
     if dtype is None and len(shape) == 1 and isinstance(shape[0], DType):
         dtype = shape[0]

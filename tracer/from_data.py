@@ -128,7 +128,7 @@ def asarray(
         >>> x = tg.asarray(a)
         >>> a[0] = 1
         >>> x
-        tensor([1., 0.], dtype=tracegrad.float64)
+        tensor([1., 0.], dtype=torch.float64)
     """
     if obj is ABSENT:
         raise missing("asarray", "obj")
@@ -206,7 +206,7 @@ def frombuffer(
     Example:
         >>> import tracegrad as tg
         >>> tg.frombuffer(bytearray([1, 0, 2, 0]), dtype=tg.int16)
-        tensor([1, 2], dtype=tracegrad.int16)
+        tensor([1, 2], dtype=torch.int16)
     """
     if dtype is ABSENT:
         raise missing("frombuffer", "dtype")

@@ -78,7 +78,7 @@ def result_type(tensor1: Any, tensor2: Any) -> DType:
     Example:
         >>> import tracegrad as tg
         >>> tg.result_type(tg.ones(2, dtype=tg.int8), 1.5)
-        tracegrad.float32
+        torch.float32
     """
     for x in (tensor1, tensor2):
         if not isinstance(x, Tensor) and not is_scalar(x):
@@ -111,7 +111,7 @@ def promote_types(type1: Any = _ABSENT, type2: Any = _ABSENT) -> DType:
     Example:
         >>> import tracegrad as tg
         >>> tg.promote_types(tg.uint8, tg.int8)
-        tracegrad.int16
+        torch.int16
     """
     _two_dtypes("promote_types", ("type1", "type2"), (type1, type2))
     return promote_pair(type1, type2)

@@ -118,7 +118,7 @@ def test_memory_goes_both_ways_through_dlpack() -> None:
     assert tg.from_dlpack(x, copy=True)[0, 0].item() == 7 and x.__dlpack_device__() == (1, 0)
     with pytest.raises(BufferError, match="Can't export tensors that require gradient"):
         np.from_dlpack(tg.ones(1, requires_grad=True))
-    with pytest.raises(BufferError, match="tracegrad.bfloat16 tensor"):
+    with pytest.raises(BufferError, match="torch.bfloat16 tensor"):
         np.from_dlpack(tg.ones(1, dtype=tg.bfloat16))
 
 
@@ -143,7 +143,7 @@ def test_storages_show_all_of_the_memory() -> None:
         numbers = x[:, 1].storage()
     assert numbers.tolist() == [0, 1, 2, 3, 4, 5] and numbers.untyped().size() == 12
     assert repr(numbers[:2]) == (
-        " 0\n 1\n[torch.storage.TypedStorage(dtype=tracegrad.int16, device=cpu) of size 2]"
+        " 0\n 1\n[torch.storage.TypedStorage(dtype=torch.int16, device=cpu) of size 2]"
     )
     with pytest.raises(IndexError, match="out of range for storage of size 12"):
         bytes_[12]

@@ -114,7 +114,7 @@ REFUSALS = [
     (lambda: LINEAR.train("x"), ValueError, "training mode is expected to be boolean"),
     (lambda: LINEAR.to(tg.int32), TypeError,
      "nn.Module.to only accepts floating point or complex dtypes, but got desired "
-     "dtype=tracegrad.int32"),
+     "dtype=torch.int32"),
     (lambda: LINEAR.get_submodule("a.b"), AttributeError, "Linear has no attribute `a`"),
     (lambda: LINEAR.get_submodule("weight"), AttributeError, "`weight` is not an nn.Module"),
     (lambda: LINEAR.get_buffer("weight"), AttributeError, "`weight` is not a buffer"),
