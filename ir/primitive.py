@@ -109,6 +109,7 @@ class Primitive:
         ulp: how far compiled may be from eager, in units in the last place.
         samples: `samples(rng, dtype)` yields Samples of every shape class that makes sense.
         refusals: what it must refuse.
+        numbers: `numbers(*operands)` refuses Python numbers among them by their value.
         backward_name: how the gradient node prints (`SinBackward0`), or a function of params.
         source: where the formula or the kernel comes from.
     """
@@ -137,6 +138,7 @@ class Primitive:
     cost: int = 1
     ulp: int = 0
     refusals: tuple[Refusal, ...] = ()
+    numbers: Callable[..., None] | None = None
     backward_name: str | Callable[[Mapping[str, Any]], str] = ""
 
     def __post_init__(self) -> None:
@@ -154,6 +156,8 @@ class Primitive:
 
     def __call__(self, *operands: Any, **params: Any) -> Any:
         """Check and promote `operands`, then apply the primitive to them."""
+        if self.numbers is not None:
+            self.numbers(*operands)
         for x in operands:
             call = getattr(type(x), "__tracegrad_call__", None)
             if call is not None:

@@ -10,7 +10,7 @@ import importlib as _importlib
 import math as _math
 from typing import Any as _Any
 
-from tracegrad.ir import errors
+from tracegrad import errors
 from tracegrad.ir.dtypes import DType as dtype
 from tracegrad.ir.dtypes import (
     bfloat16,

@@ -25,7 +25,7 @@ from tracegrad.ir.types import broadcast_shapes
 from tracegrad.tracer import inplace
 from tracegrad.tracer.arguments import check_fits, type_name
 from tracegrad.tracer.index_items import check_scalar_index, items, truth
-from tracegrad.tracer.pointwise import named
+from tracegrad.tracer.pointwise import named, need_tensor
 from tracegrad.tracer.shapes import clone, scalar_text, select, slice_dim, wrap_dim
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tape import scalar_type_name
@@ -373,6 +373,7 @@ def index_put(input: Tensor, indices: Any, values: Tensor, accumulate: bool = Fa
         ShapeError: `values` does not broadcast to what the indices choose.
         DimensionError: too many indices, or one out of range.
     """
+    need_tensor("index_put", "input", 1, input)
     check_put(input, indices, values)
     viewed, arrays, _ = _parse(input, tuple(indices))
     if not arrays:
@@ -382,6 +383,8 @@ def index_put(input: Tensor, indices: Any, values: Tensor, accumulate: bool = Fa
 
 def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
     """The elements `index` (1-D, integer) along `dim`; a copy."""
+    need_tensor("index_select", "input", 1, input)
+    need_tensor("index_select", "index", 3, index)
     if index.ndim > 1:
         raise DimensionError("index_select(): Index is supposed to be a vector")
     d = wrap_dim(dim, input.ndim)
@@ -395,6 +398,8 @@ def gather(input: Tensor, dim: int, index: Tensor) -> Tensor:
     Raises:
         ShapeError: `index` has another number of dimensions, or is larger outside `dim`.
     """
+    need_tensor("gather", "input", 1, input)
+    need_tensor("gather", "index", 3, index)
     from tracegrad.tracer.reductions import take_along
 
     d = _check_gather("gather", input, wrap_dim(dim, input.ndim), index)
@@ -420,6 +425,8 @@ def _check_gather(name: str, input: Tensor, d: int, index: Tensor) -> int:
 
 def scatter(input: Tensor, dim: int, index: Tensor, src: Any, *, reduce: Any = None) -> Tensor:
     """`input` with `src[i, j, k]` put at `[i, index[i, j, k], k]` (dim = 1), out of place."""
+    need_tensor("scatter", "input", 1, input)
+    need_tensor("scatter", "index", 3, index)
     if reduce is None:
         if isinstance(src, Tensor):
             _same_dtype(input, src)
@@ -440,6 +447,8 @@ def _same_dtype(input: Tensor, src: Tensor) -> None:
 
 def scatter_add(input: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
     """`input` with `src[i, j, k]` added at `[i, index[i, j, k], k]` (dim = 1), out of place."""
+    need_tensor("scatter_add", "input", 1, input)
+    need_tensor("scatter_add", "index", 3, index)
     if not isinstance(src, Tensor):
         kind = type(src).__name__
         raise OperandError(
@@ -497,6 +506,8 @@ def masked_fill(input: Tensor, mask: Tensor, value: Any) -> Tensor:
         DTypeError: `mask` is not bool.
         ShapeError: `value` has dimensions.
     """
+    need_tensor("masked_fill", "input", 1, input)
+    need_tensor("masked_fill", "mask", 2, mask)
     if mask.dtype is not dtypes.bool_:
         kind = C_NAMES.get(mask.dtype.name, mask.dtype.name)
         raise DTypeError(

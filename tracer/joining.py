@@ -184,12 +184,14 @@ def stack(tensors: Sequence[Any], dim: int = 0) -> Any:
 @_public
 def flip(input: Any, *dims: Any) -> Any:
     """Elements in reverse order along `dims`; a copy."""
+    need_tensor("flip", "input", 1, input)
     return ops.flip(input, axes=tuple(wrap_dim(d, input.ndim) for d in sizes(dims)))
 
 
 @_public
 def repeat(input: Any, *repeats: Any) -> Any:
     """`input` tiled `repeats[i]` times along dimension i (new ones in front)."""
+    need_tensor("repeat", "input", 1, input)
     counts = sizes(repeats)
     if len(counts) < input.ndim:
         raise ShapeError(
@@ -213,6 +215,7 @@ def contiguous_copy(out: Any, source: Any) -> Any:
 @_public
 def tile(input: Any, *dims: Any) -> Any:
     """`repeat` that pads `dims` with ones in front."""
+    need_tensor("tile", "input", 1, input)
     counts = sizes(dims)
     return repeat(input, (1,) * (input.ndim - len(counts)) + counts)
 

@@ -73,6 +73,9 @@ def tensordot(a: Any, b: Any, dims: Any = 2) -> Any:
 @_public
 def einsum(equation: str, *operands: Any) -> Any:
     """Sum of products in Einstein's notation."""
+    for position, operand in enumerate(operands, 2):
+        if not isinstance(operand, list | tuple):  # operands may come as one list
+            need_tensor("einsum", "operands", position, operand)
     if len(operands) == 1 and isinstance(operands[0], list | tuple):
         operands = tuple(operands[0])
     return composite_einsum.einsum(equation, *operands)

@@ -242,6 +242,7 @@ def square(input: Any) -> Any:
 @_public
 def positive(input: Any) -> Any:
     """`input` itself."""
+    need_tensor("positive", "input", 1, input)
     return input
 
 
@@ -403,6 +404,7 @@ def nan_to_num(
     input: Any, nan: float = 0.0, posinf: float | None = None, neginf: float | None = None
 ) -> Any:
     """NaN and infinities replaced by numbers (by default 0 and the largest finite ones)."""
+    need_tensor("nan_to_num", "input", 1, input)
     limits = np.finfo(input.dtype.numpy)
     high = float(limits.max) if posinf is None else posinf
     low = float(limits.min) if neginf is None else neginf

@@ -105,6 +105,8 @@ def view_as(input: Any, other: Any) -> Any:
 @_public
 def reshape_as(input: Any, other: Any) -> Any:
     """`input.reshape(other.shape)`."""
+    need_tensor("reshape_as", "input", 1, input)
+    need_tensor("reshape_as", "other", 2, other)
     return reshape(input, other.shape)
 
 
@@ -126,6 +128,7 @@ def flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
 @_public
 def unflatten(input: Any, dim: int, sizes: Sequence[int]) -> Any:
     """Split dimension `dim` into `sizes`."""
+    need_tensor("unflatten", "input", 1, input)
     d = wrap_dim(dim, input.ndim)
     rest = list(sizes)
     if -1 in rest:
@@ -184,6 +187,7 @@ def t(input: Any) -> Any:
 @_public
 def movedim(input: Any, source: Any, destination: Any) -> Any:
     """Dimensions `source` moved to positions `destination`."""
+    need_tensor("movedim", "input", 1, input)
     src = [source] if isinstance(source, int) else list(source)
     dst = [destination] if isinstance(destination, int) else list(destination)
     if len(src) != len(dst):
@@ -239,6 +243,8 @@ def scalar_text(x: Tensor) -> str:
 @_public
 def expand_as(input: Any, other: Any) -> Any:
     """`input.expand(other.shape)`."""
+    need_tensor("expand_as", "input", 1, input)
+    need_tensor("expand_as", "other", 2, other)
     return expand(input, other.shape)
 
 
@@ -342,6 +348,7 @@ def contiguous(input: Any, *, memory_format: Any = contiguous_format) -> Any:
         OperandError: `memory_format` is none.
         UnsupportedError: it is one that tensors do not have.
     """
+    need_tensor("contiguous", "input", 1, input)
     need_format("contiguous", memory_format)
     if memory_format is not contiguous_format or input.is_contiguous():
         return input

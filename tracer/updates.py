@@ -15,6 +15,7 @@ import numpy as np
 
 from tracegrad.ir import dtypes, ops
 from tracegrad.ir.errors import DimensionError, DTypeError, OperandError, ShapeError
+from tracegrad.ir.primitive import is_scalar
 from tracegrad.ir.types import broadcast_shapes
 from tracegrad.tracer import linalg
 from tracegrad.tracer.indexing import _as_value, _put
@@ -462,6 +463,9 @@ def xlogy(input: Any, other: Any) -> Any:
         >>> tg.xlogy(tg.tensor([0., 2.]), tg.tensor([0., 1.]))
         tensor([0., 0.])
     """
+    for position, (name, x) in enumerate((("input", input), ("other", other)), 1):
+        if not is_scalar(x):
+            need_tensor("xlogy", name, position, x)
     x, y = _promoted(input, other)
     zero = apply2("bitwise_and", apply2("equal", x, 0), apply2("equal", y, y))
     safe = where(zero, 1, y)

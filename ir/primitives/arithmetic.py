@@ -12,8 +12,17 @@ from typing import Any
 import numpy as np
 
 from tracegrad.ir import dtypes
-from tracegrad.ir.errors import DivisionByZeroError, ParameterError
-from tracegrad.ir.primitive import FLOAT, LINEAR, NUMERIC, ZERO, Primitive, Refusal
+from tracegrad.ir.errors import DivisionByZeroError, DTypeError
+from tracegrad.ir.primitive import (
+    FLOAT,
+    LINEAR,
+    NUMERIC,
+    ZERO,
+    Primitive,
+    Refusal,
+    is_scalar,
+    type_of,
+)  # fmt: skip
 from tracegrad.ir.primitives.elementary import log
 from tracegrad.ir.primitives.logic import (
     equal,
@@ -204,12 +213,17 @@ def _power(x: Any, y: Any) -> Any:
     negative = np.asarray(y) < 0
     if not negative.any():
         return np.power(x, y)
-    if isinstance(y, np.generic):
-        raise ParameterError("Integers to negative integer powers are not allowed.")
     # 1/x rounded to an integer: only 1 and -1 have one that is not 0.
     odd = np.where(np.asarray(y) % 2 == 0, 1, -1)
     tiny = np.where(x == 1, 1, np.where(x == -1, odd, 0)) if x.dtype.kind == "i" else x == 1
     return np.where(negative, tiny, np.power(x, np.where(negative, 0, y).astype(y.dtype)))
+
+
+def _refuse_negative_power(x: Any, y: Any) -> None:
+    """A Python number as exponent must not be negative where the base is of integers."""
+    if isinstance(y, int) and y < 0 and (is_scalar(x) or not type_of(x).dtype.is_floating_point):
+        if not isinstance(x, float):
+            raise DTypeError("Integers to negative integer powers are not allowed.")
 
 
 def _power_by_base(ct: Any, out: Any, x: Any, y: Any) -> Any:
@@ -228,10 +242,11 @@ pow = binary(
     "pow", _power, per_dtype(NUMBERS, floats="pow{f}({x}, {y})", ints="tg_pow_{s}({x}, {y})"),
     vjp=(_power_by_base, _power_by_exponent), jvp=(_power_by_base, _power_by_exponent),
     dtypes=NUMBERS, ranges=((0.3, 3.0), (0.0, 3.0)), cost=40, ulp=8,
+    numbers=_refuse_negative_power,
     source="IEEE 754-2019 §9.2.1; gradients at 0 as PyTorch's",
     doc="`x` to the power `y`; of integers, 0 where the true value is a fraction.",
     refusals=(refused_dtype("pow", dtypes.bool_, 2),
-              Refusal((np.array([2]), -1), {}, ParameterError,
+              Refusal((np.array([2]), -1), {}, DTypeError,
                       "^Integers to negative integer powers are not allowed.$")),
 )  # fmt: skip
 

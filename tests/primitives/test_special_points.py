@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tracegrad.ir import dtypes, ops
-from tracegrad.ir.errors import DivisionByZeroError, NotDifferentiableError, ParameterError
+from tracegrad.ir.errors import DivisionByZeroError, DTypeError, NotDifferentiableError
 from tracegrad.ir.evaluate import evaluate
 from tracegrad.ir.graph import GraphBuilder
 from tracegrad.ir.passes.autodiff import vjp
@@ -147,10 +147,13 @@ def test_true_division_of_integers_is_floating() -> None:
 
 
 def test_integer_to_negative_number_power_is_refused() -> None:
-    with pytest.raises(
-        ParameterError, match="^Integers to negative integer powers are not allowed"
-    ):
-        ops.pow(np.array([2]), -1)
+    for base in (np.array([2]), np.array([2], np.uint8)):
+        with pytest.raises(
+            DTypeError, match="^Integers to negative integer powers are not allowed"
+        ):
+            ops.pow(base, -1)
+    np.testing.assert_array_equal(ops.pow(np.array([2, 1]), np.array(-1)), [0, 1])
+    assert ops.pow(np.array(2.0), -1) == 0.5
 
 
 def test_out_of_range_conversion_is_defined() -> None:
