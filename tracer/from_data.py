@@ -15,6 +15,7 @@ from tracegrad.ir import dtypes
 from tracegrad.ir.dtypes import DType
 from tracegrad.ir.errors import (
     CapsuleError,
+    ExportError,
     OperandError,
     ParameterError,
 )
@@ -266,6 +267,7 @@ def from_dlpack(ext_tensor: Any, *, device: Any = None, copy: bool | None = None
         copy: True copies.
     Raises:
         CapsuleError: it does not speak DLPack.
+        ExportError: it is a tensor that requires grad.
         DeviceError: its memory is not the CPU's.
 
     Example:
@@ -278,6 +280,8 @@ def from_dlpack(ext_tensor: Any, *, device: Any = None, copy: bool | None = None
     if state.recorder is not None:
         state.recorder.note("from_dlpack()")
     if isinstance(ext_tensor, Tensor):
+        if ext_tensor.requires_grad:
+            raise ExportError("Can't export tensors that require gradient, use tensor.detach()")
         out = ext_tensor.detach()
         return out.clone() if copy else out
     if type(ext_tensor).__name__ == "PyCapsule":

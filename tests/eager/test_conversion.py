@@ -255,3 +255,10 @@ def test_compiled_functions_may_make_and_convert_tensors() -> None:
         for got, want in zip(compiled(x), f(x), strict=True):
             assert tg.allclose(got, want)
     assert compiled.cache_info().traces == 1 and compiled.cache_info().eager_calls == 0
+
+
+def test_a_leaf_that_requires_grad_is_not_exported() -> None:
+    """PyTorch: BufferError; writes to the copy would reach the leaf unseen."""
+    leaf = tg.ones(2, requires_grad=True)
+    with pytest.raises(BufferError, match="Can't export tensors that require gradient"):
+        tg.from_dlpack(leaf)
