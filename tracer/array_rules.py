@@ -72,8 +72,8 @@ def array_rule(
                     part = ops.unbroadcast(part, type.shape)
             parts.append(part)
     names = {ct: "ct"} | {values[k]: f"x{k}" for k in kept}
-    writer = _Writer(builder.nodes, names, {i: types[i] for i in zeros})
-    return writer.written(parts, [f"x{k}" for k in kept])
+    arguments = [f"x{k}" for k in kept]
+    return rule_of(builder.nodes, parts, Lines(names), arguments, {i: types[i] for i in zeros})
 
 
 def kernel_of(op: Primitive, types: Sequence[TensorType]) -> Callable[..., Any]:
@@ -92,75 +92,93 @@ def is_exact(kernel: Callable[..., Any], types: Sequence[TensorType], out: Tenso
     return same and isinstance(kernel, np.ufunc) and bool(out.shape)
 
 
-class _Writer:
-    """Writes the nodes of a rule as lines, and collects what their names stand for."""
+class Lines:
+    """Text of a Python function that calls kernels, and what its names stand for.
 
-    def __init__(
-        self, nodes: Sequence[Node], names: dict[Value, str], zeros: Mapping[int, TensorType]
-    ) -> None:
-        self.nodes = nodes
+    Attributes:
+        names: of the values that are at hand.
+        lines: of the body, so far.
+        globals: what other names in the text stand for.
+    """
+
+    def __init__(self, names: dict[Value, str]) -> None:
         self.names = names
-        self.zeros = zeros
         self.lines: list[str] = []
         self.globals: dict[str, Any] = {"as_array": np.asarray}
 
-    def written(self, parts: Sequence[Value | None], arguments: Sequence[str]) -> ArrayRule:
-        """The function that computes `parts`."""
-        live = {p for p in parts if p is not None}
-        for node in reversed(self.nodes):
-            if node.out in live:
-                live.update(node.inputs)
-        for node in self.nodes:
-            if node.out in live:
-                self._node(node)
-        producers = {node.out: node for node in self.nodes}
-        results, fresh, seen = [], [], set()
-        for i, part in enumerate(parts):
-            if i in self.zeros:
-                type = self.zeros[i]
-                self.globals |= {"zeros": np.zeros, f"s{i}": type.shape, f"z{i}": type.dtype.numpy}
-                results.append(f"zeros(s{i}, z{i})")
-                fresh.append(True)
-                continue
-            name = "None" if part is None else self.names[part]
-            made = producers.get(part) if part is not None else None
-            own = made is not None and made.primitive.family != "movement"
-            own = own and made is not None and made.primitive.name not in ("detach", "constant")
-            if part in seen and name not in (
-                "None",
-                "ct",
-            ):  # two operands must not share what may be added to
-                name, own = f"{name}.copy()", True
-            seen.add(part)
-            results.append(name)
-            fresh.append(own)
-        returned = results[0] + "," if len(results) == 1 else ", ".join(results)
-        body = [*self.lines, f"return {returned}"]
-        text = "\n    ".join([f"def rule({', '.join(['ct', *arguments])}):", *body])
-        code = _CODE.get(text)
-        if code is None:
-            code = _CODE[text] = compile(text, "<tracegrad backward rule>", "exec")
-        exec(code, self.globals)
-        return ArrayRule(self.globals["rule"], tuple(fresh), text)
-
-    def _node(self, node: Node) -> None:
-        op, out = node.primitive, node.out
-        number = sum(name[0] in "tc" and name != "ct" for name in self.names.values())
-        if op.name == "constant":
-            name = self.names[out] = f"c{number}"
-            self.globals[name] = np.asarray(op.eager(**node.params))
-            return
-        name = self.names[out] = f"t{number}"
-        types = [v.type for v in node.inputs]
+    def step(
+        self, op: Primitive, types: Sequence[TensorType], params: Mapping[str, Any],
+        out: TensorType, name: str, given: Sequence[str],
+    ) -> None:  # fmt: skip
+        """Add `name = op(given)`, an array of the dtype that the record's rule says."""
         kernel = kernel_of(op, types)
-        self.globals[op.name] = kernel
-        given = [self.names[v] for v in node.inputs]
-        if node.params:
-            self.globals[f"p{number}"] = dict(node.params)
-            given.append(f"**p{number}")
-        call = f"{op.name}({', '.join(given)})"
-        if op.family == "movement" or is_exact(kernel, types, out.type):
-            self.lines.append(f"{name} = {call}")
-        else:
-            self.globals[f"d{number}"] = out.dtype.numpy
-            self.lines.append(f"{name} = as_array({call}, d{number})")
+        called = (
+            op.name if self.globals.setdefault(op.name, kernel) is kernel else f"{op.name}_{name}"
+        )
+        self.globals[called] = kernel
+        given = list(given)
+        if params:
+            self.globals[f"p_{name}"] = dict(params)
+            given.append(f"**p_{name}")
+        call = f"{called}({', '.join(given)})"
+        if op.family != "movement" and not is_exact(kernel, types, out):
+            self.globals[f"d_{name}"] = out.dtype.numpy
+            call = f"as_array({call}, d_{name})"
+        self.lines.append(f"{name} = {call}")
+
+    def function(self, signature: str, returned: Sequence[str]) -> Any:
+        """The function `signature` that returns a tuple; its text is `text`."""
+        what = ", ".join(returned) + "," * (len(returned) == 1)
+        self.text = "\n    ".join([f"def {signature}:", *self.lines, f"return {what}"])
+        code = _CODE.get(self.text)
+        if code is None:
+            code = _CODE[self.text] = compile(self.text, "<tracegrad kernels>", "exec")
+        exec(code, self.globals)
+        return self.globals[signature.partition("(")[0]]
+
+
+def rule_of(
+    nodes: Sequence[Node], parts: Sequence[Value | None], lines: Lines, arguments: Sequence[str],
+    zeros: Mapping[int, TensorType],
+) -> ArrayRule:  # fmt: skip
+    """The function of a cotangent `ct` and `arguments` that computes `parts`.
+
+    Args:
+        nodes: where the parts come from.
+        lines: with the names of the values that are at hand.
+        zeros: positions of parts that are zeros, and their types.
+    """
+    live = {p for p in parts if p is not None}
+    for node in reversed(nodes):
+        if node.out in live:
+            live.update(node.inputs)
+    for number, node in enumerate(n for n in nodes if n.out in live):
+        if node.primitive.name == "constant":
+            name = lines.names[node.out] = f"c{number}"
+            lines.globals[name] = np.asarray(node.primitive.eager(**node.params))
+            continue
+        name = f"t{number}"
+        given = [lines.names[v] for v in node.inputs]
+        types = [v.type for v in node.inputs]
+        lines.step(node.primitive, types, node.params, node.out.type, name, given)
+        lines.names[node.out] = name
+    producers = {node.out: node for node in nodes}
+    returned, fresh, seen = [], [], set()
+    for i, part in enumerate(parts):
+        if i in zeros:
+            lines.globals |= {"zeros": np.zeros, f"s{i}": zeros[i].shape,
+                              f"z{i}": zeros[i].dtype.numpy}  # fmt: skip
+            returned.append(f"zeros(s{i}, z{i})")
+            fresh.append(True)
+            continue
+        name = "None" if part is None else lines.names[part]
+        made = producers.get(part) if part is not None else None
+        own = made is not None and made.primitive.family != "movement"
+        own = own and made is not None and made.primitive.name not in ("detach", "constant")
+        if part in seen and name not in ("None", "ct"):
+            name, own = f"{name}.copy()", True  # operands must not share what may be added to
+        seen.add(part)
+        returned.append(name)
+        fresh.append(own)
+    run = lines.function(f"rule({', '.join(['ct', *arguments])})", returned)
+    return ArrayRule(run, tuple(fresh), lines.text)

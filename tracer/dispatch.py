@@ -76,6 +76,17 @@ def dispatch(op: Primitive, operands: Sequence[Any], params: Mapping[str, Any]) 
     return out
 
 
+def planned(op: Primitive, arrays: Sequence[Any], params: Mapping[str, Any]) -> Plan:
+    """The plan of `op` for operands like `arrays`."""
+    key: list[Any] = [op]
+    for array in arrays:
+        key.append(array.shape)
+        key.append(array.dtype)
+    if params:
+        _extend(key, params)
+    return _PLANS.get(tuple(key)) or _make_plan(op, arrays, params, tuple(key))
+
+
 def _recorded(
     op: Primitive, operands: Sequence[Any], params: Mapping[str, Any], out: Tensor
 ) -> None:
@@ -282,18 +293,22 @@ def _shares(out: np.ndarray, arrays: Sequence[Any]) -> bool:
 
 def make_view(source: Tensor, array: np.ndarray, op: Any, params: Mapping[str, Any]) -> Tensor:
     """A Tensor over `array`, a view of `source` made by `op`, sharing its version counter."""
+    return viewed(source, array, ((op, params, array.shape),))
+
+
+def viewed(source: Tensor, array: np.ndarray, steps: tuple[Any, ...]) -> Tensor:
+    """As `make_view`, for several movement operations: (operation, parameters, shape)."""
     storage = source._storage
     out = wrap(array, storage)
     if storage.inference:
         return out
-    step = (op, params, array.shape)
     above = source._view
     if above is None:
-        out._view = View(source, (step,), storage.version, "")
+        view = out._view = View(source, steps, storage.version, "")
     else:
-        out._view = View(above.base, (*above.chain, step), storage.version, above.made)
+        view = out._view = View(above.base, (*above.chain, *steps), storage.version, above.made)
     if not state.grad_enabled:
-        out._view.made = "inference" if state.inference else "no_grad"
+        view.made = "inference" if state.inference else "no_grad"
         out._requires_grad = source.requires_grad  # of a leaf of its own, as in PyTorch
     return out
 

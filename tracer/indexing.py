@@ -24,14 +24,13 @@ from tracegrad.ir.errors import (
 from tracegrad.ir.types import broadcast_shapes
 from tracegrad.tracer import inplace
 from tracegrad.tracer.arguments import check_fits, type_name
+from tracegrad.tracer.composites import viewing
 from tracegrad.tracer.index_items import check_scalar_index, items, truth
 from tracegrad.tracer.pointwise import named, need_tensor
 from tracegrad.tracer.shapes import clone, scalar_text, select, slice_dim, wrap_dim
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tape import scalar_type_name
 from tracegrad.tracer.tensor import Tensor, literal, wrap
-
-_LARGE = 2**62  # integers beyond int64 have an error of their own
 
 
 class Parsed(NamedTuple):
@@ -42,6 +41,7 @@ class Parsed(NamedTuple):
     mask: bool  # the arrays are the positions of one mask
 
 
+@viewing
 def getitem(x: Tensor, index: Any) -> Tensor:
     """`x[index]`: a view for ints, slices, None and Ellipsis; a copy for index tensors.
 
@@ -50,12 +50,6 @@ def getitem(x: Tensor, index: Any) -> Tensor:
         ParameterError: a slice step below 1.
         OperandError: an index of a type that means nothing.
     """
-    # the usual cases, without a list of items
-    if x._array.ndim and type(index) is int and -_LARGE < index < _LARGE:
-        return _picked(x, 0, index, 0)
-    if x._array.ndim and type(index) is slice:
-        viewed = _sliced(x, 0, index)
-        return _alias(x, index) if viewed is x else viewed
     viewed, arrays, _ = _parse(x, index)
     if not arrays:
         return _alias(x, index) if viewed is x else viewed

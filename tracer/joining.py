@@ -10,6 +10,7 @@ import numpy as np
 
 from tracegrad.ir import ops
 from tracegrad.ir.errors import OperandError, ParameterError, ShapeError
+from tracegrad.tracer.composites import composite
 from tracegrad.tracer.pointwise import named, need_tensor
 from tracegrad.tracer.shapes import narrow, reshape, sizes, slice_dim, unsqueeze, wrap_dim
 from tracegrad.tracer.tensor import Tensor
@@ -137,6 +138,7 @@ def chunk(input: Any, chunks: int, dim: int = 0) -> tuple[Any, ...]:
 
 
 @_public
+@composite
 def cat(tensors: Sequence[Any], dim: int = 0) -> Any:
     """Tensors one after another along `dim`; dtypes are promoted.
 
@@ -168,6 +170,7 @@ def _list_of_tensors(function: str, tensors: Any) -> list[Any]:
 
 
 @_public
+@composite
 def stack(tensors: Sequence[Any], dim: int = 0) -> Any:
     """Tensors of one shape along a new dimension `dim`."""
     listed = _list_of_tensors("stack", tensors)
@@ -182,6 +185,7 @@ def stack(tensors: Sequence[Any], dim: int = 0) -> Any:
 
 
 @_public
+@composite
 def flip(input: Any, *dims: Any) -> Any:
     """Elements in reverse order along `dims`; a copy."""
     need_tensor("flip", "input", 1, input)
@@ -189,6 +193,7 @@ def flip(input: Any, *dims: Any) -> Any:
 
 
 @_public
+@composite
 def repeat(input: Any, *repeats: Any) -> Any:
     """`input` tiled `repeats[i]` times along dimension i (new ones in front)."""
     need_tensor("repeat", "input", 1, input)
@@ -213,6 +218,7 @@ def contiguous_copy(out: Any, source: Any) -> Any:
 
 
 @_public
+@composite
 def tile(input: Any, *dims: Any) -> Any:
     """`repeat` that pads `dims` with ones in front."""
     need_tensor("tile", "input", 1, input)
@@ -221,6 +227,7 @@ def tile(input: Any, *dims: Any) -> Any:
 
 
 @_public
+@composite
 def roll(input: Any, shifts: Any, dims: Any = None) -> Any:
     """Elements moved along `dims` by `shifts`, round the end."""
     if dims is None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tracegrad.ir import composite, composite_einsum, composite_linalg, dtypes, ops
+from tracegrad.ir import composite as formulas
+from tracegrad.ir import composite_einsum, composite_linalg, dtypes, ops
+from tracegrad.tracer.composites import composite
 from tracegrad.tracer.dispatch import dispatch
 from tracegrad.tracer.pointwise import apply2, named, need_tensor
 from tracegrad.tracer.tensor import Tensor
@@ -22,6 +24,7 @@ _MATRICES = {"contract": ((1,), (0,)), "batch": ((), ())}
 
 
 @_public
+@composite
 def matmul(input: Any, other: Any) -> Any:
     """Matrix product of vectors, matrices or batches of matrices (`@`)."""
     if isinstance(input, Tensor) and isinstance(other, Tensor):
@@ -35,42 +38,49 @@ def matmul(input: Any, other: Any) -> Any:
 
 
 @_public
+@composite
 def mm(input: Any, mat2: Any) -> Any:
     """Product of two matrices."""
     return composite_linalg.mm(input, mat2)
 
 
 @_public
+@composite
 def mv(input: Any, vec: Any) -> Any:
     """Matrix times vector."""
     return composite_linalg.mv(input, vec)
 
 
 @_public
+@composite
 def dot(input: Any, tensor: Any) -> Any:
     """Inner product of two vectors."""
     return composite_linalg.dot(input, tensor)
 
 
 @_public
+@composite
 def bmm(input: Any, mat2: Any) -> Any:
     """Products of two batches of matrices, (b, n, m) and (b, m, p)."""
     return composite_linalg.bmm(input, mat2)
 
 
 @_public
+@composite
 def outer(input: Any, vec2: Any) -> Any:
     """Outer product of two vectors."""
     return composite_linalg.outer(input, vec2)
 
 
 @_public
+@composite
 def tensordot(a: Any, b: Any, dims: Any = 2) -> Any:
     """Sum of products over paired dimensions."""
     return composite_linalg.tensordot(a, b, dims)
 
 
 @_public
+@composite
 def einsum(equation: str, *operands: Any) -> Any:
     """Sum of products in Einstein's notation."""
     for position, operand in enumerate(operands, 2):
@@ -82,6 +92,7 @@ def einsum(equation: str, *operands: Any) -> Any:
 
 
 @_public
+@composite
 def addmm(input: Any, mat1: Any, mat2: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
     """`beta * input + alpha * (mat1 @ mat2)`."""
     product = mm(mat1, mat2)
@@ -91,6 +102,7 @@ def addmm(input: Any, mat1: Any, mat2: Any, *, beta: Any = 1, alpha: Any = 1) ->
 
 
 @_public
+@composite
 def baddbmm(input: Any, batch1: Any, batch2: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
     """`beta * input + alpha * bmm(batch1, batch2)`."""
     product = bmm(batch1, batch2)
@@ -100,23 +112,26 @@ def baddbmm(input: Any, batch1: Any, batch2: Any, *, beta: Any = 1, alpha: Any =
 
 
 @_public
+@composite
 def softmax(input: Any, dim: int, dtype: Any = None) -> Any:
     """`exp(x)` divided by its sum along `dim`, without overflow."""
     need_tensor("softmax", "input", 1, input)
     x = input if dtype is None else input.to(dtypes.as_dtype(dtype))
-    return named(composite.softmax(x, dim), "SoftmaxBackward0")
+    return named(formulas.softmax(x, dim), "SoftmaxBackward0")
 
 
 @_public
+@composite
 def log_softmax(input: Any, dim: int, dtype: Any = None) -> Any:
     """Logarithm of `softmax`, without overflow."""
     need_tensor("log_softmax", "input", 1, input)
     x = input if dtype is None else input.to(dtypes.as_dtype(dtype))
-    return named(composite.log_softmax(x, dim), "LogSoftmaxBackward0")
+    return named(formulas.log_softmax(x, dim), "LogSoftmaxBackward0")
 
 
 @_public
+@composite
 def logsumexp(input: Any, dim: Any, keepdim: bool = False) -> Any:
     """Logarithm of the sum of exponentials along `dim`, without overflow."""
     need_tensor("logsumexp", "input", 1, input)
-    return named(composite.logsumexp(input, dim, keepdim), "LogsumexpBackward0")
+    return named(formulas.logsumexp(input, dim, keepdim), "LogsumexpBackward0")

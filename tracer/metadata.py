@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from tracegrad.ir import ops
 from tracegrad.ir.errors import (
     DeviceError,
     DimensionError,
@@ -242,7 +241,7 @@ def _reversed(self: Tensor) -> Tensor:
         _of_scalar("T", _IDENTITY)
     elif self.ndim > 2:
         warnings.warn(_NOT_TWO, UserWarning, stacklevel=user_stacklevel())
-    return ops.permute(self, axes=tuple(reversed(range(self.ndim))))
+    return shapes.permute(self, *reversed(range(self.ndim)))
 
 
 def _matrix(name: str, advice: str) -> Callable[[Tensor], Tensor]:

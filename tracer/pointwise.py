@@ -17,6 +17,7 @@ from tracegrad.ir.errors import DTypeError, OperandError, ParameterError
 from tracegrad.ir.primitive import INTEGRAL, NO_PROMOTION, TABLE, is_scalar
 from tracegrad.ir.types import broadcast_shapes
 from tracegrad.tracer.arguments import check_fits
+from tracegrad.tracer.composites import composite
 from tracegrad.tracer.dispatch import dispatch1, dispatch2
 from tracegrad.tracer.pointwise_checks import check_close, check_no_bool
 from tracegrad.tracer.tape import node_class
@@ -93,7 +94,19 @@ def apply2(name: str, x: Any, y: Any) -> Any:
                 return dispatch2(op, dtype.type(x), y)
     if name == "sub":
         check_no_bool(x, y)
-    return TABLE[name](_operand(x), _operand(y))
+    return _promoted[name](_operand(x), _operand(y))
+
+
+class _Promoted(dict[str, Any]):
+    """Primitive name -> function of two operands that need promotion, or checks of their own."""
+
+    def __missing__(self, name: str) -> Any:
+        op = TABLE[name]
+        self[name] = composite(lambda x, y: op(x, y))
+        return self[name]
+
+
+_promoted = _Promoted()
 
 
 def _operand(x: Any) -> Any:
@@ -209,6 +222,7 @@ def rsub(input: Any, other: Any, *, alpha: Any = 1) -> Any:
 
 
 @_public
+@composite
 def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Any:
     """`input / other`; integers divide to the default float dtype.
 
@@ -234,6 +248,7 @@ def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Any:
 
 
 @_public
+@composite
 def square(input: Any) -> Any:
     """`input` squared (PyTorch's `pow(input, 2)`)."""
     return apply2("pow", input, 2)
@@ -247,6 +262,7 @@ def positive(input: Any) -> Any:
 
 
 @_public
+@composite
 def round(input: Any, *, decimals: int = 0) -> Any:
     """Round half to even, to `decimals` places."""
     need_tensor("round", "input", 1, input)
@@ -259,12 +275,14 @@ def round(input: Any, *, decimals: int = 0) -> Any:
 
 
 @_public
+@composite
 def frac(input: Any) -> Any:
     """The fractional part, with the sign of `input`."""
     return apply2("sub", input, apply1("trunc", input))
 
 
 @_public
+@composite
 def clamp(input: Any, min: Any = None, max: Any = None) -> Any:
     """`input` limited to [min, max]; the gradient passes where the value was not changed.
 
@@ -308,18 +326,21 @@ def _integer_limits(dtype: dtypes.DType) -> tuple[int, int]:
 
 
 @_public
+@composite
 def clip(input: Any, min: Any = None, max: Any = None) -> Any:
     """`clamp` under its other name."""
     return clamp(input, min, max)
 
 
 @_public
+@composite
 def clamp_min(input: Any, min: Any) -> Any:
     """`input` where it is at least `min`, else `min`."""
     return clamp(input, min=min)
 
 
 @_public
+@composite
 def clamp_max(input: Any, max: Any) -> Any:
     """`input` where it is at most `max`, else `max`."""
     return clamp(input, max=max)
@@ -333,6 +354,7 @@ def relu(input: Any) -> Any:
 
 
 @_public
+@composite
 def where(condition: Any, input: Any = None, other: Any = None) -> Any:
     """`input` where `condition` holds, else `other`; with one argument, `nonzero` as a tuple.
 
@@ -351,6 +373,7 @@ def where(condition: Any, input: Any = None, other: Any = None) -> Any:
 
 
 @_public
+@composite
 def lerp(input: Any, end: Any, weight: Any) -> Any:
     """`input + weight * (end - input)`."""
     need_tensor("lerp", "input", 1, input)
@@ -360,18 +383,21 @@ def lerp(input: Any, end: Any, weight: Any) -> Any:
 
 
 @_public
+@composite
 def addcmul(input: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> Any:
     """`input + value * tensor1 * tensor2`."""
     return add(input, apply2("mul", tensor1, tensor2), alpha=value)
 
 
 @_public
+@composite
 def addcdiv(input: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> Any:
     """`input + value * tensor1 / tensor2`."""
     return add(input, apply2("div", tensor1, tensor2), alpha=value)
 
 
 @_public
+@composite
 def isclose(
     input: Any, other: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False
 ) -> Any:
@@ -400,6 +426,7 @@ def isclose(
 
 
 @_public
+@composite
 def nan_to_num(
     input: Any, nan: float = 0.0, posinf: float | None = None, neginf: float | None = None
 ) -> Any:

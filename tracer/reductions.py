@@ -14,6 +14,7 @@ from tracegrad.ir import dtypes, ops
 from tracegrad.ir.errors import DimensionError, DTypeError, OperandError, ShapeError
 from tracegrad.ir.primitive import is_scalar
 from tracegrad.tracer import shapes
+from tracegrad.tracer.composites import composite
 from tracegrad.tracer.dispatch import dispatch
 from tracegrad.tracer.pointwise import apply1, apply2, named, need_tensor
 from tracegrad.tracer.shapes import wrap_dim
@@ -60,6 +61,7 @@ def _reduced_sum(x: Any, dim: Any, keepdim: bool) -> Any:
 
 
 @_public
+@composite
 def sum(input: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
     """Sum over `dim`; floats accumulate in float64 and round once, integers give int64."""
     need_tensor("sum", "input", 1, input)
@@ -69,6 +71,7 @@ def sum(input: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
 
 
 @_public
+@composite
 def mean(input: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
     """Sum divided by the number of elements; NaN for none.
 
@@ -88,6 +91,7 @@ def mean(input: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = Non
 
 
 @_public
+@composite
 def prod(input: Any, dim: int | None = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
     """Product over `dim`; integers give int64."""
     need_tensor("prod", "input", 1, input)
@@ -97,6 +101,7 @@ def prod(input: Any, dim: int | None = None, keepdim: bool = False, *, dtype: An
 
 
 @_public
+@composite
 def amax(input: Any, dim: Any = (), keepdim: bool = False) -> Any:
     """Largest element over `dim`; equal extremes share the gradient."""
     need_tensor("amax", "input", 1, input)
@@ -104,6 +109,7 @@ def amax(input: Any, dim: Any = (), keepdim: bool = False) -> Any:
 
 
 @_public
+@composite
 def amin(input: Any, dim: Any = (), keepdim: bool = False) -> Any:
     """Smallest element over `dim`; equal extremes share the gradient."""
     need_tensor("amin", "input", 1, input)
@@ -111,6 +117,7 @@ def amin(input: Any, dim: Any = (), keepdim: bool = False) -> Any:
 
 
 @_public
+@composite
 def any(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
     """True where some element over `dim` is not zero."""
     need_tensor("any", "input", 1, input)
@@ -118,6 +125,7 @@ def any(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
 
 
 @_public
+@composite
 def all(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
     """True where every element over `dim` is not zero."""
     need_tensor("all", "input", 1, input)
@@ -125,6 +133,7 @@ def all(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
 
 
 @_public
+@composite
 def argmax(input: Any, dim: int | None = None, keepdim: bool = False) -> Any:
     """Position (int64) of the first largest element; in the flattened tensor without `dim`."""
     need_tensor("argmax", "input", 1, input)
@@ -132,6 +141,7 @@ def argmax(input: Any, dim: int | None = None, keepdim: bool = False) -> Any:
 
 
 @_public
+@composite
 def argmin(input: Any, dim: int | None = None, keepdim: bool = False) -> Any:
     """Position (int64) of the first smallest element; in the flattened tensor without `dim`."""
     need_tensor("argmin", "input", 1, input)
@@ -181,7 +191,7 @@ def _extreme(which: str) -> Callable[..., Any]:
         f"`{which}(x)`: the extreme of all elements. `{which}(x, dim)`: named tuple (values, "
         f"indices), the gradient going to the first extreme. `{which}(x, y)`: `{pairwise}`."
     )
-    return function
+    return composite(function)
 
 
 max = FUNCTIONS["max"] = _extreme("max")
@@ -204,6 +214,7 @@ def take_along(input: Any, dim: int, index: Any) -> Any:
 
 
 @_public
+@composite
 def var(
     input: Any, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *,
     correction: float | None = None,
@@ -232,6 +243,7 @@ def builtin_max(a: float, b: float) -> float:
 
 
 @_public
+@composite
 def std(
     input: Any, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *,
     correction: float | None = None,
@@ -249,6 +261,7 @@ def _safe_sqrt(x: Any) -> Any:
 
 
 @_public
+@composite
 def norm(
     input: Any, p: Any = "fro", dim: Any = None, keepdim: bool = False, *, dtype: Any = None
 ) -> Any:
@@ -291,6 +304,7 @@ def _vector_norm(x: Any, p: float, axes: Any, keepdim: bool) -> Any:
 
 
 @_public
+@composite
 def count_nonzero(input: Any, dim: Any = None) -> Any:
     """How many elements are not zero, int64."""
     return sum(apply2("not_equal", input, 0), dim)

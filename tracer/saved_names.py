@@ -210,8 +210,7 @@ class _OfOperation(SavedTensor):
         if node.saved is None:
             raise GradientError(FREED)
         position = node.plan.kept(node.wanted)[at]
-        is_result = position == len(node.plan.types)
-        edge = (node, 0) if is_result else node.edges[position]
+        edge = node.edge(position)
         saved = node.saved[at]
         if not isinstance(saved, Packed):
             leaf = edge[0].variable if isinstance(edge[0], AccumulateGrad) else None

@@ -17,6 +17,7 @@ from tracegrad.ir import ops
 from tracegrad.ir.dtypes import DType
 from tracegrad.ir.errors import DimensionError, OperandError, ShapeError, UnsupportedError
 from tracegrad.ir.primitive import TABLE
+from tracegrad.tracer.composites import viewing
 from tracegrad.tracer.dispatch import dispatch
 from tracegrad.tracer.layout import contiguous_format, need_format
 from tracegrad.tracer.pointwise import named, need_tensor
@@ -65,6 +66,7 @@ def wrap_dim(dim: int, ndim: int, extra: int = 0) -> int:
 
 
 @_public
+@viewing
 def reshape(input: Any, *shape: Any) -> Any:
     """The same elements under another shape (one size may be -1); a view where strides allow."""
     need_tensor("reshape", "input", 1, input)
@@ -72,6 +74,7 @@ def reshape(input: Any, *shape: Any) -> Any:
 
 
 @_public
+@viewing
 def view(input: Any, *shape: Any) -> Any:
     """`reshape` that never copies.
 
@@ -96,6 +99,7 @@ def view(input: Any, *shape: Any) -> Any:
 
 
 @_public
+@viewing
 def view_as(input: Any, other: Any) -> Any:
     """`input.view(other.shape)`."""
     need_tensor("view_as", "other", 1, other)
@@ -103,6 +107,7 @@ def view_as(input: Any, other: Any) -> Any:
 
 
 @_public
+@viewing
 def reshape_as(input: Any, other: Any) -> Any:
     """`input.reshape(other.shape)`."""
     need_tensor("reshape_as", "input", 1, input)
@@ -111,6 +116,7 @@ def reshape_as(input: Any, other: Any) -> Any:
 
 
 @_public
+@viewing
 def flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
     """Merge the dimensions from `start_dim` to `end_dim` into one."""
     need_tensor("flatten", "input", 1, input)
@@ -126,6 +132,7 @@ def flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
 
 
 @_public
+@viewing
 def unflatten(input: Any, dim: int, sizes: Sequence[int]) -> Any:
     """Split dimension `dim` into `sizes`."""
     need_tensor("unflatten", "input", 1, input)
@@ -138,12 +145,14 @@ def unflatten(input: Any, dim: int, sizes: Sequence[int]) -> Any:
 
 
 @_public
+@viewing
 def ravel(input: Any) -> Any:
     """All elements in one dimension."""
     return reshape(input, -1)
 
 
 @_public
+@viewing
 def permute(input: Any, *dims: Any) -> Any:
     """Dimensions in another order; a view."""
     need_tensor("permute", "input", 1, input)
@@ -160,6 +169,7 @@ def permute(input: Any, *dims: Any) -> Any:
 
 
 @_public
+@viewing
 def transpose(input: Any, dim0: int, dim1: int) -> Any:
     """Two dimensions exchanged; a view."""
     need_tensor("transpose", "input", 1, input)
@@ -171,6 +181,7 @@ def transpose(input: Any, dim0: int, dim1: int) -> Any:
 
 
 @_public
+@viewing
 def t(input: Any) -> Any:
     """Transpose of a matrix; a vector or scalar is returned as it is.
 
@@ -185,6 +196,7 @@ def t(input: Any) -> Any:
 
 
 @_public
+@viewing
 def movedim(input: Any, source: Any, destination: Any) -> Any:
     """Dimensions `source` moved to positions `destination`."""
     need_tensor("movedim", "input", 1, input)
@@ -203,6 +215,7 @@ def movedim(input: Any, source: Any, destination: Any) -> Any:
 
 
 @_public
+@viewing
 def expand(input: Any, *shape: Any) -> Any:
     """Repeat dimensions of size 1 without copying; -1 keeps a size; a view."""
     need_tensor("expand", "input", 1, input)
@@ -241,6 +254,7 @@ def scalar_text(x: Tensor) -> str:
 
 
 @_public
+@viewing
 def expand_as(input: Any, other: Any) -> Any:
     """`input.expand(other.shape)`."""
     need_tensor("expand_as", "input", 1, input)
@@ -249,12 +263,14 @@ def expand_as(input: Any, other: Any) -> Any:
 
 
 @_public
+@viewing
 def broadcast_to(input: Any, shape: Any) -> Any:
     """`expand` under its other name."""
     return expand(input, shape)
 
 
 @_public
+@viewing
 def squeeze(input: Any, dim: Any = None) -> Any:
     """Drop dimensions of size 1 (all, or those in `dim`); a view."""
     need_tensor("squeeze", "input", 1, input)
@@ -269,6 +285,7 @@ def squeeze(input: Any, dim: Any = None) -> Any:
 
 
 @_public
+@viewing
 def unsqueeze(input: Any, dim: int) -> Any:
     """A new dimension of size 1 at `dim`; a view."""
     need_tensor("unsqueeze", "input", 1, input)
@@ -286,6 +303,7 @@ def slice_dim(input: Any, dim: int, start: int, stop: int, step: int = 1) -> Any
 
 
 @_public
+@viewing
 def narrow(input: Any, dim: int, start: int, length: int) -> Any:
     """`length` elements along `dim` from `start` on; a view."""
     need_tensor("narrow", "input", 1, input)
@@ -307,6 +325,7 @@ def narrow(input: Any, dim: int, start: int, length: int) -> Any:
 
 
 @_public
+@viewing
 def select(input: Any, dim: int, index: int) -> Any:
     """Element `index` along `dim`, which disappears; a view."""
     need_tensor("select", "input", 1, input)
@@ -394,6 +413,7 @@ def real(input: Any) -> Any:
 
 
 @_public
+@viewing
 def adjoint(input: Any) -> Any:
     """Last two dimensions exchanged (and conjugated, were there complex dtypes); a view.
 

@@ -332,6 +332,10 @@ class OperationNode(BackwardNode):
                 result.append((ct if array is given else wrap(array), fresh))
         return result
 
+    def edge(self, place: int) -> Edge:
+        """Where the gradient of what is kept at `place` (see `Plan.kept`) goes."""
+        return (self, 0) if place == len(self.plan.types) else self.edges[place]
+
     def _operands(self, create_graph: bool) -> tuple[Any, list[Any]]:
         """The result and the operands, as far as they were kept; stand-ins for the others."""
         everything = self.saved  # read once: another thread may release the node
@@ -339,9 +343,7 @@ class OperationNode(BackwardNode):
             raise GradientError(FREED)
         args: list[Any] = list(self.plan.stand_ins)
         for i, saved in zip(self.plan.kept(self.wanted), everything, strict=True):
-            own = i == len(args) - 1
-            edge = (self, 0) if own else self.edges[i]
-            args[i] = self._unpack(saved, edge, self.plan.all_types[i], create_graph)
+            args[i] = self._unpack(saved, self.edge(i), self.plan.all_types[i], create_graph)
         return args.pop(), args
 
     def _unpack(

@@ -18,6 +18,7 @@ from tracegrad.ir.errors import DimensionError, DTypeError, OperandError, ShapeE
 from tracegrad.ir.primitive import is_scalar
 from tracegrad.ir.types import broadcast_shapes
 from tracegrad.tracer import linalg
+from tracegrad.tracer.composites import composite
 from tracegrad.tracer.indexing import _as_value, _put
 from tracegrad.tracer.pointwise import apply1, apply2, clamp, named, need_tensor, where
 from tracegrad.tracer.reductions import sum as total
@@ -49,6 +50,7 @@ def _triangle(name: str, input: Any, diagonal: Any, mask: Callable[..., np.ndarr
 
 
 @_public
+@composite
 def tril(input: Any, diagonal: int = 0) -> Any:
     """The lower triangle of matrices (..., n, m), zeros above diagonal number `diagonal`.
 
@@ -65,6 +67,7 @@ def tril(input: Any, diagonal: int = 0) -> Any:
 
 
 @_public
+@composite
 def triu(input: Any, diagonal: int = 0) -> Any:
     """The upper triangle of matrices (..., n, m), zeros below diagonal number `diagonal`.
 
@@ -134,6 +137,7 @@ def _neutral(shape: tuple[int, ...], dtype: dtypes.DType, add: bool) -> Tensor:
 
 
 @_public
+@composite
 def cumsum(input: Any, dim: int, *, dtype: Any = None) -> Any:
     """Sum of the elements up to each along `dim`, same shape; integers and bool give int64.
 
@@ -149,6 +153,7 @@ def cumsum(input: Any, dim: int, *, dtype: Any = None) -> Any:
 
 
 @_public
+@composite
 def cumprod(input: Any, dim: int, *, dtype: Any = None) -> Any:
     """Product of the elements up to each along `dim`, same shape; integers and bool give int64.
 
@@ -220,6 +225,7 @@ def _put_along(input: Any, d: int, index: Any, source: Any, add: bool) -> Any:
 
 
 @_public
+@composite
 def index_add(input: Any, dim: int, index: Any, source: Any, *, alpha: Any = 1) -> Any:
     """`input` with `alpha * source[i]` added at `index[i]` along `dim`, for every i.
 
@@ -244,6 +250,7 @@ def index_add(input: Any, dim: int, index: Any, source: Any, *, alpha: Any = 1) 
 
 
 @_public
+@composite
 def index_copy(input: Any, dim: int, index: Any, source: Any) -> Any:
     """`input` with `source[i]` in the place of `input[index[i]]` along `dim`, for every i.
 
@@ -300,6 +307,7 @@ def _check_copy(input: Any, d: int, index: Any, source: Any) -> None:
 
 
 @_public
+@composite
 def index_fill(input: Any, dim: int, index: Any, value: Any) -> Any:
     """`input` with `value` (a number or a 0-d tensor) at `index` (int64) along `dim`.
 
@@ -330,6 +338,7 @@ def index_fill(input: Any, dim: int, index: Any, value: Any) -> Any:
 
 
 @_public
+@composite
 def masked_scatter(input: Any, mask: Any, source: Any) -> Any:
     """`input` with the elements of `source`, in order, where `mask` (bool, broadcast) holds.
 
@@ -382,6 +391,7 @@ def _added(input: Any, product: Any, beta: Any, alpha: Any, name: str) -> Any:
 
 
 @_public
+@composite
 def addmv(input: Any, mat: Any, vec: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
     """`beta * input + alpha * (mat @ vec)`, of a matrix (n, m) and a vector (m,).
 
@@ -395,6 +405,7 @@ def addmv(input: Any, mat: Any, vec: Any, *, beta: Any = 1, alpha: Any = 1) -> A
 
 
 @_public
+@composite
 def addr(input: Any, vec1: Any, vec2: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
     """`beta * input + alpha * outer(vec1, vec2)`, of vectors (n,) and (m,).
 
@@ -408,6 +419,7 @@ def addr(input: Any, vec1: Any, vec2: Any, *, beta: Any = 1, alpha: Any = 1) -> 
 
 
 @_public
+@composite
 def addbmm(input: Any, batch1: Any, batch2: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
     """`beta * input + alpha * sum_i(batch1[i] @ batch2[i])`, of batches (b, n, m) and (b, m, p).
 
@@ -429,6 +441,7 @@ def _real(input: Any) -> Any:
 
 
 @_public
+@composite
 def deg2rad(input: Any) -> Any:
     """Degrees as radians, `input * pi / 180`.
 
@@ -442,6 +455,7 @@ def deg2rad(input: Any) -> Any:
 
 
 @_public
+@composite
 def rad2deg(input: Any) -> Any:
     """Radians as degrees, `input * 180 / pi`.
 
@@ -455,6 +469,7 @@ def rad2deg(input: Any) -> Any:
 
 
 @_public
+@composite
 def xlogy(input: Any, other: Any) -> Any:
     """`input * log(other)`, which is 0 where `input` is 0, and NaN where `other` is NaN.
 
@@ -488,6 +503,7 @@ def _promoted(*operands: Any) -> list[Tensor]:
 
 
 @_public
+@composite
 def logit(input: Any, eps: float | None = None) -> Any:
     """`log(input / (1 - input))`; with `eps`, of `input` limited to [eps, 1 - eps].
 

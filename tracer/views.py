@@ -161,6 +161,17 @@ class ViewNode(tape.BackwardNode):
         self.chain = tuple(chain)
         super().__init__((edge,), (TensorType(shapes[-1], dtype),))
 
+    @classmethod
+    def of(
+        cls, edge: tape.Edge, chain: tuple[Any, ...], operands: tuple[TensorType, ...],
+        types: tuple[TensorType, ...],
+    ) -> ViewNode:  # fmt: skip
+        """A node of this class where the types of the chain are known."""
+        node = cls.__new__(cls)
+        node.operands, node.chain = operands, chain
+        tape.BackwardNode.__init__(node, (edge,), types)
+        return node
+
     def apply(self, cotangents: list[Tensor | None], create_graph: bool) -> list[Tensor | None]:
         """The cotangent of the source: the transposes of the chain's steps, last one first."""
         ct: Any = cotangents[0]

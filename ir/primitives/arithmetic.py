@@ -204,7 +204,7 @@ floor_divide = division("floor_divide", _floor_divide, np.floor_divide,
 
 def _power(x: Any, y: Any) -> Any:
     if x.dtype.kind not in "iu":
-        if np.size(y) == 1 and np.all(y == 0.5):
+        if y.size == 1 and y.item() == 0.5:
             # NumPy takes sqrt for a single 0.5, which differs from pow at -0.0 and -inf.
             shape = np.broadcast_shapes(np.shape(x), np.shape(y))
             whole = np.full(shape or (1,), y, x.dtype)

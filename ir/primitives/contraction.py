@@ -149,10 +149,15 @@ def _layout(x: Shape, y: Shape, contract: AxisPairs, batch: AxisPairs) -> _Layou
     )
 
 
+_ROWS_COLUMNS: AxisPairs = ((1,), (0,))
+
+
 def _eager_dot(
     x: np.ndarray, y: np.ndarray, *, contract: AxisPairs, batch: AxisPairs
 ) -> np.ndarray:
     """Bring both operands into stacks of matrices, and multiply these."""
+    if contract == _ROWS_COLUMNS and x.ndim == 2 == y.ndim and x.dtype.itemsize > 2:
+        return np.matmul(x, y)
     layout = _layout(x.shape, y.shape, contract, batch)
     left, right = wide(x), wide(y)
     if layout.x_axes is not None:

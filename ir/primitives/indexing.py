@@ -147,10 +147,17 @@ _BAD_INDICES: tuple[tuple[tuple[np.ndarray, ...], Axes, type[Exception], str], .
     ((_ONE,), (2,), DimensionError, "Dimension out of range"),
 )  # fmt: skip
 
+_LEADING = tuple(tuple(range(n)) for n in range(65))  # NumPy has at most 64 axes
+
 # ---- gather -------------------------------------------------------------------------------------
 
 
 def _eager_gather(x: np.ndarray, *indices: np.ndarray, axes: Axes) -> np.ndarray:
+    if axes == _LEADING[len(axes)]:  # NumPy's own indexing puts the result's axes as we do
+        try:
+            return np.asarray(x[indices])
+        except IndexError:
+            pass  # `_rows` says which index it was, in PyTorch's words
     rest = tuple(i for i in range(x.ndim) if i not in axes)
     common = np.broadcast_shapes(*(np.shape(i) for i in indices))
     taken = _by_rows(x, axes)[_rows(x.shape, indices, axes)]

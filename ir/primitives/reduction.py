@@ -293,8 +293,8 @@ def extreme(name: str, public: str, kernel: Any, backward_name: str) -> Primitiv
     )  # fmt: skip
 
 
-reduce_max = extreme("reduce_max", "max", np.max, "AmaxBackward0")
-reduce_min = extreme("reduce_min", "min", np.min, "AminBackward0")
+reduce_max = extreme("reduce_max", "max", np.maximum.reduce, "AmaxBackward0")
+reduce_min = extreme("reduce_min", "min", np.minimum.reduce, "AminBackward0")
 
 # ---- logical ------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ a profile is open. Start reading at `public_call`.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from types import CodeType, FrameType, FunctionType
@@ -104,7 +105,7 @@ def _name_of(candidates: Sequence[FunctionType], frame: FrameType) -> str:
 def _public() -> dict[CodeType, list[FunctionType]]:
     """Public functions by code; those of `nn.functional` once the user has loaded it."""
     if not _functions or (not _loaded and NEURAL in sys.modules):
-        for function in _public_functions():
+        for function in map(inspect.unwrap, _public_functions()):
             if isinstance(function, FunctionType):
                 alike = _functions.setdefault(function.__code__, [])
                 if function not in alike:

@@ -1,0 +1,416 @@
+"""What a composite function comes to: its forward and backward as functions of arrays, its node.
+
+The steps that a composite runs are written down as the text of a Python function that calls their
+kernels; its backward is what the engine would do with a node per step, in the same order, written
+down likewise. Where the backward must itself be recorded, the node lays down the nodes of its steps
+after all. Start reading at `Composite`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tracegrad.ir import ops
+from tracegrad.ir.errors import GradientError
+from tracegrad.ir.graph import GraphBuilder, Value
+from tracegrad.ir.quiet import IGNORE, QUIET
+from tracegrad.ir.types import TensorType
+from tracegrad.tracer.array_rules import ArrayRule, Lines, is_exact, kernel_of, rule_of
+from tracegrad.tracer.saved import pack
+from tracegrad.tracer.state import state
+from tracegrad.tracer.tape import (
+    FREED,
+    NO_EDGE,
+    Edge,
+    OperationNode,
+    Plan,
+    accumulator,
+    node_class,
+    placed,
+    stand_in,
+)
+from tracegrad.tracer.tensor import dtype_of, wrap
+
+if TYPE_CHECKING:
+    from tracegrad.tracer.tensor import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One primitive of a composite.
+
+    Attributes:
+        inputs, out: numbers of the values that it takes and makes.
+        wanted: bit set of the inputs that a gradient goes on to.
+    """
+
+    plan: Plan
+    params: Mapping[str, Any]
+    inputs: tuple[int, ...]
+    out: int
+    wanted: int
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What a composite function does for operands of given types.
+
+    Attributes:
+        operands: types of the tensors given, each once; their numbers are 0, 1, ...
+        places: for each tensor given, which operand it is.
+        constants: the numbers among the inputs of steps, by number of value.
+        results: numbers of what is returned; `rebuild` makes the function's result of several.
+        name: of the node, None where nothing is recorded.
+        differentiable: which result has a gradient.
+    """
+
+    operands: tuple[TensorType, ...]
+    places: tuple[int, ...]
+    constants: Mapping[int, Any]
+    steps: tuple[Step, ...]
+    results: tuple[int, ...]
+    name: str | None
+    differentiable: int
+    rebuild: Callable[[Any], Any] | None
+
+
+class Single:
+    """A program of one primitive, ready to run: the primitive's own plan and node are used.
+
+    Attributes:
+        inputs: for each operand, which of the tensors given it is, or (None and) the number.
+        node: class of the node; None where nothing is recorded.
+        edges: which of the tensors given each edge is of; None for no edge.
+        kept: which of the tensors given the node keeps, -1 for the result, or a number it keeps.
+    """
+
+    __slots__ = ("kernel", "plan", "params", "inputs", "node", "edges", "kept", "wanted", "unary")
+
+    def __init__(self, program: Program) -> None:
+        (step,) = program.steps
+        self.plan = step.plan
+        self.kernel = step.plan.kernel
+        self.params = step.params
+        self.wanted = step.wanted
+        places = [None if k in program.constants else program.places.index(k) for k in step.inputs]
+        self.inputs = tuple((at, program.constants.get(k)) for at, k in zip(places, step.inputs))
+        self.node: Any = None if program.name is None else node_class(program.name)
+        self.edges = tuple(at if step.wanted >> j & 1 else None for j, at in enumerate(places))
+        kept = step.plan.kept(step.wanted) if self.node is not None else ()
+        self.kept = tuple((-1, None) if j == len(places) else self.inputs[j] for j in kept)
+        self.unary = self.inputs == ((0, None),)
+
+    def run(self, tensors: Sequence[Tensor]) -> Tensor:
+        """The result, with its node."""
+        token = QUIET.set(IGNORE)
+        try:
+            if self.unary:
+                made = self.kernel(tensors[0]._array, **self.params)
+            else:
+                made = self.kernel(
+                    *[x if at is None else tensors[at]._array for at, x in self.inputs],
+                    **self.params,
+                )
+            array = np.asarray(made, self.plan.dtype)
+        finally:
+            QUIET.reset(token)
+        if array.base is not None or array is made:
+            array = owned(array, *[x._array for x in tensors])
+        out = wrap(array)
+        if self.node is None:
+            return out
+        edges = []
+        for at in self.edges:
+            if at is None:
+                edges.append(NO_EDGE)
+            else:
+                x = tensors[at]
+                node = x._grad_fn
+                edges.append((node, x._output_nr) if node is not None else (accumulator(x), 0))
+        saved: list[Any] = []
+        for at, x in self.kept:
+            if at is not None:
+                source = out if at < 0 else tensors[at]
+                x, storage = source._array, source._storage
+                saved.append((x, storage, storage.version))
+            else:
+                saved.append((x, None, 0))
+        out._grad_fn = node = self.node(
+            self.plan, self.params, tuple(edges), self.wanted, tuple(saved)
+        )
+        out._requires_grad = True
+        if state.saved_hooks:
+            node.saved = tuple(
+                s if at is None else pack(out if at < 0 else tensors[at])
+                for (at, _), s in zip(self.kept, saved, strict=True)
+            )
+        return out
+
+
+class Composite(Plan):
+    """A program made ready to run: what `Plan` is to one primitive.
+
+    Attributes:
+        forward: from the operands' arrays to the results and what is kept of the way between; None
+            until a second call makes it worth compiling.
+        between: numbers of the values on the way that are kept.
+        count: how many results.
+        first: for each operand, where among the tensors given it stands first.
+        passed: operands that have an edge, and whether a gradient is wanted.
+        kept_operands, kept_outputs, kept_between: what the backward reads: which operands, which
+            results, and which entries of what `forward` returned.
+    """
+
+    __slots__ = ("forward", "between", "count", "first", "passed", "kept_operands", "kept_outputs",
+                 "kept_between", "rebuild", "differentiable", "program", "_numbers", "_places",
+                 "edge_at")  # fmt: skip
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.types = program.operands
+        self.rebuild = program.rebuild
+        self.differentiable = program.differentiable
+        self.count = len(program.results)
+        self.first = tuple(program.places.index(i) for i in range(len(program.operands)))
+        reads = _reads(program)
+        n = len(program.operands)
+        result = program.results[program.differentiable]
+        self.kept_operands = tuple(i for i in range(n) if i in reads)
+        self.kept_outputs = tuple(i for i, number in enumerate(program.results) if number in reads)
+        self.between = between = tuple(
+            s.out for s in program.steps if s.out in reads and s.out not in program.results
+        )
+        self.kept_between = tuple(range(self.count, self.count + len(between)))
+        self._numbers = (
+            *self.kept_operands, *(program.results[i] for i in self.kept_outputs), *between
+        )  # fmt: skip
+        places = [n if k == result else k if k < n else n + 1 + k for k in self._numbers]
+        self._places = tuple(places)
+        self.forward: Callable[..., Any] | None = None
+        types = {s.out: s.plan.out_type for s in program.steps}
+        self.out_type = types[result]
+        self.out_types = (self.out_type,)
+        self.all_types = dict(enumerate(program.operands)) | {n: self.out_type}  # type: ignore[assignment]
+        for number, place in zip(self._numbers, places, strict=True):
+            if place > n:
+                self.all_types[place] = types[number]  # type: ignore[index]
+        active = {i for s in program.steps for j, i in enumerate(s.inputs) if s.wanted >> j & 1}
+        listed = [i for i, t in enumerate(program.operands) if t.dtype.is_floating_point]
+        self.passed = tuple((i, i in active) for i in listed)
+        self.edge_at = {i: j for j, i in enumerate(listed)}
+        self.node = None if program.name is None else composite_class(program.name)
+        self._rules = {}
+
+    def compiled(self) -> Callable[..., Any]:
+        """`forward`, compiled now."""
+        self.forward = _forward(self.program, self.between)
+        return self.forward
+
+    def kept(self, wanted: int) -> tuple[int, ...]:
+        """Places of what is kept, in order: operands, then the result, then what lies between."""
+        return self._places
+
+    def rule(self, wanted: int) -> ArrayRule:
+        """The backward on arrays: what the engine would do, step by step."""
+        found = self._rules.get(wanted)
+        if found is None:
+            found = self._rules[wanted] = self._backward()
+        return found
+
+    def _backward(self) -> ArrayRule:
+        program = self.program
+        builder = GraphBuilder()
+        values = {i: builder.input(t) for i, t in enumerate(program.operands)}
+        for number, x in program.constants.items():
+            values[number] = builder.input(TensorType(np.shape(x), dtype_of[x.dtype]))
+        for step in program.steps:
+            values[step.out] = builder.input(step.plan.out_type)
+        ct = builder.input(self.out_type)
+        with builder:
+            parts = pulled_back(self, values, ct)
+        names: dict[Value, str] = {ct: "ct"}
+        names |= {values[k]: f"x{i}" for i, k in enumerate(self._numbers)}
+        lines = Lines(names)
+        for number, x in program.constants.items():
+            lines.names[values[number]] = f"k{number}"
+            lines.globals[f"k{number}"] = np.asarray(x)
+        zeros = {
+            j: self.types[i] for j, (i, wanted) in enumerate(self.passed)
+            if wanted and parts[j] is None
+        }  # fmt: skip
+        arguments = [f"x{i}" for i in range(len(self._numbers))]
+        return rule_of(builder.nodes, parts, lines, arguments, zeros)
+
+    def values(self, node: CompositeNode, create_graph: bool) -> dict[int, Any]:
+        """What was kept, as tensors, and stand-ins for the rest.
+
+        With `create_graph` they have a history: that of the operands, and nodes of the steps laid
+        down now for what lies between.
+        """
+        saved = node.saved  # read once: another thread may release the node
+        if saved is None:
+            raise GradientError(FREED)
+        program = self.program
+        values: dict[int, Any] = {}
+        for number, place, entry in zip(self._numbers, self._places, saved, strict=True):
+            edge = node.edge(place)
+            values[number] = node._unpack(entry, edge, self.all_types[place], create_graph)
+        for number, x in program.constants.items():
+            values[number] = wrap(np.asarray(x))
+        edges: dict[int, Edge] = {i: node.edges[j] for i, j in self.edge_at.items()}
+        result = program.results[self.differentiable]
+        for step in program.steps:
+            if create_graph and step.wanted and step.out != result:
+                inner = _laid_down(step, values, edges)
+                edges[step.out] = (inner, 0)
+                if step.out in values:
+                    placed(values[step.out], (inner, 0))
+        for i, type in enumerate(program.operands):
+            if i not in values:
+                values[i] = stand_in(program.steps[0].plan.op, type)
+        for step in program.steps:
+            if step.out not in values:
+                values[step.out] = stand_in(step.plan.op, step.plan.out_type)
+        return values
+
+
+def _laid_down(step: Step, values: Mapping[int, Any], edges: Mapping[int, Edge]) -> OperationNode:
+    """The node of a step, as if it had been recorded when it ran."""
+    saved = []
+    for i in step.plan.kept(step.wanted):
+        x = values[step.out if i == len(step.inputs) else step.inputs[i]]
+        saved.append((x._array, x._storage, x._storage.version))
+    to = tuple(edges[k] if step.wanted >> j & 1 else NO_EDGE for j, k in enumerate(step.inputs))
+    return step.plan.node(step.plan, step.params, to, step.wanted, tuple(saved))
+
+
+def _reads(program: Program) -> set[int]:
+    """Numbers of the values that the backward of some step reads."""
+    if program.name is None:
+        return set()
+    needed = {program.results[program.differentiable]}
+    reads: set[int] = set()
+    for step in reversed(program.steps):
+        if step.out not in needed or not step.wanted:
+            continue
+        for i in step.plan.kept(step.wanted):
+            reads.add(step.out if i == len(step.inputs) else step.inputs[i])
+        needed.update(k for j, k in enumerate(step.inputs) if step.wanted >> j & 1)
+    return reads - set(program.constants)
+
+
+def pulled_back(plan: Composite, values: Mapping[int, Any], ct: Any) -> list[Any]:
+    """Cotangents of the operands that have an edge, from that of the result.
+
+    Runs the vjp rules of the steps from the last to the first and adds up what arrives at a value,
+    as the engine does. On Tensors it computes (and records, in grad mode); on IR values it builds.
+    """
+    program = plan.program
+    arrived = {program.results[program.differentiable]: ct}
+    for step in reversed(program.steps):
+        ct = arrived.pop(step.out, None)
+        if ct is None or not step.wanted:
+            continue
+        args = [values[k] for k in step.inputs]
+        for j, k in enumerate(step.inputs):
+            if not step.wanted >> j & 1:
+                continue
+            part = step.plan.op.cotangent(j, ct, values[step.out], args, step.params)
+            if part is None:
+                continue
+            if tuple(part.shape) != step.plan.types[j].shape:
+                part = ops.unbroadcast(part, step.plan.types[j].shape)
+            have = arrived.get(k)
+            arrived[k] = part if have is None else ops.add(have, part)
+    return [arrived.get(i) for i, _ in plan.passed]
+
+
+def _forward(program: Program, between: Sequence[int]) -> Callable[..., Any]:
+    """The steps as a function of the operands' arrays."""
+    names = {i: f"x{i}" for i in range(len(program.operands))}
+    last: dict[int, int] = {}
+    for at, step in enumerate(program.steps):
+        for k in step.inputs:
+            last[k] = at
+    kept = {*program.results, *between}
+    lines = Lines({})
+    for number, x in program.constants.items():
+        names[number] = f"k{number}"
+        lines.globals[f"k{number}"] = x
+    own = _exact(program)
+    for at, step in enumerate(program.steps):
+        names[step.out] = f"t{step.out}"
+        lines.step(step.plan.op, step.plan.types, step.params, step.plan.out_type,
+                   names[step.out], [names[k] for k in step.inputs])  # fmt: skip
+        gone = {k for k in (*step.inputs, step.out) if k >= len(program.operands)
+                and last.get(k, at) <= at and k not in kept and k not in program.constants}  # fmt: skip
+        if gone:
+            lines.lines.append(f"del {', '.join(names[k] for k in sorted(gone))}")
+    arguments = [f"x{i}" for i in range(len(program.operands))]
+    others = ", ".join([*arguments, *(names[k] for k in between)])
+    lines.globals["owned"] = owned
+    returned = [names[k] if k in own else f"owned({names[k]}, {others})" for k in program.results]
+    returned += [names[k] for k in between]
+    made: Callable[..., Any] = lines.function(f"forward({', '.join(arguments)})", returned)
+    return made
+
+
+def _exact(program: Program) -> set[int]:
+    """Values that are new memory for certain: what NumPy's own functions return."""
+    return {
+        s.out for s in program.steps
+        if is_exact(kernel_of(s.plan.op, s.plan.types), s.plan.types, s.plan.out_type)
+    }  # fmt: skip
+
+
+def owned(array: np.ndarray, *others: np.ndarray) -> np.ndarray:
+    """`array` in memory that nobody else has."""
+    if array.base is None:
+        for x in others:
+            if array is x:
+                return array.copy()
+        return array
+    return array.copy()
+
+
+class CompositeNode(OperationNode):
+    """The backward of a composite."""
+
+    __slots__ = ()
+    plan: Composite
+
+    def edge(self, place: int) -> Edge:
+        """Where the gradient of what is kept at `place` goes."""
+        if place == len(self.plan.types):
+            return (self, 0)
+        at = self.plan.edge_at.get(place)
+        return NO_EDGE if at is None else self.edges[at]
+
+    def parts(self, ct: Tensor) -> list[tuple[Tensor, bool] | None] | None:
+        """As of one primitive, once the forward is compiled too: not for what is used once."""
+        return None if self.plan.forward is None else super().parts(ct)
+
+    def apply(self, cotangents: list[Tensor | None], create_graph: bool) -> list[Tensor | None]:
+        """Run the vjp rules of the steps."""
+        plan = self.plan
+        values = plan.values(self, create_graph)
+        parts = pulled_back(plan, values, cotangents[0])
+        for j, (i, wanted) in enumerate(plan.passed):
+            if wanted and parts[j] is None:
+                parts[j] = wrap(np.zeros(plan.types[i].shape, plan.types[i].dtype.numpy))
+        return parts
+
+
+def composite_class(name: str) -> type[CompositeNode]:
+    """The class of composite nodes called `name`, made on first use."""
+    found = _classes.get(name)
+    if found is None:
+        found = _classes[name] = type(name, (CompositeNode,), {"__slots__": ()})
+    return found
+
+
+_classes: dict[str, type[CompositeNode]] = {}
