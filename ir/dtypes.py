@@ -127,7 +127,7 @@ FLOATS: tuple[DType, ...] = (float16, bfloat16, float32, float64)
 _BY_NAME = {d.name: d for d in ALL}
 _ALIASES = {"float": float32, "double": float64, "half": float16, "int": int32, "long": int64,
             "short": int16}  # fmt: skip
-_default: list[DType] = [float32]
+default: list[DType] = [float32]
 
 
 def by_name(name: str) -> DType:
@@ -195,7 +195,7 @@ def from_numpy(dtype: np.dtype[Any]) -> DType:
 
 def get_default_dtype() -> DType:
     """The dtype of new floating tensors and of integer operands of `sin` and the like."""
-    return _default[0]
+    return default[0]
 
 
 def set_default_dtype(dtype: Any) -> None:
@@ -210,7 +210,7 @@ def set_default_dtype(dtype: Any) -> None:
         )
     if not dtype.is_floating_point:
         raise OperandError("only floating-point types are supported as the default type")
-    _default[0] = dtype
+    default[0] = dtype
 
 
 def scalar_dtype(value: bool | int | float) -> DType:
@@ -219,7 +219,7 @@ def scalar_dtype(value: bool | int | float) -> DType:
         return bool_
     if isinstance(value, int):
         return int64
-    return _default[0]
+    return default[0]
 
 
 def promote_pair(a: DType, b: DType) -> DType:

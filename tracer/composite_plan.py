@@ -17,6 +17,7 @@ import numpy as np
 from tracegrad.ir import ops
 from tracegrad.ir.errors import GradientError
 from tracegrad.ir.graph import GraphBuilder, Value
+from tracegrad.ir.primitives.support import filled_like
 from tracegrad.ir.quiet import IGNORE, QUIET
 from tracegrad.ir.types import TensorType
 from tracegrad.tracer.array_rules import ArrayRule, Lines, is_exact, kernel_of, rule_of
@@ -29,7 +30,6 @@ from tracegrad.tracer.tape import (
     OperationNode,
     Plan,
     accumulator,
-    node_class,
     placed,
     stand_in,
 )
@@ -78,79 +78,6 @@ class Program:
     rebuild: Callable[[Any], Any] | None
 
 
-class Single:
-    """A program of one primitive, ready to run: the primitive's own plan and node are used.
-
-    Attributes:
-        inputs: for each operand, which of the tensors given it is, or (None and) the number.
-        node: class of the node; None where nothing is recorded.
-        edges: which of the tensors given each edge is of; None for no edge.
-        kept: which of the tensors given the node keeps, -1 for the result, or a number it keeps.
-    """
-
-    __slots__ = ("kernel", "plan", "params", "inputs", "node", "edges", "kept", "wanted", "unary")
-
-    def __init__(self, program: Program) -> None:
-        (step,) = program.steps
-        self.plan = step.plan
-        self.kernel = step.plan.kernel
-        self.params = step.params
-        self.wanted = step.wanted
-        places = [None if k in program.constants else program.places.index(k) for k in step.inputs]
-        self.inputs = tuple((at, program.constants.get(k)) for at, k in zip(places, step.inputs))
-        self.node: Any = None if program.name is None else node_class(program.name)
-        self.edges = tuple(at if step.wanted >> j & 1 else None for j, at in enumerate(places))
-        kept = step.plan.kept(step.wanted) if self.node is not None else ()
-        self.kept = tuple((-1, None) if j == len(places) else self.inputs[j] for j in kept)
-        self.unary = self.inputs == ((0, None),)
-
-    def run(self, tensors: Sequence[Tensor]) -> Tensor:
-        """The result, with its node."""
-        token = QUIET.set(IGNORE)
-        try:
-            if self.unary:
-                made = self.kernel(tensors[0]._array, **self.params)
-            else:
-                made = self.kernel(
-                    *[x if at is None else tensors[at]._array for at, x in self.inputs],
-                    **self.params,
-                )
-            array = np.asarray(made, self.plan.dtype)
-        finally:
-            QUIET.reset(token)
-        if array.base is not None or array is made:
-            array = owned(array, *[x._array for x in tensors])
-        out = wrap(array)
-        if self.node is None:
-            return out
-        edges = []
-        for at in self.edges:
-            if at is None:
-                edges.append(NO_EDGE)
-            else:
-                x = tensors[at]
-                node = x._grad_fn
-                edges.append((node, x._output_nr) if node is not None else (accumulator(x), 0))
-        saved: list[Any] = []
-        for at, x in self.kept:
-            if at is not None:
-                source = out if at < 0 else tensors[at]
-                x, storage = source._array, source._storage
-                saved.append((x, storage, storage.version))
-            else:
-                saved.append((x, None, 0))
-        out._grad_fn = node = self.node(
-            self.plan, self.params, tuple(edges), self.wanted, tuple(saved)
-        )
-        out._requires_grad = True
-        if state.saved_hooks:
-            node.saved = tuple(
-                s if at is None else pack(out if at < 0 else tensors[at])
-                for (at, _), s in zip(self.kept, saved, strict=True)
-            )
-        return out
-
-
 class Composite(Plan):
     """A program made ready to run: what `Plan` is to one primitive.
 
@@ -161,12 +88,13 @@ class Composite(Plan):
         count: how many results.
         first: for each operand, where among the tensors given it stands first.
         passed: operands that have an edge, and whether a gradient is wanted.
+        recorded: class of the node; None where nothing is recorded.
         kept_operands, kept_outputs, kept_between: what the backward reads: which operands, which
             results, and which entries of what `forward` returned.
     """
 
     __slots__ = ("forward", "between", "count", "first", "passed", "kept_operands", "kept_outputs",
-                 "kept_between", "rebuild", "differentiable", "program", "_numbers", "_places",
+                 "kept_between", "rebuild", "differentiable", "program", "recorded", "_numbers", "_places",
                  "edge_at")  # fmt: skip
 
     def __init__(self, program: Program) -> None:
@@ -202,8 +130,49 @@ class Composite(Plan):
         listed = [i for i, t in enumerate(program.operands) if t.dtype.is_floating_point]
         self.passed = tuple((i, i in active) for i in listed)
         self.edge_at = {i: j for j, i in enumerate(listed)}
-        self.node = None if program.name is None else composite_class(program.name)
+        self.recorded = None if program.name is None else composite_class(program.name)
         self._rules = {}
+
+    def run(self, tensors: Sequence[Tensor]) -> Any:
+        """The function's result for tensors like those that the program was made for."""
+        operands = tensors if len(tensors) == 1 else [tensors[i] for i in self.first]
+        forward = self.forward or self.compiled()
+        token = QUIET.set(IGNORE)
+        try:
+            made = forward(*[x._array for x in operands])
+        finally:
+            QUIET.reset(token)
+        return self.finished(operands, made)
+
+    def finished(self, operands: Sequence[Tensor], made: Sequence[np.ndarray]) -> Any:
+        """The function's result over the arrays that its steps made, with its node."""
+        outputs = [wrap(array) for array in made[: self.count]]
+        if self.recorded is not None:
+            self._track(operands, outputs, made)
+        return outputs[0] if self.rebuild is None else self.rebuild(outputs)
+
+    def _track(
+        self, operands: Sequence[Tensor], outputs: Sequence[Tensor], made: Sequence[np.ndarray]
+    ) -> None:
+        """Append the node to the tape."""
+        edges: list[Edge] = []
+        for i, wanted in self.passed:
+            x = operands[i]
+            node = x._grad_fn
+            if not wanted:
+                edges.append(NO_EDGE)
+            else:
+                edges.append((node, x._output_nr) if node is not None else (accumulator(x), 0))
+        kept = [operands[i] for i in self.kept_operands]
+        kept += [outputs[i] for i in self.kept_outputs]
+        saved: list[Any] = [(x._array, x._storage, x._storage.version) for x in kept]
+        saved += [(made[i], None, 0) for i in self.kept_between]
+        if state.saved_hooks:
+            saved = [pack(x) for x in (*kept, *(wrap(made[i]) for i in self.kept_between))]
+        out = outputs[self.differentiable]
+        assert self.recorded is not None, "there is something to track"
+        out._grad_fn = self.recorded(self, _NO_PARAMS, tuple(edges), 1, tuple(saved))
+        out._requires_grad = True
 
     def compiled(self) -> Callable[..., Any]:
         """`forward`, compiled now."""
@@ -238,12 +207,8 @@ class Composite(Plan):
         for number, x in program.constants.items():
             lines.names[values[number]] = f"k{number}"
             lines.globals[f"k{number}"] = np.asarray(x)
-        zeros = {
-            j: self.types[i] for j, (i, wanted) in enumerate(self.passed)
-            if wanted and parts[j] is None
-        }  # fmt: skip
         arguments = [f"x{i}" for i in range(len(self._numbers))]
-        return rule_of(builder.nodes, parts, lines, arguments, zeros)
+        return rule_of(builder.nodes, parts, lines, arguments, {})
 
     def values(self, node: CompositeNode, create_graph: bool) -> dict[int, Any]:
         """What was kept, as tensors, and stand-ins for the rest.
@@ -276,6 +241,9 @@ class Composite(Plan):
             if step.out not in values:
                 values[step.out] = stand_in(step.plan.op, step.plan.out_type)
         return values
+
+
+_NO_PARAMS: dict[str, Any] = {}
 
 
 def _laid_down(step: Step, values: Mapping[int, Any], edges: Mapping[int, Edge]) -> OperationNode:
@@ -320,8 +288,8 @@ def pulled_back(plan: Composite, values: Mapping[int, Any], ct: Any) -> list[Any
             if not step.wanted >> j & 1:
                 continue
             part = step.plan.op.cotangent(j, ct, values[step.out], args, step.params)
-            if part is None:
-                continue
+            if part is None:  # the derivative is zero everywhere
+                part = filled_like(ct, 0, step.plan.types[j].shape)
             if tuple(part.shape) != step.plan.types[j].shape:
                 part = ops.unbroadcast(part, step.plan.types[j].shape)
             have = arrived.get(k)
@@ -368,13 +336,15 @@ def _exact(program: Program) -> set[int]:
 
 
 def owned(array: np.ndarray, *others: np.ndarray) -> np.ndarray:
-    """`array` in memory that nobody else has."""
+    """`array` in memory that none of the others has."""
     if array.base is None:
         for x in others:
             if array is x:
                 return array.copy()
         return array
-    return array.copy()
+    if not array.flags.writeable or any(np.may_share_memory(array, x) for x in others):
+        return array.copy()
+    return array  # its base is one that nobody else has
 
 
 class CompositeNode(OperationNode):
@@ -382,6 +352,11 @@ class CompositeNode(OperationNode):
 
     __slots__ = ()
     plan: Composite
+
+    @property
+    def shown(self) -> Sequence[int]:
+        """All: only operands that can have a gradient have an edge."""
+        return range(len(self.edges))
 
     def edge(self, place: int) -> Edge:
         """Where the gradient of what is kept at `place` goes."""
@@ -398,11 +373,7 @@ class CompositeNode(OperationNode):
         """Run the vjp rules of the steps."""
         plan = self.plan
         values = plan.values(self, create_graph)
-        parts = pulled_back(plan, values, cotangents[0])
-        for j, (i, wanted) in enumerate(plan.passed):
-            if wanted and parts[j] is None:
-                parts[j] = wrap(np.zeros(plan.types[i].shape, plan.types[i].dtype.numpy))
-        return parts
+        return pulled_back(plan, values, cotangents[0])
 
 
 def composite_class(name: str) -> type[CompositeNode]:

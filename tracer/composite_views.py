@@ -67,8 +67,9 @@ class Viewing:
             end -= count
         return cls(hops[::-1])
 
-    def run(self, x: Tensor) -> Tensor:
+    def run(self, tensors: Sequence[Tensor]) -> Tensor:
         """The view, with its node."""
+        x = tensors[0]
         for hop in self.hops:
             array = x._array
             for kernel, params in hop.kernels:

@@ -234,8 +234,10 @@ def dispatch2(op: Primitive, x: Any, y: Any) -> Tensor:
     out = wrap(made) if plan.plain else _wrapped(plan, (x, y), (a, b), {}, made)
     if tracked and state.grad_enabled:
         tracked &= plan.takes
-        if tracked:
+        if tracked and state.saved_hooks:
             _track(plan, (x, y), {}, out, tracked)
+        elif tracked:
+            _track2(plan, x, y, out, tracked)
     if state.recorder is not None:
         _recorded(op, (x, y), {}, out)
     return out
@@ -256,9 +258,10 @@ def _make_plan(
 
 
 def _wrapped(
-    plan: Plan, operands: Sequence[Any], arrays: Sequence[Any], params: Mapping[str, Any], out: Any
+    plan: Plan, operands: Sequence[Any], arrays: Sequence[Any], params: Mapping[str, Any], made: Any
 ) -> Tensor:
     """The kernel's result as a Tensor: a view of its operand, or memory of its own."""
+    out = made
     if type(out) is not np.ndarray or out.dtype != plan.dtype:
         token = QUIET.set(IGNORE)  # a wide sum may be infinite in a half type
         out = np.asarray(out, plan.dtype)
@@ -272,6 +275,8 @@ def _wrapped(
                 out = out.view() if plan.views else out.copy()
                 break
         else:
+            if out is made and plan.op.family == "pointwise":
+                plan.plain = True  # what a kernel makes depends on types only
             return wrap(out)
     if plan.views and isinstance(operands[0], Tensor) and _aliases(out, arrays[0]):
         return make_view(operands[0], out, plan.op, params)
@@ -326,6 +331,30 @@ def _track1(plan: Plan, x: Tensor, out: Tensor) -> None:
         storage = source._storage
         saved = (*saved, (source._array, storage, storage.version))
     out._grad_fn = plan.node(plan, _NO_PARAMS, (edge,), 1, saved)
+    out._requires_grad = True
+
+
+def _track2(plan: Plan, x: Any, y: Any, out: Tensor, wanted: int) -> None:
+    """As `_track1`, for two operands."""
+    to_x = to_y = NO_EDGE
+    if wanted & 1:
+        node = x._grad_fn
+        to_x = (node, x._output_nr) if node is not None else (accumulator(x), 0)
+    if wanted & 2:
+        node = y._grad_fn
+        to_y = (node, y._output_nr) if node is not None else (accumulator(y), 0)
+    kept = plan._kept.get(wanted)
+    if kept is None:
+        kept = plan.kept(wanted)
+    saved: list[tape.Saved] = []
+    for i in kept:
+        source = x if i == 0 else y if i == 1 else out
+        if source.__class__ is Tensor or isinstance(source, Tensor):
+            storage = source._storage
+            saved.append((source._array, storage, storage.version))
+        else:
+            saved.append((source, None, 0))
+    out._grad_fn = plan.node(plan, _NO_PARAMS, (to_x, to_y), wanted, tuple(saved))
     out._requires_grad = True
 
 

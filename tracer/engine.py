@@ -382,7 +382,10 @@ def _step(
     parts = apply(node, cts, create_graph) if cts else [None] * len(node.edges)
     exposed = hooks is not None and bool(hooks.post)
     if hooks is not None and exposed:
-        parts = hooks.after(parts, cts)
+        parts = list(parts)
+        given = hooks.after([parts[i] for i in node.shown], cts)
+        for i, part in zip(node.shown, given, strict=True):
+            parts[i] = part
     for edge, part in zip(node.edges, parts, strict=True):
         target = edge[0]
         if part is None or target is None or (useful is not None and target not in useful):

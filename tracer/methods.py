@@ -42,22 +42,28 @@ from tracegrad.tracer.tensor import Tensor
 
 
 def _known(other: Any) -> bool:
-    kinds = Tensor | np.ndarray
     return (
-        isinstance(other, kinds) or is_scalar(other) or hasattr(type(other), "__tracegrad_bind__")
-    )
+        isinstance(other, Tensor | np.ndarray) or is_scalar(other)
+        or hasattr(type(other), "__tracegrad_bind__")
+    )  # fmt: skip
 
 
 def _forward(name: str) -> Callable[[Tensor, Any], Any]:
     def method(self: Tensor, other: Any) -> Any:
-        return apply2(name, self, other) if _known(other) else NotImplemented
+        kind = other.__class__
+        if kind is Tensor or kind is float or kind is int or _known(other):
+            return apply2(name, self, other)
+        return NotImplemented
 
     return method
 
 
 def _backward(name: str) -> Callable[[Tensor, Any], Any]:
     def method(self: Tensor, other: Any) -> Any:
-        return apply2(name, other, self) if _known(other) else NotImplemented
+        kind = other.__class__
+        if kind is float or kind is int or _known(other):
+            return apply2(name, other, self)
+        return NotImplemented
 
     return method
 
@@ -144,6 +150,12 @@ def _attach() -> None:
         setattr(cls, f"__i{dunder}__", _augmented(f"{name}_", name))
     for dunder, name in _COMPARISONS.items():
         setattr(cls, f"__{dunder}__", _forward(name))
+    cls.__pow__ = lambda self, other: (
+        pointwise.pow(self, other) if _known(other) else NotImplemented
+    )
+    cls.__rpow__ = lambda self, other: (
+        pointwise.pow(other, self) if _known(other) else NotImplemented
+    )
     cls.__hash__ = object.__hash__
     cls.__neg__ = lambda self: apply1("neg", self)
     cls.__abs__ = lambda self: apply1("abs", self)

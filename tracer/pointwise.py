@@ -38,7 +38,7 @@ UNARY: dict[str, str] = {
     "logical_not": "logical_not", "bitwise_not": "bitwise_not", "sigmoid": "sigmoid",
 }  # fmt: skip
 BINARY: dict[str, str] = {
-    "mul": "mul", "multiply": "mul", "pow": "pow", "maximum": "maximum", "minimum": "minimum",
+    "mul": "mul", "multiply": "mul", "maximum": "maximum", "minimum": "minimum",
     "fmod": "fmod", "remainder": "remainder", "floor_divide": "floor_divide", "atan2": "atan2",
     "arctan2": "atan2", "hypot": "hypot", "copysign": "copysign",
     "eq": "equal", "ne": "not_equal", "not_equal": "not_equal", "lt": "less", "less": "less",
@@ -49,7 +49,7 @@ BINARY: dict[str, str] = {
     "bitwise_left_shift": "bitwise_left_shift", "bitwise_right_shift": "bitwise_right_shift",
 }  # fmt: skip
 
-_FAST_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 _SAFE = 1e38  # numbers below it convert to float32 without overflow
 
 
@@ -71,8 +71,10 @@ def apply1(name: str, x: Any) -> Any:
     """Primitive `name` of one tensor."""
     if isinstance(x, Tensor):
         op = _direct[name]
-        if op is not None and x._array.dtype in _FAST_DTYPES:
-            return dispatch1(op, x)
+        if op is not None:
+            dtype = x._array.dtype
+            if dtype is _FLOAT32 or dtype is _FLOAT64:  # another byte order is another object
+                return dispatch1(op, x)
     return TABLE[name](x)
 
 
@@ -80,17 +82,18 @@ def apply2(name: str, x: Any, y: Any) -> Any:
     """Primitive `name` of two operands, at least one a tensor; floats of one dtype go straight."""
     op = _direct[name]
     if op is not None:
+        kind = y.__class__
         if isinstance(x, Tensor):
             dtype = x._array.dtype
-            if dtype in _FAST_DTYPES:
-                if isinstance(y, Tensor):
-                    if y._array.dtype is dtype:
-                        return dispatch2(op, x, y)
-                elif type(y) in (int, float) and -_SAFE < y < _SAFE:
-                    return dispatch2(op, x, dtype.type(y))
+            if dtype is _FLOAT32 or dtype is _FLOAT64:
+                if kind is float or kind is int:
+                    if -_SAFE < y < _SAFE:
+                        return dispatch2(op, x, dtype.type(y))
+                elif isinstance(y, Tensor) and y._array.dtype is dtype:
+                    return dispatch2(op, x, y)
         elif type(x) in (int, float) and isinstance(y, Tensor) and -_SAFE < x < _SAFE:
             dtype = y._array.dtype
-            if dtype in _FAST_DTYPES:
+            if dtype is _FLOAT32 or dtype is _FLOAT64:
                 return dispatch2(op, dtype.type(x), y)
     if name == "sub":
         check_no_bool(x, y)
@@ -248,6 +251,17 @@ def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Any:
 
 
 @_public
+def pow(input: Any, exponent: Any) -> Any:
+    """`input` to the power `exponent`, at least one of them a tensor; promoted."""
+    if not isinstance(input, Tensor) and (is_scalar(input) is False or is_scalar(exponent)):
+        need_tensor("pow", "input", 1, input)
+    out = apply2("pow", input, exponent)
+    if not isinstance(exponent, Tensor):
+        return out
+    return named(out, "PowBackward1" if isinstance(input, Tensor) else "PowBackward2")
+
+
+@_public
 @composite
 def square(input: Any) -> Any:
     """`input` squared (PyTorch's `pow(input, 2)`)."""
@@ -300,7 +314,8 @@ def clamp(input: Any, min: Any = None, max: Any = None) -> Any:
     real = any(_is_real(x) for x in (input, min, max))
     low, high = (float("-inf"), float("inf")) if real else _integer_limits(input.dtype)
     low, high = low if min is None else min, high if max is None else max
-    return named(TABLE["clamp"](input, low, high), "ClampBackward1")
+    numbers = is_scalar(low) and is_scalar(high)
+    return named(TABLE["clamp"](input, low, high), f"ClampBackward{int(numbers)}")
 
 
 def _clamp_bool(input: Any, min: Any, max: Any) -> Any:

@@ -108,9 +108,14 @@ class BackwardNode:
         return type(self).__name__
 
     @property
+    def shown(self) -> Sequence[int]:
+        """Which of the edges the user sees: those of what PyTorch's node of the name has as inputs."""
+        return range(len(self.edges))
+
+    @property
     def next_functions(self) -> tuple[Edge, ...]:
         """`(node, output number)` per input; `(None, 0)` where no gradient flows."""
-        return self.edges
+        return tuple(self.edges[i] for i in self.shown)
 
     @property
     def requires_grad(self) -> bool:
@@ -232,6 +237,12 @@ def attach(node: BackwardNode, tensors: Sequence[Tensor]) -> None:
 # ---- nodes of primitives ------------------------------------------------------------------------
 
 
+_SHOWN = {
+    "PowBackward0": (0,), "PowBackward2": (1,), "ClampBackward1": (0,), "TrilBackward0": (1,),
+    "TriuBackward0": (1,), "MaskedFillBackward0": (2,),
+}  # fmt: skip
+
+
 class OperationNode(BackwardNode):
     """The backward of one application of a primitive."""
 
@@ -252,6 +263,14 @@ class OperationNode(BackwardNode):
         self.saved: tuple[Saved | Packed, ...] | None = saved
         if anomaly.enabled:
             remember(self)
+
+    @property
+    def shown(self) -> Sequence[int]:
+        """Operands that can have a gradient; not the numbers that PyTorch keeps as attributes."""
+        listed = _SHOWN.get(type(self).__name__)
+        if listed is not None:
+            return listed
+        return [i for i, t in enumerate(self.plan.types) if t.dtype.is_floating_point]
 
     def owns(self, part: Tensor, cotangents: Sequence[Tensor | None]) -> bool:
         """True for fresh memory: no view, no cotangent, nothing that was kept."""

@@ -12,6 +12,7 @@ from typing import Any
 from tracegrad.ir import ops
 from tracegrad.ir.errors import ParameterError
 from tracegrad.tracer import linalg, pointwise
+from tracegrad.tracer.composites import composite
 from tracegrad.tracer.pointwise import apply1, apply2, named, need_tensor
 
 
@@ -27,6 +28,7 @@ def relu(input: Any, inplace: bool = False) -> Any:
     return input.relu_() if inplace else pointwise.relu(input)
 
 
+@composite
 def leaky_relu(input: Any, negative_slope: float = 0.01, inplace: bool = False) -> Any:
     """x where x > 0, else `negative_slope * x`.
 
@@ -49,6 +51,7 @@ def sigmoid(input: Any) -> Any:
     return pointwise.FUNCTIONS["sigmoid"](input)
 
 
+@composite
 def silu(input: Any, inplace: bool = False) -> Any:
     """x * sigmoid(x).
 
@@ -59,6 +62,7 @@ def silu(input: Any, inplace: bool = False) -> Any:
     return input.copy_(out) if inplace else named(out, "SiluBackward0")
 
 
+@composite
 def softplus(input: Any, beta: float = 1.0, threshold: float = 20.0) -> Any:
     """log(1 + exp(beta x)) / beta; x itself where beta x > `threshold`."""
     need_tensor("softplus", "input", 1, input)
@@ -69,6 +73,7 @@ def softplus(input: Any, beta: float = 1.0, threshold: float = 20.0) -> Any:
     return named(ops.where(linear, input, soft), "SoftplusBackward0")
 
 
+@composite
 def gelu(input: Any, approximate: str = "none") -> Any:
     """x * Phi(x), Phi the normal distribution function.
 

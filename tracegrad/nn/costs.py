@@ -18,6 +18,7 @@ from tracegrad.ir import composite, dtypes, ops
 from tracegrad.ir.errors import DimensionError, DTypeError, ParameterError, ShapeError
 from tracegrad.ir.primitives.support import torch_name
 from tracegrad.tracer import linalg
+from tracegrad.tracer.composites import composite as as_one
 from tracegrad.tracer.pointwise import apply1, apply2, named, need_tensor
 
 _TARGET_DTYPES = (dtypes.int64, dtypes.uint8)
@@ -38,16 +39,25 @@ def mse_loss(input: Any, target: Any, reduction: str = "mean") -> Any:
         >>> tg.nn.functional.mse_loss(tg.tensor([1.0, 3.0]), tg.tensor([1.0, 1.0]))
         tensor(2.)
     """
-    difference = _difference("mse_loss", input, target)
+    _check_pair("mse_loss", input, target)
+    _check_reduction(reduction)
+    return _mse(input, target, reduction)
+
+
+@as_one
+def _mse(input: Any, target: Any, reduction: str) -> Any:
+    difference = apply2("sub", input, target)
     return _reduced(apply2("mul", difference, difference), reduction, "MseLossBackward0")
 
 
 def l1_loss(input: Any, target: Any, reduction: str = "mean") -> Any:
     """Absolute differences; else as `mse_loss`."""
-    return _reduced(apply1("abs", _difference("l1_loss", input, target)), reduction, "")
+    _check_pair("l1_loss", input, target)
+    _check_reduction(reduction)
+    return _reduced(apply1("abs", apply2("sub", input, target)), reduction, "")
 
 
-def _difference(name: str, input: Any, target: Any) -> Any:
+def _check_pair(name: str, input: Any, target: Any) -> None:
     need_tensor(name, "input", 1, input)
     need_tensor(name, "target", 2, target)
     if input.shape != target.shape:
@@ -58,7 +68,6 @@ def _difference(name: str, input: Any, target: Any) -> Any:
             UserWarning,
             stacklevel=3,
         )
-    return apply2("sub", input, target)
 
 
 def _check_reduction(reduction: str) -> None:
@@ -77,7 +86,6 @@ def check_retired(size_average: Any, reduce: Any) -> None:
 
 
 def _reduced(losses: Any, reduction: str, name: str) -> Any:
-    _check_reduction(reduction)
     if reduction == "none":
         return named(losses, name) if name else losses
     reduce = composite.reduce_mean if reduction == "mean" else ops.reduce_sum
@@ -105,9 +113,18 @@ def nll_loss(
     need_tensor("nll_loss_nd", "input", 1, input)
     need_tensor("nll_loss_nd", "target", 2, target)
     _check_reduction(reduction)
+    axis = _check_classes(input, target, weight)
+    _check_range(target, input.shape[axis], ignore_index)
+    return _nll(input, target, weight, ignore_index, reduction)
+
+
+@as_one
+def _nll(input: Any, target: Any, weight: Any, ignore_index: int, reduction: str) -> Any:
+    """`nll_loss` of targets that are classes."""
     classes = _classes(input, target, weight, ignore_index)
     losses = _picked(input, classes, weight)
-    return named(_weighted(losses, classes.factor, reduction), "NllLossBackward0")
+    out = _weighted(losses, classes.factor, reduction)
+    return named(out, "NllLossBackward0" if target.ndim < 2 else "NllLoss2DBackward0")
 
 
 def cross_entropy(
@@ -147,14 +164,17 @@ def cross_entropy(
         raise ShapeError(f"label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing}")
     if target.shape == input.shape:
         return _soft(input, target, weight, ignore_index, reduction, label_smoothing)
+    axis = _check_classes(input, target, weight)
+    _check_range(target, input.shape[axis], ignore_index)
+    logp = linalg.log_softmax(input, axis)
+    if not label_smoothing:
+        return _nll(logp, target, weight, ignore_index, reduction)
     classes = _classes(input, target, weight, ignore_index)
-    logp = linalg.log_softmax(input, classes.axis)
     losses = _picked(logp, classes, weight)
-    if label_smoothing:
-        even = apply1("neg", _class_sum(logp, weight, classes.axis))
-        even = ops.where(classes.valid, even, 0)
-        even = apply2("mul", even, label_smoothing / input.shape[classes.axis])
-        losses = apply2("add", apply2("mul", losses, 1.0 - label_smoothing), even)
+    even = apply1("neg", _class_sum(logp, weight, classes.axis))
+    even = ops.where(classes.valid, even, 0)
+    even = apply2("mul", even, label_smoothing / input.shape[classes.axis])
+    losses = apply2("add", apply2("mul", losses, 1.0 - label_smoothing), even)
     out = _weighted(losses, classes.factor, reduction)
     return named(out, "NllLossBackward0" if target.ndim < 2 else "NllLoss2DBackward0")
 

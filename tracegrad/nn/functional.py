@@ -37,6 +37,7 @@ from tracegrad.nn.windows import (
     max_pool2d,
     max_pool3d,
 )
+from tracegrad.tracer.composites import composite as as_one
 from tracegrad.tracer.pointwise import apply1, apply2, named, need_tensor
 from tracegrad.tracer.random import draw
 from tracegrad.tracer.shapes import flatten
@@ -53,6 +54,7 @@ def __dir__() -> list[str]:
     return list(__all__)
 
 
+@as_one
 def linear(input: Any, weight: Any, bias: Any = None) -> Any:
     """`input @ weight.T + bias`.
 
@@ -110,6 +112,7 @@ def check_probability(p: float) -> None:
         raise ParameterError(f"dropout probability has to be between 0 and 1, but got {p}")
 
 
+@as_one
 def layer_norm(
     input: Any, normalized_shape: Sequence[int], weight: Any = None, bias: Any = None,
     eps: float = 1e-5,

@@ -1,0 +1,139 @@
+"""What a function of tensors does, noted down while it runs once. Start reading at `Watch`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tracegrad.ir.primitive import Primitive
+from tracegrad.tracer.capture_hook import Recorder
+from tracegrad.tracer.composite_plan import Composite, Program, Step, owned
+from tracegrad.tracer.composite_views import Viewing
+from tracegrad.tracer.dispatch import planned
+from tracegrad.tracer.tape import OperationNode
+from tracegrad.tracer.tensor import Tensor
+
+_LARGEST_CONSTANT = 65536  # bytes; larger ones are made anew each time
+
+
+def first_place(x: Tensor, tensors: Sequence[Tensor]) -> int:
+    """Where among `tensors` the object `x` stands first: f(x, x) is not f(x, y)."""
+    return next(i for i, y in enumerate(tensors) if y is x)
+
+
+class Watch(Recorder):
+    """Notes the primitives that a function runs, or that it does something else."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.numbers: dict[int, int] = {}  # of the operands and of what was computed, by identity
+        self.held: list[Any] = []  # keeps them, so that no identity is used twice
+        self.steps: list[Step] = []
+        self.constants: dict[int, np.ndarray] = {}
+        self.computes = True
+        self.operands = [x for i, x in enumerate(tensors) if first_place(x, tensors) == i]
+        self.places = [first_place(x, self.operands) for x in tensors]
+        for x in self.operands:
+            self._number(x)
+
+    def _number(self, x: Any) -> int:
+        self.held.append(x)
+        number = self.numbers[id(x)] = len(self.held) - 1
+        return number
+
+    def record(
+        self, op: Primitive, operands: Sequence[Any], params: Mapping[str, Any], out: Tensor
+    ) -> None:
+        """A step."""
+        given = []
+        for x in operands:
+            number = self.numbers.get(id(x)) if isinstance(x, Tensor) else None
+            if number is None:
+                if isinstance(x, Tensor):  # from elsewhere: it may be another one next time
+                    self.computes = False
+                number = self._number(x)
+                self.constants[number] = x
+            given.append(number)
+        node = out._grad_fn
+        wanted = node.wanted if isinstance(node, OperationNode) else 0
+        plan = planned(op, [x._array if isinstance(x, Tensor) else x for x in operands], params)
+        self.steps.append(Step(plan, dict(params), tuple(given), self._number(out), wanted))
+
+    def _more(self, *what: Any) -> None:
+        """The function does more than compute."""
+        self.computes = False
+
+    record_inplace: Any = _more
+    value_read: Any = _more
+    random_state: Any = _more
+    alias: Any = _more
+    laid_over: Any = _more
+    check_write: Any = _more
+    moves: Any = _more
+    function: Any = _more
+    note: Any = _more
+
+    def constant(self, tensor: Tensor) -> None:
+        """A mask or positions that the function made of its arguments: the same next time."""
+        if tensor._array.nbytes > _LARGEST_CONSTANT:
+            self.computes = False
+        self.constants[self._number(tensor)] = tensor._array
+
+    def arrays(self, plan: Composite) -> list[np.ndarray]:
+        """What `plan.forward` would return: the results, and what is kept of the way between."""
+        between = [self.held[k]._array for k in plan.between]
+        given = [x._array for x in self.operands]
+        results = [owned(self.held[k]._array, *given, *between) for k in plan.program.results]
+        return [*results, *between]
+
+    def viewing(self, result: Any) -> Viewing | None:
+        """What was done, if it was only to look at the memory of the one operand in another way."""
+        if not self.computes or len(self.operands) > 1 or not isinstance(result, Tensor):
+            return None
+        made = [self.held[step.out] for step in self.steps]
+        before = self.operands[0]
+        for step, out in zip(self.steps, made, strict=True):
+            if out._view is None or len(step.inputs) > 1 or self.held[step.inputs[0]] is not before:
+                return None
+            before = out
+        return Viewing.of(self.steps, made) if made and before is result else None
+
+    def program(self, result: Any) -> Program | None:
+        """What was done, if it was only to compute `result`."""
+        several = isinstance(result, tuple)
+        outputs = result if several else (result,)
+        if not self.computes or not self.steps:
+            return None
+        results = []
+        computed = {step.out for step in self.steps}
+        node = None
+        for x in outputs:
+            number = self.numbers.get(id(x)) if isinstance(x, Tensor) else None
+            if number not in computed or number in results or _reaches_operand(x, self.operands):
+                return None
+            results.append(number)
+            if x._grad_fn is not None:
+                if node is not None:  # one node has one cotangent here
+                    return None
+                node = x._grad_fn
+        if node is not None and not isinstance(node, OperationNode):
+            return None
+        rebuild = None
+        if several:
+            rebuild = tuple if type(result) is tuple else type(result)._make
+        return Program(
+            operands=tuple(x.type_info for x in self.operands),
+            places=tuple(self.places),
+            constants={n: x for n, x in self.constants.items() if not isinstance(x, Tensor)},
+            steps=tuple(self.steps),
+            results=tuple(results),
+            name=None if node is None else type(node).__name__,
+            differentiable=next((i for i, x in enumerate(outputs) if x._grad_fn is not None), 0),
+            rebuild=rebuild,
+        )
+
+
+def _reaches_operand(x: Tensor, operands: Sequence[Tensor]) -> bool:
+    """True for a view of an operand (a view of what was computed on the way is not one)."""
+    return any(np.may_share_memory(x._array, y._array) for y in operands)
