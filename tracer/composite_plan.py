@@ -353,6 +353,10 @@ class CompositeNode(OperationNode):
     __slots__ = ()
     plan: Composite
 
+    def rename(self, name: str) -> None:
+        """As of one primitive."""
+        self.__class__ = composite_class(name)
+
     @property
     def shown(self) -> Sequence[int]:
         """All: only operands that can have a gradient have an edge."""

@@ -24,7 +24,7 @@ from tracegrad.ir.errors import (
 from tracegrad.ir.types import broadcast_shapes
 from tracegrad.tracer import inplace
 from tracegrad.tracer.arguments import check_fits, type_name
-from tracegrad.tracer.composites import viewing
+from tracegrad.tracer.composites import composite, viewing
 from tracegrad.tracer.index_items import check_scalar_index, items, truth
 from tracegrad.tracer.pointwise import named, need_tensor
 from tracegrad.tracer.shapes import clone, scalar_text, select, slice_dim, wrap_dim
@@ -375,6 +375,7 @@ def index_put(input: Tensor, indices: Any, values: Tensor, accumulate: bool = Fa
     return named(_put(viewed, arrays, values, accumulate), "IndexPutBackward0")
 
 
+@composite
 def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
     """The elements `index` (1-D, integer) along `dim`; a copy."""
     need_tensor("index_select", "input", 1, input)
@@ -386,6 +387,7 @@ def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
     return named(out, "IndexSelectBackward0")
 
 
+@composite
 def gather(input: Tensor, dim: int, index: Tensor) -> Tensor:
     """`out[i, j, k] = input[i, index[i, j, k], k]` for dim = 1, and so on for other dims.
 
@@ -417,6 +419,7 @@ def _check_gather(name: str, input: Tensor, d: int, index: Tensor) -> int:
     return d
 
 
+@composite
 def scatter(input: Tensor, dim: int, index: Tensor, src: Any, *, reduce: Any = None) -> Tensor:
     """`input` with `src[i, j, k]` put at `[i, index[i, j, k], k]` (dim = 1), out of place."""
     need_tensor("scatter", "input", 1, input)
@@ -439,6 +442,7 @@ def _same_dtype(input: Tensor, src: Tensor) -> None:
         raise DTypeError("scatter(): Expected self.dtype to be equal to src.dtype")
 
 
+@composite
 def scatter_add(input: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
     """`input` with `src[i, j, k]` added at `[i, index[i, j, k], k]` (dim = 1), out of place."""
     need_tensor("scatter_add", "input", 1, input)
@@ -490,9 +494,10 @@ def nonzero(input: Tensor, *, as_tuple: bool = False) -> Any:
 def masked_select(input: Tensor, mask: Tensor) -> Tensor:
     """The elements where `mask` (broadcast) holds, in one dimension."""
     shape = np.broadcast_shapes(tuple(input.shape), tuple(mask.shape))
-    return getitem(input.expand(shape), mask.expand(shape))
+    return named(getitem(input.expand(shape), mask.expand(shape)), "MaskedSelectBackward0")
 
 
+@composite
 def masked_fill(input: Tensor, mask: Tensor, value: Any) -> Tensor:
     """`input` with `value` (a number or a 0-d tensor, cast) where `mask` (bool, broadcast) holds.
 
@@ -513,9 +518,8 @@ def masked_fill(input: Tensor, mask: Tensor, value: Any) -> Tensor:
             f"{value.ndim} dimension(s)."
         )
     broadcast_shapes(tuple(input.shape), tuple(mask.shape))  # names the tensor's size first
-    return named(
-        ops.where(mask, _as_value(input, value).to(input.dtype), input), "MaskedFillBackward0"
-    )
+    out = ops.where(mask, _as_value(input, value).to(input.dtype), input)
+    return named(out, f"MaskedFillBackward{int(isinstance(value, Tensor))}")
 
 
 C_NAMES = {

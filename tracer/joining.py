@@ -12,7 +12,7 @@ from tracegrad.ir import ops
 from tracegrad.ir.errors import OperandError, ParameterError, ShapeError
 from tracegrad.tracer.composites import composite
 from tracegrad.tracer.pointwise import named, need_tensor
-from tracegrad.tracer.shapes import narrow, reshape, sizes, slice_dim, unsqueeze, wrap_dim
+from tracegrad.tracer.shapes import clone, narrow, reshape, sizes, slice_dim, unsqueeze, wrap_dim
 from tracegrad.tracer.tensor import Tensor
 from tracegrad.tracer.views import (
     SeveralViews,
@@ -231,21 +231,23 @@ def tile(input: Any, *dims: Any) -> Any:
 def roll(input: Any, shifts: Any, dims: Any = None) -> Any:
     """Elements moved along `dims` by `shifts`, round the end."""
     if dims is None:
-        return roll(reshape(input, -1), shifts, 0).reshape(input.shape)
+        flat = roll(reshape(input, -1), shifts, 0)
+        return named(flat.reshape(input.shape), "RollBackward0")
     moves = [shifts] if isinstance(shifts, int) else list(shifts)
     along = [dims] if isinstance(dims, int) else list(dims)
     if len(moves) != len(along):
         raise ParameterError(
             f"shifts and dimensions must align. shifts: {len(moves)}, dims:{len(along)}"
         )
+    out = input
     for shift, dim in zip(moves, along, strict=True):
         d = wrap_dim(dim, input.ndim)
         size = input.shape[d]
         k = shift % size if size else 0
         if k:
-            parts = (slice_dim(input, d, size - k, size), slice_dim(input, d, 0, size - k))
-            input = ops.concat(*parts, axis=d)
-    return input
+            parts = (slice_dim(out, d, size - k, size), slice_dim(out, d, 0, size - k))
+            out = ops.concat(*parts, axis=d)
+    return named(clone(input) if out is input else out, "RollBackward0")
 
 
 FUNCTIONS.update(concat=cat, concatenate=cat)

@@ -48,7 +48,7 @@ def mm(input: Any, mat2: Any) -> Any:
 @composite
 def mv(input: Any, vec: Any) -> Any:
     """Matrix times vector."""
-    return composite_linalg.mv(input, vec)
+    return named(composite_linalg.mv(input, vec), "MvBackward0")
 
 
 @_public

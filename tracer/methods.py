@@ -68,6 +68,19 @@ def _backward(name: str) -> Callable[[Tensor, Any], Any]:
     return method
 
 
+def _swapped(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    return lambda x, y: function(y, x)
+
+
+def _checked(function: Callable[[Any, Any], Any]) -> Callable[[Tensor, Any], Any]:
+    """An operator that runs a function of the public ones, for its node's name."""
+
+    def method(self: Tensor, other: Any) -> Any:
+        return function(self, other) if _known(other) else NotImplemented
+
+    return method
+
+
 _OPERATORS = {
     "add": "add", "sub": "sub", "mul": "mul", "truediv": "div", "floordiv": "floor_divide",
     "mod": "remainder", "pow": "pow", "and": "bitwise_and", "or": "bitwise_or",
@@ -150,12 +163,10 @@ def _attach() -> None:
         setattr(cls, f"__i{dunder}__", _augmented(f"{name}_", name))
     for dunder, name in _COMPARISONS.items():
         setattr(cls, f"__{dunder}__", _forward(name))
-    cls.__pow__ = lambda self, other: (
-        pointwise.pow(self, other) if _known(other) else NotImplemented
-    )
-    cls.__rpow__ = lambda self, other: (
-        pointwise.pow(other, self) if _known(other) else NotImplemented
-    )
+    for dunder, function in {"pow": pointwise.pow, "mod": pointwise.remainder}.items():
+        setattr(cls, f"__{dunder}__", _checked(function))
+        setattr(cls, f"__r{dunder}__", _checked(_swapped(function)))
+    cls.__rsub__ = _checked(pointwise.rsub)
     cls.__hash__ = object.__hash__
     cls.__neg__ = lambda self: apply1("neg", self)
     cls.__abs__ = lambda self: apply1("abs", self)

@@ -20,13 +20,13 @@ from tracegrad.tracer.arguments import check_fits
 from tracegrad.tracer.composites import composite
 from tracegrad.tracer.dispatch import dispatch1, dispatch2
 from tracegrad.tracer.pointwise_checks import check_close, check_no_bool
-from tracegrad.tracer.tape import node_class
+from tracegrad.tracer.tape import OperationNode
 from tracegrad.tracer.tensor import Tensor, wrap
 
 assert ops  # fills the table
 
 UNARY: dict[str, str] = {
-    "neg": "neg", "negative": "neg", "abs": "abs", "absolute": "abs", "sign": "sign", "sgn": "sign",
+    "neg": "neg", "negative": "neg", "abs": "abs", "absolute": "abs", "sign": "sign",
     "exp": "exp", "exp2": "exp2", "expm1": "expm1", "log": "log", "log2": "log2", "log10": "log10",
     "log1p": "log1p", "sin": "sin", "cos": "cos", "tan": "tan", "asin": "asin", "arcsin": "asin",
     "acos": "acos", "arccos": "acos", "atan": "atan", "arctan": "atan", "sinh": "sinh",
@@ -39,7 +39,7 @@ UNARY: dict[str, str] = {
 }  # fmt: skip
 BINARY: dict[str, str] = {
     "mul": "mul", "multiply": "mul", "maximum": "maximum", "minimum": "minimum",
-    "fmod": "fmod", "remainder": "remainder", "floor_divide": "floor_divide", "atan2": "atan2",
+    "floor_divide": "floor_divide", "atan2": "atan2",
     "arctan2": "atan2", "hypot": "hypot", "copysign": "copysign",
     "eq": "equal", "ne": "not_equal", "not_equal": "not_equal", "lt": "less", "less": "less",
     "le": "less_equal", "less_equal": "less_equal", "gt": "greater", "greater": "greater",
@@ -128,8 +128,8 @@ def need_tensor(function: str, argument: str, position: int, x: Any) -> None:
 def named(out: Tensor, name: str) -> Tensor:
     """Give the node of a freshly computed result the name that PyTorch prints."""
     node = out._grad_fn if isinstance(out, Tensor) else None
-    if node is not None and hasattr(node, "plan"):
-        node.__class__ = node_class(name)
+    if isinstance(node, OperationNode):
+        node.rename(name)
     return out
 
 
@@ -221,7 +221,8 @@ def sub(input: Any, other: Any, *, alpha: Any = 1) -> Any:
 @_public
 def rsub(input: Any, other: Any, *, alpha: Any = 1) -> Any:
     """`other - alpha * input`."""
-    return sub(other, input, alpha=alpha)
+    out = sub(other, input, alpha=alpha)
+    return out if isinstance(other, Tensor) else named(out, "RsubBackward1")
 
 
 @_public
@@ -237,7 +238,7 @@ def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Any:
     if rounding_mode is None:
         return apply2("div", input, other)
     if rounding_mode == "floor":
-        return apply2("floor_divide", input, other)
+        return named(apply2("floor_divide", input, other), "DivBackward2")
     if rounding_mode != "trunc":
         raise ParameterError(
             "div expected rounding_mode to be one of None, 'trunc', or 'floor' but found "
@@ -245,9 +246,36 @@ def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Any:
         )
     kinds = [x.dtype.category if isinstance(x, Tensor) else 0 for x in (input, other)]
     if max(kinds) == 2 or isinstance(other, float) or isinstance(input, float):
-        return apply1("trunc", apply2("div", input, other))
+        return named(apply1("trunc", apply2("div", input, other)), "DivBackward2")
     # x - fmod(x, y) is an exact multiple of y, so flooring the quotient changes nothing
     return apply2("floor_divide", apply2("sub", input, apply2("fmod", input, other)), other)
+
+
+@_public
+def fmod(input: Any, other: Any) -> Any:
+    """Remainder signed like `input`; promoted and broadcast.
+
+    Raises:
+        DivisionByZeroError: an integer is divided by zero.
+    """
+    return _modulo("fmod", "FmodBackward1", input, other)
+
+
+@_public
+def remainder(input: Any, other: Any) -> Any:
+    """Remainder signed like `other` (Python's `%`); promoted and broadcast.
+
+    Raises:
+        DivisionByZeroError: an integer is divided by zero.
+    """
+    return _modulo("remainder", "RemainderBackward1", input, other)
+
+
+def _modulo(name: str, of_tensors: str, input: Any, other: Any) -> Any:
+    if not isinstance(input, Tensor) and (is_scalar(input) is False or is_scalar(other)):
+        need_tensor(name, "input", 1, input)
+    out = apply2(name, input, other)
+    return named(out, of_tensors) if isinstance(other, Tensor) else out
 
 
 @_public
@@ -266,6 +294,13 @@ def pow(input: Any, exponent: Any) -> Any:
 def square(input: Any) -> Any:
     """`input` squared (PyTorch's `pow(input, 2)`)."""
     return apply2("pow", input, 2)
+
+
+@_public
+def sgn(input: Any) -> Any:
+    """`sign`; of complex numbers, were there any, the direction."""
+    need_tensor("sgn", "input", 1, input)
+    return named(apply1("sign", input), "SgnBackward0")
 
 
 @_public
@@ -292,7 +327,7 @@ def round(input: Any, *, decimals: int = 0) -> Any:
 @composite
 def frac(input: Any) -> Any:
     """The fractional part, with the sign of `input`."""
-    return apply2("sub", input, apply1("trunc", input))
+    return named(apply2("sub", input, apply1("trunc", input)), "FracBackward0")
 
 
 @_public
@@ -351,14 +386,14 @@ def clip(input: Any, min: Any = None, max: Any = None) -> Any:
 @composite
 def clamp_min(input: Any, min: Any) -> Any:
     """`input` where it is at least `min`, else `min`."""
-    return clamp(input, min=min)
+    return named(clamp(input, min=min), f"ClampMinBackward{int(hasattr(min, 'shape'))}")
 
 
 @_public
 @composite
 def clamp_max(input: Any, max: Any) -> Any:
     """`input` where it is at most `max`, else `max`."""
-    return clamp(input, max=max)
+    return named(clamp(input, max=max), f"ClampMaxBackward{int(hasattr(max, 'shape'))}")
 
 
 @_public
@@ -394,21 +429,24 @@ def lerp(input: Any, end: Any, weight: Any) -> Any:
     need_tensor("lerp", "input", 1, input)
     need_tensor("lerp", "end", 2, end)
     broadcast_shapes(tuple(input.shape), tuple(end.shape))  # names the size of `input` first
-    return apply2("add", input, apply2("mul", weight, apply2("sub", end, input)))
+    out = apply2("add", input, apply2("mul", weight, apply2("sub", end, input)))
+    return named(out, f"LerpBackward{int(isinstance(weight, Tensor))}")
 
 
 @_public
 @composite
 def addcmul(input: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> Any:
     """`input + value * tensor1 * tensor2`."""
-    return add(input, apply2("mul", tensor1, tensor2), alpha=value)
+    out = add(input, apply2("mul", tensor1, tensor2), alpha=value)
+    return named(out, "AddcmulBackward0")
 
 
 @_public
 @composite
 def addcdiv(input: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> Any:
     """`input + value * tensor1 / tensor2`."""
-    return add(input, apply2("div", tensor1, tensor2), alpha=value)
+    out = add(input, apply2("div", tensor1, tensor2), alpha=value)
+    return named(out, "AddcdivBackward0")
 
 
 @_public
@@ -452,7 +490,8 @@ def nan_to_num(
     low = float(limits.min) if neginf is None else neginf
     result = where(apply1("isnan", input), nan, input)
     result = where(apply2("equal", input, float("inf")), high, result)
-    return where(apply2("equal", input, float("-inf")), low, result)
+    out = where(apply2("equal", input, float("-inf")), low, result)
+    return named(out, "NanToNumBackward0")
 
 
 FUNCTIONS.update(subtract=sub, divide=div, true_divide=div)

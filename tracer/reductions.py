@@ -282,7 +282,7 @@ def norm(
     if not is_scalar(p):
         raise OperandError(f"norm(): p must be a number or 'fro', got {p!r}")
     out = _vector_norm(x, float(p), _axes(x, dim), keepdim)
-    return named(out, "LinalgVectorNormBackward0" if dim is None else "NormBackward1")
+    return named(out, "LinalgVectorNormBackward0")
 
 
 def _vector_norm(x: Any, p: float, axes: Any, keepdim: bool) -> Any:

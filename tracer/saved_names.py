@@ -24,14 +24,17 @@ if TYPE_CHECKING:
 RESULT = -1  # the position of what the operation returned
 
 _OF_SELF = ("Abs Acos Acosh Asin Asinh Atan Atanh Cos Cosh Digamma Erf Lgamma Log Log10 "
-            "Log1p Log2 Sin Sinh")  # fmt: skip
+            "Log1P Log2 Sin Sinh")  # fmt: skip
 _OF_RESULT = "Exp Exp2 Expm1 Reciprocal Rsqrt Sigmoid Softmax Sqrt Tan Tanh"
-_OF_TWO = "Atan2 Div Fmod Maximum Minimum Mul Remainder"
+_OF_TWO = "Atan2 Div Maximum Minimum Mul"
 
 TENSORS: dict[str, dict[str, int]] = {
     **{f"{name}Backward0": {"self": 0} for name in _OF_SELF.split()},
     **{f"{name}Backward0": {"result": RESULT} for name in _OF_RESULT.split()},
     **{f"{name}Backward0": {"self": 0, "other": 1} for name in _OF_TWO.split()},
+    "FmodBackward1": {"self": 0, "other": 1},
+    "RemainderBackward1": {"self": 0, "other": 1},
+    "ReluBackward0": {"result": RESULT},
     "HypotBackward0": {"self": 0, "other": 1, "result": RESULT},
     "CopysignBackward0": {"self": 0, "result": RESULT},
     **{f"PowBackward{k}": {"self": 0, "exponent": 1, "result": RESULT} for k in (0, 1, 2)},
@@ -78,6 +81,7 @@ _REDUCTION: dict[str, Callable[[OperationNode], Any]] = {"dim": _reduction, "kee
 OTHERS: dict[str, dict[str, Callable[[OperationNode], Any]]] = {
     "SumBackward0": {"self_sym_sizes": _sizes},
     "SumBackward1": {"self_sym_sizes": _sizes, **_REDUCTION},
+    "MeanBackward0": {"self_sym_sizes": _sizes, "self_sym_numel": lambda n: n.plan.types[0].size},
     "ProdBackward1": {"dim": _first_axis, "keepdim": _keepdim},
     "AmaxBackward0": _REDUCTION,
     "AminBackward0": _REDUCTION,

@@ -238,8 +238,11 @@ def attach(node: BackwardNode, tensors: Sequence[Tensor]) -> None:
 
 
 _SHOWN = {
-    "PowBackward0": (0,), "PowBackward2": (1,), "ClampBackward1": (0,), "TrilBackward0": (1,),
-    "TriuBackward0": (1,), "MaskedFillBackward0": (2,),
+    "PowBackward0": (0,), "PowBackward2": (1,), "ClampBackward1": (0,), "ClampMinBackward0": (0,),
+    "ClampMaxBackward0": (0,), "FmodBackward0": (0,), "RemainderBackward0": (0,),
+    "RsubBackward1": (1,), "Deg2RadBackward0": (0,), "Rad2DegBackward0": (0,),
+    "TrilBackward0": (1,), "TriuBackward0": (1,), "MaskedFillBackward0": (2,),
+    "MaskedFillBackward1": (2, 1),
 }  # fmt: skip
 
 
@@ -271,6 +274,10 @@ class OperationNode(BackwardNode):
         if listed is not None:
             return listed
         return [i for i, t in enumerate(self.plan.types) if t.dtype.is_floating_point]
+
+    def rename(self, name: str) -> None:
+        """Take the name that PyTorch prints for what the operation is part of."""
+        self.__class__ = node_class(name)
 
     def owns(self, part: Tensor, cotangents: Sequence[Tensor | None]) -> bool:
         """True for fresh memory: no view, no cotangent, nothing that was kept."""

@@ -43,7 +43,8 @@ log2 = unary("log2", np.log2, "log2{f}({x})", vjp=lambda ct, out, x: ct / (x * L
 log10 = unary("log10", np.log10, "log10{f}({x})", vjp=lambda ct, out, x: ct / (x * LN10),
               sample=(0.1, 5.0), cost=15, ulp=8, source="NIST DLMF §4.2")  # fmt: skip
 log1p = unary("log1p", np.log1p, "log1p{f}({x})", vjp=lambda ct, out, x: ct / (x + 1),
-              sample=(-0.9, 4.0), cost=20, ulp=8, source="NIST DLMF §4.2")  # fmt: skip
+              sample=(-0.9, 4.0), cost=20, ulp=8, source="NIST DLMF §4.2",
+              backward_name="Log1PBackward0")  # fmt: skip
 
 # ---- trigonometry ------------------------------------------------------------------------------
 

@@ -47,6 +47,8 @@ SAVED: list[tuple[Any, dict[str, Any]]] = [
     (X.clamp(0.5, 1.5), {"self": X, "min": 0.5, "max": 1.5}),
     (tg.where(X > 0.5, X, Y), {"condition": X > 0.5}),
     (X.masked_fill(X > 0.5, 0.0), {"mask": X > 0.5}),
+    (X.relu(), {"result": X}),
+    (M.mean(), {"self_sym_sizes": (2, 2), "self_sym_numel": 4}),
     (M.sum(), {"self_sym_sizes": (2, 2)}),
     (M.sum(0), {"self_sym_sizes": (2, 2), "dim": (0,), "keepdim": False}),
     (M.prod(), {"self": M}),

@@ -17,7 +17,7 @@ import numpy as np
 from tracegrad.ir import composite, dtypes, ops
 from tracegrad.ir.errors import DimensionError, DTypeError, ParameterError, ShapeError
 from tracegrad.ir.primitives.support import torch_name
-from tracegrad.tracer import linalg
+from tracegrad.tracer import linalg, reductions
 from tracegrad.tracer.composites import composite as as_one
 from tracegrad.tracer.pointwise import apply1, apply2, named, need_tensor
 
@@ -54,7 +54,10 @@ def l1_loss(input: Any, target: Any, reduction: str = "mean") -> Any:
     """Absolute differences; else as `mse_loss`."""
     _check_pair("l1_loss", input, target)
     _check_reduction(reduction)
-    return _reduced(apply1("abs", apply2("sub", input, target)), reduction, "")
+    losses = apply1("abs", apply2("sub", input, target))
+    if reduction == "none":
+        return losses
+    return reductions.mean(losses) if reduction == "mean" else reductions.sum(losses)
 
 
 def _check_pair(name: str, input: Any, target: Any) -> None:

@@ -11,6 +11,7 @@ from tracegrad.ir import ops
 from tracegrad.ir.errors import ParameterError, ShapeError
 from tracegrad.ir.primitives.support import filled_like
 from tracegrad.ir.windows import Pairs, tuple_of
+from tracegrad.tracer.composites import composite
 from tracegrad.tracer.pointwise import apply2, named, need_tensor
 
 # ---- convolution --------------------------------------------------------------------------------
@@ -227,6 +228,7 @@ def avg_pool3d(
     )
 
 
+@composite
 def _avg_pool(
     rank: int, input: Any, kernel_size: Any, stride: Any, padding: Any, ceil_mode: bool,
     count_include_pad: bool, divisor: int | None,
