@@ -21,8 +21,6 @@ from tracegrad.ir.primitives.support import filled_like
 from tracegrad.ir.quiet import IGNORE, QUIET
 from tracegrad.ir.types import TensorType
 from tracegrad.tracer.array_rules import ArrayRule, Lines, is_exact, kernel_of, rule_of
-from tracegrad.tracer.saved import pack
-from tracegrad.tracer.state import state
 from tracegrad.tracer.tape import (
     FREED,
     NO_EDGE,
@@ -94,8 +92,8 @@ class Composite(Plan):
     """
 
     __slots__ = ("forward", "between", "count", "first", "passed", "kept_operands", "kept_outputs",
-                 "kept_between", "rebuild", "differentiable", "program", "recorded", "_numbers", "_places",
-                 "edge_at")  # fmt: skip
+                 "kept_between", "rebuild", "differentiable", "program", "recorded", "edge_at",
+                 "_numbers", "_places", "_path")  # fmt: skip
 
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -104,7 +102,7 @@ class Composite(Plan):
         self.differentiable = program.differentiable
         self.count = len(program.results)
         self.first = tuple(program.places.index(i) for i in range(len(program.operands)))
-        reads = _reads(program)
+        self._path, reads = _backward_of(program)
         n = len(program.operands)
         result = program.results[program.differentiable]
         self.kept_operands = tuple(i for i in range(n) if i in reads)
@@ -126,9 +124,8 @@ class Composite(Plan):
         for number, place in zip(self._numbers, places, strict=True):
             if place > n:
                 self.all_types[place] = types[number]  # type: ignore[index]
-        active = {i for s in program.steps for j, i in enumerate(s.inputs) if s.wanted >> j & 1}
         listed = [i for i, t in enumerate(program.operands) if t.dtype.is_floating_point]
-        self.passed = tuple((i, i in active) for i in listed)
+        self.passed = tuple((i, i in self._path) for i in listed)
         self.edge_at = {i: j for j, i in enumerate(listed)}
         self.recorded = None if program.name is None else composite_class(program.name)
         self._rules = {}
@@ -167,8 +164,6 @@ class Composite(Plan):
         kept += [outputs[i] for i in self.kept_outputs]
         saved: list[Any] = [(x._array, x._storage, x._storage.version) for x in kept]
         saved += [(made[i], None, 0) for i in self.kept_between]
-        if state.saved_hooks:
-            saved = [pack(x) for x in (*kept, *(wrap(made[i]) for i in self.kept_between))]
         out = outputs[self.differentiable]
         assert self.recorded is not None, "there is something to track"
         out._grad_fn = self.recorded(self, _NO_PARAMS, tuple(edges), 1, tuple(saved))
@@ -229,7 +224,7 @@ class Composite(Plan):
         edges: dict[int, Edge] = {i: node.edges[j] for i, j in self.edge_at.items()}
         result = program.results[self.differentiable]
         for step in program.steps:
-            if create_graph and step.wanted and step.out != result:
+            if create_graph and step.wanted and step.out in self._path and step.out != result:
                 inner = _laid_down(step, values, edges)
                 edges[step.out] = (inner, 0)
                 if step.out in values:
@@ -256,19 +251,19 @@ def _laid_down(step: Step, values: Mapping[int, Any], edges: Mapping[int, Edge])
     return step.plan.node(step.plan, step.params, to, step.wanted, tuple(saved))
 
 
-def _reads(program: Program) -> set[int]:
-    """Numbers of the values that the backward of some step reads."""
+def _backward_of(program: Program) -> tuple[set[int], set[int]]:
+    """Numbers of the values that cotangents reach, and of those whose data the backward reads."""
     if program.name is None:
-        return set()
-    needed = {program.results[program.differentiable]}
+        return set(), set()
+    path = {program.results[program.differentiable]}
     reads: set[int] = set()
     for step in reversed(program.steps):
-        if step.out not in needed or not step.wanted:
+        if step.out not in path or not step.wanted:
             continue
         for i in step.plan.kept(step.wanted):
             reads.add(step.out if i == len(step.inputs) else step.inputs[i])
-        needed.update(k for j, k in enumerate(step.inputs) if step.wanted >> j & 1)
-    return reads - set(program.constants)
+        path.update(k for j, k in enumerate(step.inputs) if step.wanted >> j & 1)
+    return path, reads - set(program.constants)
 
 
 def pulled_back(plan: Composite, values: Mapping[int, Any], ct: Any) -> list[Any]:

@@ -9,8 +9,6 @@ import numpy as np
 
 from tracegrad.ir.quiet import IGNORE, QUIET
 from tracegrad.tracer.composite_plan import Program, owned
-from tracegrad.tracer.saved import pack
-from tracegrad.tracer.state import state
 from tracegrad.tracer.tape import NO_EDGE, Edge, accumulator, node_class
 from tracegrad.tracer.tensor import wrap
 
@@ -81,8 +79,6 @@ class Single:
                 saved.append((number, None, 0))
             else:
                 x = out if at < 0 else tensors[at]
-                saved.append(
-                    pack(x) if state.saved_hooks else (x._array, x._storage, x._storage.version)
-                )
+                saved.append((x._array, x._storage, x._storage.version))
         out._grad_fn = self.node(self.plan, self.params, tuple(edges), self.wanted, tuple(saved))
         out._requires_grad = True

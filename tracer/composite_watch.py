@@ -126,7 +126,7 @@ class Watch(Recorder):
             operands=tuple(x.type_info for x in self.operands),
             places=tuple(self.places),
             constants={n: x for n, x in self.constants.items() if not isinstance(x, Tensor)},
-            steps=tuple(self.steps),
+            steps=_leading_to(results, self.steps),
             results=tuple(results),
             name=None if node is None else type(node).__name__,
             differentiable=next((i for i, x in enumerate(outputs) if x._grad_fn is not None), 0),
@@ -137,3 +137,13 @@ class Watch(Recorder):
 def _reaches_operand(x: Tensor, operands: Sequence[Tensor]) -> bool:
     """True for a view of an operand (a view of what was computed on the way is not one)."""
     return any(np.may_share_memory(x._array, y._array) for y in operands)
+
+
+def _leading_to(results: Sequence[int], steps: Sequence[Step]) -> tuple[Step, ...]:
+    """The steps that the results depend on."""
+    needed, found = set(results), []
+    for step in reversed(steps):
+        if step.out in needed:
+            needed.update(step.inputs)
+            found.append(step)
+    return tuple(reversed(found))

@@ -4,8 +4,8 @@
 differentiated like any program. Run one by one, each primitive would cost a Tensor and a node. So
 `@composite` looks at what a function does when it is first called with operands of given types, and
 if it only computes, makes a `Composite` of it: one node instead of many, and from the second call
-on a Python function that calls the kernels one after another, with the same bits. A recorder or
-profiler sees the primitives. Start reading at `composite`.
+on a Python function that calls the kernels one after another, with the same bits. A recorder, a
+profiler and hooks on saved tensors see the primitives. Start reading at `composite`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def viewing(function: F) -> F:
 def _as_one(function: F, by_strides: bool) -> F:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if state.recorder is not None or profilers:
+        if state.recorder is not None or state.saved_hooks or profilers:
             return function(*args, **kwargs)
         tensors: Any
         key: Any

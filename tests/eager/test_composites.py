@@ -289,6 +289,35 @@ def test_hooks_see_what_is_kept() -> None:
         np.testing.assert_allclose(gradients(out, [x])[0].numpy(), want.numpy(), rtol=1e-13)
 
 
+def test_checkpoints_save_the_same_before_and_after_a_function_is_known() -> None:
+    """The second time, during the backward, the function has been called outside, too."""
+    x, _ = operands(tg.float64)
+    want = gradients(x.softmax(1).var(), [x])[0]
+    composites._known.clear()
+    out = tg.utils.checkpoint.checkpoint(lambda t: t.softmax(1).var(), x, use_reentrant=False)
+    for _ in range(3):
+        x.softmax(1).var()
+    same(gradients(out, [x])[0], want)
+
+
+def test_what_leads_to_no_result_is_not_run_again() -> None:
+    x, y = operands(tg.float64)
+
+    @composites.composite
+    def wasteful(a: tg.Tensor, b: tg.Tensor) -> tg.Tensor:
+        a.exp() * b
+        return a.sin() * a
+
+    want = gradients(x.sin() * x, [x])[0]
+    for _ in range(3):
+        out = wasteful(x, y)
+        first, unused = gradients(out, (x, y), create_graph=True)
+        same(first.detach(), want)
+        assert unused is None and gradients(first, (x,))[0] is not None
+    (plan,) = (v for k, v in composites._known.items() if k[0] is wasteful)
+    assert [s.plan.op.name for s in plan.program.steps] == ["sin", "mul"]
+
+
 def test_what_differs_between_calls_is_seen() -> None:
     x, y = operands()
     assert x.sum(1).shape == (3,) and x.sum(0).shape == (4,)
