@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import CodeType
 from typing import Any
 
@@ -83,6 +84,18 @@ def kernel_of(op: Primitive, types: Sequence[TensorType]) -> Callable[..., Any]:
     return found
 
 
+def bound(
+    op: Primitive, types: Sequence[TensorType], params: Mapping[str, Any]
+) -> Callable[..., Any]:
+    """The eager kernel with its parameters filled in; a kernel's own `bind` may do better."""
+    kernel = kernel_of(op, types)
+    bind = getattr(kernel, "bind", None)
+    if bind is not None:
+        found: Callable[..., Any] = bind(types, params)
+        return found
+    return partial(kernel, **params) if params else kernel
+
+
 def is_exact(kernel: Callable[..., Any], types: Sequence[TensorType], out: TensorType) -> bool:
     """Whether a kernel is known to give an array of the dtype that the record's rule says.
 
@@ -111,15 +124,11 @@ class Lines:
         out: TensorType, name: str, given: Sequence[str],
     ) -> None:  # fmt: skip
         """Add `name = op(given)`, an array of the dtype that the record's rule says."""
-        kernel = kernel_of(op, types)
+        kernel = bound(op, types, params)
         called = (
             op.name if self.globals.setdefault(op.name, kernel) is kernel else f"{op.name}_{name}"
         )
         self.globals[called] = kernel
-        given = list(given)
-        if params:
-            self.globals[f"p_{name}"] = dict(params)
-            given.append(f"**p_{name}")
         call = f"{called}({', '.join(given)})"
         if op.family != "movement" and not is_exact(kernel, types, out):
             self.globals[f"d_{name}"] = out.dtype.numpy

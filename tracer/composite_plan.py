@@ -20,7 +20,7 @@ from tracegrad.ir.graph import GraphBuilder, Value
 from tracegrad.ir.primitives.support import filled_like
 from tracegrad.ir.quiet import IGNORE, QUIET
 from tracegrad.ir.types import TensorType
-from tracegrad.tracer.array_rules import ArrayRule, Lines, is_exact, kernel_of, rule_of
+from tracegrad.tracer.array_rules import ArrayRule, Lines, rule_of
 from tracegrad.tracer.tape import (
     FREED,
     NO_EDGE,
@@ -326,7 +326,7 @@ def _exact(program: Program) -> set[int]:
     """Values that are new memory for certain: what NumPy's own functions return."""
     return {
         s.out for s in program.steps
-        if is_exact(kernel_of(s.plan.op, s.plan.types), s.plan.types, s.plan.out_type)
+        if s.plan.plain
     }  # fmt: skip
 
 

@@ -20,18 +20,32 @@ class Single:
     """A program of one primitive, ready to run: the primitive's own plan and node are used.
 
     Attributes:
+        kernel: of the operands; `exact` if it is known to make new memory of the right dtype.
+        tensors: 1 or 2 where these are the tensors given, in order; 0 else.
         inputs: for each operand, which of the tensors given it is, or (None and) the number.
         node: class of the node; None where nothing is recorded.
         edges: which of the tensors given each edge is of; None for no edge.
         kept: which of the tensors given the node keeps, -1 for the result, or a number it keeps.
     """
 
-    __slots__ = ("kernel", "plan", "params", "inputs", "node", "edges", "kept", "wanted", "unary")
+    __slots__ = (
+        "kernel",
+        "plan",
+        "params",
+        "inputs",
+        "node",
+        "edges",
+        "kept",
+        "wanted",
+        "exact",
+        "tensors",
+    )
 
     def __init__(self, program: Program) -> None:
         (step,) = program.steps
         self.plan = step.plan
         self.kernel = step.plan.kernel
+        self.exact = step.plan.plain
         self.params = step.params
         self.wanted = step.wanted
         places = [None if k in program.constants else program.places.index(k) for k in step.inputs]
@@ -40,25 +54,28 @@ class Single:
         self.edges = tuple(at if step.wanted >> j & 1 else None for j, at in enumerate(places))
         kept = step.plan.kept(step.wanted) if self.node is not None else ()
         self.kept = tuple((-1, None) if j == len(places) else self.inputs[j] for j in kept)
-        self.unary = self.inputs == ((0, None),) and len(self.kept) < 2
+        counted = self.inputs in (((0, None),), ((0, None), (1, None)))
+        self.tensors = len(self.inputs) if counted else 0
 
     def run(self, tensors: Sequence[Tensor]) -> Tensor:
         """The function's result for tensors like those that the program was made for."""
         token = QUIET.set(IGNORE)
         try:
-            if self.unary:
-                made = self.kernel(tensors[0]._array, **self.params)
+            if self.tensors == 1:
+                made = self.kernel(tensors[0]._array)
+            elif self.tensors == 2:
+                made = self.kernel(tensors[0]._array, tensors[1]._array)
             else:
                 made = self.kernel(
-                    *[x if at is None else tensors[at]._array for at, x in self.inputs],
-                    **self.params,
+                    *[x if at is None else tensors[at]._array for at, x in self.inputs]
                 )
-            array = np.asarray(made, self.plan.dtype)
+            if not self.exact:
+                made = np.asarray(made, self.plan.dtype)
         finally:
             QUIET.reset(token)
-        if array.base is not None or array is made:
-            array = owned(array, *[x._array for x in tensors])
-        out = wrap(array)
+        if not self.exact:
+            made = owned(made, *[x._array for x in tensors])
+        out = wrap(made)
         if self.node is not None:
             self._track(tensors, out)
         return out

@@ -21,7 +21,7 @@ class Hop:
     """Movement operations that one node stands for.
 
     Attributes:
-        kernels: with their parameters, in order.
+        kernels: in order, their parameters filled in.
         chain: the same as steps of a `View`.
         node: a call that makes the node of a given edge; None where nothing is recorded.
     """
@@ -29,7 +29,7 @@ class Hop:
     __slots__ = ("kernels", "chain", "node")
 
     def __init__(self, steps: Sequence[Step], node: Any) -> None:
-        self.kernels = tuple((s.plan.kernel, s.params) for s in steps)
+        self.kernels = tuple(s.plan.kernel for s in steps)
         self.chain = tuple((s.plan.op, s.params, s.plan.out_type.shape) for s in steps)
         self.node: Any = None
         if isinstance(node, ViewNode):
@@ -72,8 +72,8 @@ class Viewing:
         x = tensors[0]
         for hop in self.hops:
             array = x._array
-            for kernel, params in hop.kernels:
-                array = kernel(array, **params)
+            for kernel in hop.kernels:
+                array = kernel(array)
             out = viewed(x, array if array is not x._array else array.view(), hop.chain)
             if hop.node is not None:
                 node = x._grad_fn

@@ -30,6 +30,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _known: dict[Any, Any] = {}  # by key of a call: Single, Composite, Viewing, or _PLAIN
 _KEPT = 4096
 _PLAIN = "does more than compute: runs as it is written"
+_BOUNDS = frozenset((int, type(None)))
 _CONSTANTS = frozenset((int, bool, str, type(None), type(Ellipsis), DType))
 
 
@@ -61,7 +62,7 @@ def _as_one(function: F, by_strides: bool) -> F:
             key = _key(call, args, kwargs, tensors, by_strides)
             if key is None:
                 return function(*args, **kwargs)
-        elif len(args) == 1 or args[1].__class__ in _CONSTANTS:  # as `_key`, for the usual cases
+        elif len(args) == 1 or args[1].__class__ in _CONSTANTS:  # as `_key`, for usual cases
             tensors = args[:1]
             x = first._array
             wanted = _wanted1(first) if state.grad_enabled else 0
@@ -71,6 +72,11 @@ def _as_one(function: F, by_strides: bool) -> F:
                 key = (call, default[0], x.shape, x.dtype, args[1].__class__, args[1], wanted)
             if by_strides:
                 key += (x.strides,)
+        elif args[1].__class__ is slice and _is_plain(args[1]):
+            tensors = args[:1]
+            x, s = first._array, args[1]
+            wanted = _wanted1(first) if state.grad_enabled else 0
+            key = (call, default[0], x.shape, x.dtype, s.start, s.stop, s.step, wanted, x.strides)
         elif args[1].__class__ is Tensor:
             tensors = args
             x, y = first._array, args[1]._array
@@ -163,6 +169,13 @@ def _describe(values: Any, key: list[Any], tensors: list[Tensor]) -> bool:
         else:
             return False
     return True
+
+
+def _is_plain(s: slice) -> bool:
+    """Whether a slice is of ints: 2.0 is refused, though it equals 2."""
+    return (
+        s.start.__class__ in _BOUNDS and s.stop.__class__ in _BOUNDS and s.step.__class__ in _BOUNDS
+    )
 
 
 def _wanted(tensors: Sequence[Tensor]) -> int:

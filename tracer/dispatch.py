@@ -29,6 +29,7 @@ from tracegrad.tracer.views import refresh
 
 _PLANS: dict[Any, Plan] = {}
 _PLANS_KEPT = 16384
+_NO_PARAMS: dict[str, Any] = {}
 
 
 def dispatch(op: Primitive, operands: Sequence[Any], params: Mapping[str, Any]) -> Tensor:
@@ -63,7 +64,7 @@ def dispatch(op: Primitive, operands: Sequence[Any], params: Mapping[str, Any]) 
         plan = _make_plan(op, arrays, params, tuple(key))
     token = QUIET.set(IGNORE)
     try:
-        array = plan.kernel(*arrays, **params)
+        array = plan.kernel(*arrays)
     finally:
         QUIET.reset(token)
     out = wrap(array) if plan.plain else _wrapped(plan, operands, arrays, params, array)
@@ -202,8 +203,12 @@ def dispatch1(op: Primitive, x: Tensor) -> Tensor:
     return out
 
 
-def dispatch2(op: Primitive, x: Any, y: Any) -> Tensor:
-    """As `dispatch`, for two operands (Tensors or NumPy scalars of one dtype), no parameters."""
+def dispatch2(op: Primitive, x: Any, y: Any, params: Mapping[str, Any] = _NO_PARAMS) -> Tensor:
+    """As `dispatch`, for two operands (Tensors or NumPy scalars of one dtype).
+
+    Args:
+        params: always the same for one `op`: the plan is found without them.
+    """
     tracked = 0
     if isinstance(x, Tensor):
         a = x._array
@@ -225,21 +230,24 @@ def dispatch2(op: Primitive, x: Any, y: Any) -> Tensor:
         b = y
     plan = _PLANS.get((op, a.shape, a.dtype, b.shape, b.dtype))
     if plan is None or profilers:
-        return dispatch(op, (x, y), {})
+        out = dispatch(op, (x, y), params)
+        if params:
+            _PLANS[op, a.shape, a.dtype, b.shape, b.dtype] = planned(op, (a, b), params)
+        return out
     token = QUIET.set(IGNORE)
     try:
         made = plan.kernel(a, b)
     finally:
         QUIET.reset(token)
-    out = wrap(made) if plan.plain else _wrapped(plan, (x, y), (a, b), {}, made)
+    out = wrap(made) if plan.plain else _wrapped(plan, (x, y), (a, b), params, made)
     if tracked and state.grad_enabled:
         tracked &= plan.takes
         if tracked and state.saved_hooks:
-            _track(plan, (x, y), {}, out, tracked)
+            _track(plan, (x, y), params, out, tracked)
         elif tracked:
-            _track2(plan, x, y, out, tracked)
+            _track2(plan, x, y, params, out, tracked)
     if state.recorder is not None:
-        _recorded(op, (x, y), {}, out)
+        _recorded(op, (x, y), params, out)
     return out
 
 
@@ -334,7 +342,9 @@ def _track1(plan: Plan, x: Tensor, out: Tensor) -> None:
     out._requires_grad = True
 
 
-def _track2(plan: Plan, x: Any, y: Any, out: Tensor, wanted: int) -> None:
+def _track2(
+    plan: Plan, x: Any, y: Any, params: Mapping[str, Any], out: Tensor, wanted: int
+) -> None:
     """As `_track1`, for two operands."""
     to_x = to_y = NO_EDGE
     if wanted & 1:
@@ -354,11 +364,8 @@ def _track2(plan: Plan, x: Any, y: Any, out: Tensor, wanted: int) -> None:
             saved.append((source._array, storage, storage.version))
         else:
             saved.append((source, None, 0))
-    out._grad_fn = plan.node(plan, _NO_PARAMS, (to_x, to_y), wanted, tuple(saved))
+    out._grad_fn = plan.node(plan, params, (to_x, to_y), wanted, tuple(saved))
     out._requires_grad = True
-
-
-_NO_PARAMS: dict[str, Any] = {}
 
 
 def _track(

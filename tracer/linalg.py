@@ -8,7 +8,7 @@ from typing import Any
 from tracegrad.ir import composite as formulas
 from tracegrad.ir import composite_einsum, composite_linalg, dtypes, ops
 from tracegrad.tracer.composites import composite
-from tracegrad.tracer.dispatch import dispatch
+from tracegrad.tracer.dispatch import dispatch2
 from tracegrad.tracer.pointwise import apply2, named, need_tensor
 from tracegrad.tracer.tensor import Tensor
 
@@ -24,14 +24,18 @@ _MATRICES = {"contract": ((1,), (0,)), "batch": ((), ())}
 
 
 @_public
-@composite
 def matmul(input: Any, other: Any) -> Any:
     """Matrix product of vectors, matrices or batches of matrices (`@`)."""
     if isinstance(input, Tensor) and isinstance(other, Tensor):
         x, y = input._array, other._array
         if x.ndim == 2 == y.ndim and x.dtype == y.dtype and x.shape[1] == y.shape[0]:
             if x.dtype.kind in "fiu":  # two matrices that fit: nothing to check any more
-                return dispatch(ops.dot_general, (input, other), _MATRICES)
+                return dispatch2(ops.dot_general, input, other, _MATRICES)
+    return _product(input, other)
+
+
+@composite
+def _product(input: Any, other: Any) -> Any:
     need_tensor("matmul", "input", 1, input)
     need_tensor("matmul", "other", 2, other)
     return composite_linalg.matmul(input, other)

@@ -28,7 +28,7 @@ from tracegrad.ir.primitive import LINEAR, Primitive
 from tracegrad.ir.quiet import IGNORE, QUIET
 from tracegrad.ir.types import TensorType
 from tracegrad.tracer.anomaly import anomaly, remember
-from tracegrad.tracer.array_rules import ArrayRule, array_rule, is_exact, kernel_of
+from tracegrad.tracer.array_rules import ArrayRule, array_rule, bound, is_exact
 from tracegrad.tracer.hooks import NodeHooks, RemovableHandle, hooks_of
 from tracegrad.tracer.saved import Packed
 from tracegrad.tracer.state import state
@@ -474,7 +474,7 @@ class Plan:
         types, out_type: types of the operands and of the result (`out_types` as a 1-tuple).
         takes: bit i is set where operand i can pass a gradient on.
         node: class of the backward node.
-        kernel: the eager kernel for these dtypes.
+        kernel: the eager kernel for these dtypes, its parameters filled in.
         plain: its result is an array of memory of its own, of the right dtype.
     """
 
@@ -498,8 +498,8 @@ class Plan:
                     self.takes |= 1 << i
         self.node = node_class(op.grad_name(params))
         self.stand_ins = tuple(_StandIn(op, t) for t in self.all_types)
-        self.kernel = kernel_of(op, types)
-        self.plain = op.family == "pointwise" and is_exact(self.kernel, types, self.out_type)
+        self.kernel = bound(op, types, params)
+        self.plain = is_exact(self.kernel, types, self.out_type)
         self._params = params
         self._kept: dict[int, tuple[int, ...]] = {}
         self._rules: dict[int, ArrayRule] = {}

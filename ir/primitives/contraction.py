@@ -7,9 +7,9 @@ functions with PyTorch's names are in `tracegrad.ir.composite_linalg`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import prod
 from typing import Any
 
@@ -173,6 +173,16 @@ def _eager_dot(
         product = product.reshape(layout.out_shape)
     return product.astype(x.dtype, copy=False)
 
+
+def _bound_dot(types: Sequence[TensorType], params: Mapping[str, Any]) -> Callable[..., Any]:
+    two = len(types[0].shape) == 2 == len(types[1].shape) and types[0].dtype.itemsize > 2
+    if two and params["contract"] == _ROWS_COLUMNS:
+        found: Callable[..., Any] = np.matmul
+        return found
+    return partial(_eager_dot, **params)
+
+
+_eager_dot.bind = _bound_dot  # type: ignore[attr-defined]
 
 # ---- derivatives --------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ their opposites (`slice`, `pad`, `flip`, `concat`) stand in `slicing.py`. Read `
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -87,10 +87,21 @@ def _batch_reshape(size: int, batched: tuple[bool, ...], x: Any, *, shape: Shape
     return reshape(x, shape=(size, *shape))
 
 
+def _eager_reshape(x: np.ndarray, *, shape: Shape) -> np.ndarray:
+    return x.reshape(shape)
+
+
+def _bound_reshape(types: Sequence[TensorType], params: Mapping[str, Any]) -> Callable[..., Any]:
+    shape = params["shape"]
+    return lambda x: x.reshape(shape)
+
+
+_eager_reshape.bind = _bound_reshape  # type: ignore[attr-defined]
+
 reshape: Primitive = movement(
     "reshape", params=("shape",), shape=_reshape_shape, normalize=_normalize_reshape,
     doc="The same elements in row-major order under another shape; one size may be -1.",
-    eager=lambda x, *, shape: x.reshape(shape),
+    eager=_eager_reshape,
     vjp=lambda ct, out, x, *, shape: reshape(ct, shape=x.shape), batch=_batch_reshape,
     samples=movement_samples(
         ((3, 4), {"shape": (2, 6)}), ((), {"shape": (1, 1)}), ((0, 3), {"shape": (3, 0)}),

@@ -8,6 +8,7 @@ int64. Extremes propagate NaN and share the gradient equally among ties, as PyTo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -144,6 +145,14 @@ _multiply: Callable[..., np.ndarray] = np.multiply.reduce
 def _eager_sum(x: np.ndarray, *, axes: Axes, keepdims: bool) -> np.ndarray:
     """Sum with a float64 accumulator (int64 for integers), rounded once at the end."""
     return _add(x, axis=axes, dtype=_accumulator(x), keepdims=keepdims)
+
+
+def _bound_sum(types: Sequence[TensorType], params: Mapping[str, Any]) -> Callable[..., Any]:
+    kind = np.int64 if types[0].dtype.category < 2 else np.float64
+    return partial(_add, axis=params["axes"], dtype=kind, keepdims=params["keepdims"])
+
+
+_eager_sum.bind = _bound_sum  # type: ignore[attr-defined]
 
 
 def _eager_prod(x: np.ndarray, *, axes: Axes, keepdims: bool) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import builtins
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -85,10 +85,22 @@ def _cut(start: Shape, stop: Shape, step: Shape) -> dict[str, Shape]:
 
 _MATRIX = (np.zeros((2, 3)),)
 
+
+def _eager_slice(x: np.ndarray, *, start: Shape, stop: Shape, step: Shape) -> np.ndarray:
+    return x[tuple(map(builtins.slice, start, stop, step))]
+
+
+def _bound_slice(types: Sequence[TensorType], params: Mapping[str, Any]) -> Callable[..., Any]:
+    index = tuple(map(builtins.slice, params["start"], params["stop"], params["step"]))
+    return lambda x: x[index]
+
+
+_eager_slice.bind = _bound_slice  # type: ignore[attr-defined]
+
 slice: Primitive = movement(
     "slice", params=("start", "stop", "step"), shape=_slice_shape, normalize=_normalize_slice,
     doc="Elements start, start+step, ... below stop, per axis; 0 <= start <= stop <= size.",
-    eager=lambda x, *, start, stop, step: x[tuple(map(builtins.slice, start, stop, step))],
+    eager=_eager_slice,
     vjp=_slice_cotangent, batch=_batch_slice,
     samples=movement_samples(
         ((5, 6), _cut((1, 0), (4, 6), (1, 1))), ((7, 6), _cut((1, 1), (7, 5), (3, 2))),
