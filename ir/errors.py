@@ -20,6 +20,10 @@ class DTypeError(TracegradError, RuntimeError):
     """An operation is not defined for a dtype. Cure: cast the operand with `.to(dtype)`."""
 
 
+class KernelError(DTypeError, NotImplementedError):
+    """PyTorch has no kernel of an operation for a dtype. Cure: cast the operand with `.to(dtype)`."""
+
+
 class DeviceError(TracegradError, RuntimeError):
     """Operands live on different devices. Cure: move one of them with `.to(device)`."""
 
@@ -34,6 +38,10 @@ class OperandError(TracegradError, TypeError):
 
 class ParameterError(TracegradError, ValueError):
     """A static parameter has a value that the operation does not accept."""
+
+
+class OptionError(TracegradError, RuntimeError):
+    """As `ParameterError`, where PyTorch raises a RuntimeError. Cure: a value that the text names."""
 
 
 class CapsuleError(TracegradError, RuntimeError):

@@ -13,12 +13,21 @@ from typing import Any
 import numpy as np
 
 from tracegrad.ir import dtypes, ops
-from tracegrad.ir.errors import DTypeError, OperandError, ParameterError
+from tracegrad.ir.errors import DTypeError, OperandError, OptionError
 from tracegrad.ir.primitive import INTEGRAL, NO_PROMOTION, TABLE, is_scalar
 from tracegrad.ir.types import broadcast_shapes
-from tracegrad.tracer.arguments import check_fits
+from tracegrad.tracer.arguments import check_fits, int_argument, wrong_type
 from tracegrad.tracer.dispatch import dispatch1, dispatch2
-from tracegrad.tracer.pointwise_checks import check_close, check_no_bool
+from tracegrad.tracer.pointwise_checks import (
+    check_add,
+    check_close,
+    check_lerp,
+    check_no_bool,
+    check_no_integers,
+    check_rounding,
+    need_floating,
+    need_number,
+)
 from tracegrad.tracer.tape import node_class
 from tracegrad.tracer.tensor import Tensor, wrap
 
@@ -93,7 +102,8 @@ def apply2(name: str, x: Any, y: Any) -> Any:
                 return dispatch2(op, dtype.type(x), y)
     if name == "sub":
         check_no_bool(x, y)
-    return TABLE[name](_operand(x), _operand(y))
+    out = TABLE[name](_operand(x), _operand(y))
+    return wrap(out) if isinstance(out, np.ndarray) else out  # of two numbers
 
 
 def _operand(x: Any) -> Any:
@@ -192,6 +202,8 @@ def _scaled(input: Any, other: Any, alpha: Any) -> Any:
 def add(input: Any, other: Any, *, alpha: Any = 1) -> Any:
     """`input + alpha * other`, broadcast and promoted."""
     plain = type(alpha) is int and alpha == 1
+    if not plain:
+        need_number("add", "alpha", alpha)
     return apply2("add", input, other if plain else _scaled(input, other, alpha))
 
 
@@ -199,6 +211,8 @@ def add(input: Any, other: Any, *, alpha: Any = 1) -> Any:
 def sub(input: Any, other: Any, *, alpha: Any = 1) -> Any:
     """`input - alpha * other`, broadcast and promoted."""
     plain = type(alpha) is int and alpha == 1
+    if not plain:
+        need_number("sub", "alpha", alpha)
     return apply2("sub", input, other if plain else _scaled(input, other, alpha))
 
 
@@ -215,17 +229,15 @@ def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Any:
     Args:
         rounding_mode: None, "trunc" (towards zero) or "floor" (as `//`).
     Raises:
-        ParameterError: another rounding mode.
+        OperandError: the rounding mode is no text.
+        OptionError: it is another text.
+        KernelError: two bool tensors are divided and rounded.
     """
     if rounding_mode is None:
         return apply2("div", input, other)
+    check_rounding(input, other, rounding_mode)
     if rounding_mode == "floor":
         return apply2("floor_divide", input, other)
-    if rounding_mode != "trunc":
-        raise ParameterError(
-            "div expected rounding_mode to be one of None, 'trunc', or 'floor' but found "
-            f"'{rounding_mode}'"
-        )
     kinds = [x.dtype.category if isinstance(x, Tensor) else 0 for x in (input, other)]
     if max(kinds) == 2 or isinstance(other, float) or isinstance(input, float):
         return apply1("trunc", apply2("div", input, other))
@@ -241,15 +253,29 @@ def square(input: Any) -> Any:
 
 @_public
 def positive(input: Any) -> Any:
-    """`input` itself."""
+    """`input` itself.
+
+    Raises:
+        DTypeError: it is bool.
+    """
     need_tensor("positive", "input", 1, input)
+    if input.dtype is dtypes.bool_:
+        raise DTypeError("The `+` operator, on a bool tensor is not supported.")
     return input
 
 
 @_public
 def round(input: Any, *, decimals: int = 0) -> Any:
-    """Round half to even, to `decimals` places."""
+    """Round half to even, to `decimals` places.
+
+    Raises:
+        OperandError: `decimals` is no int.
+        KernelError: integers are rounded to other than 0 places.
+    """
     need_tensor("round", "input", 1, input)
+    int_argument("round", "decimals", 0, decimals)
+    if decimals:
+        need_floating("round_cpu", input)
     if decimals == 0:
         return apply1("round", input)
     scale = float(10 ** abs(decimals))
@@ -260,7 +286,13 @@ def round(input: Any, *, decimals: int = 0) -> Any:
 
 @_public
 def frac(input: Any) -> Any:
-    """The fractional part, with the sign of `input`."""
+    """The fractional part, with the sign of `input`.
+
+    Raises:
+        KernelError: `input` is not floating.
+    """
+    need_tensor("frac", "input", 1, input)
+    need_floating("frac_cpu", input)
     return apply2("sub", input, apply1("trunc", input))
 
 
@@ -269,11 +301,11 @@ def clamp(input: Any, min: Any = None, max: Any = None) -> Any:
     """`input` limited to [min, max]; the gradient passes where the value was not changed.
 
     Raises:
-        GradientError: both limits are None.
+        OptionError: both limits are None.
     """
     need_tensor("clamp", "input", 1, input)
     if min is None and max is None:
-        raise OperandError("torch.clamp: At least one of 'min' or 'max' must not be None")
+        raise OptionError("torch.clamp: At least one of 'min' or 'max' must not be None")
     if input.dtype.category == 0:
         return _clamp_bool(input, min, max)
     for limit in (min, max):
@@ -313,15 +345,30 @@ def clip(input: Any, min: Any = None, max: Any = None) -> Any:
     return clamp(input, min, max)
 
 
+def _need_limit(function: str, argument: str, limit: Any) -> None:
+    if limit is None:
+        raise wrong_type(function, argument, 2, "Tensor or Number", limit)
+
+
 @_public
 def clamp_min(input: Any, min: Any) -> Any:
-    """`input` where it is at least `min`, else `min`."""
+    """`input` where it is at least `min`, else `min`.
+
+    Raises:
+        OperandError: `min` is neither a tensor nor a number.
+    """
+    _need_limit("clamp_min", "min", min)
     return clamp(input, min=min)
 
 
 @_public
 def clamp_max(input: Any, max: Any) -> Any:
-    """`input` where it is at most `max`, else `max`."""
+    """`input` where it is at most `max`, else `max`.
+
+    Raises:
+        OperandError: `max` is neither a tensor nor a number.
+    """
+    _need_limit("clamp_max", "max", max)
     return clamp(input, max=max)
 
 
@@ -337,37 +384,57 @@ def where(condition: Any, input: Any = None, other: Any = None) -> Any:
     """`input` where `condition` holds, else `other`; with one argument, `nonzero` as a tuple.
 
     Raises:
-        OperandError: `condition` is not a bool tensor.
+        OperandError: `condition` is no tensor.
+        DTypeError: it is not bool.
     """
     need_tensor("where", "condition", 1, condition)
     if input is None and other is None:
         return condition.nonzero(as_tuple=True)
     if condition.dtype is not dtypes.bool_:
-        raise OperandError(
+        raise DTypeError(
             "where expected condition to be a boolean tensor, but got a tensor with dtype "
-            f"{condition.dtype}"
+            f"{dtypes.torch_name(condition.dtype)}"
         )
     return TABLE["where"](condition, input, other)
 
 
 @_public
 def lerp(input: Any, end: Any, weight: Any) -> Any:
-    """`input + weight * (end - input)`."""
+    """`input + weight * (end - input)`.
+
+    Raises:
+        OperandError: `input` or `end` is no tensor, or `weight` neither a tensor nor a number.
+        DTypeError: the tensors are of different dtypes.
+        KernelError: they are not floating.
+    """
     need_tensor("lerp", "input", 1, input)
     need_tensor("lerp", "end", 2, end)
+    check_lerp(input, end, weight)
     broadcast_shapes(tuple(input.shape), tuple(end.shape))  # names the size of `input` first
     return apply2("add", input, apply2("mul", weight, apply2("sub", end, input)))
 
 
 @_public
 def addcmul(input: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> Any:
-    """`input + value * tensor1 * tensor2`."""
+    """`input + value * tensor1 * tensor2`.
+
+    Raises:
+        OperandError: an operand is no tensor, or `value` no number.
+    """
+    check_add("addcmul", input, tensor1, tensor2, value)
     return add(input, apply2("mul", tensor1, tensor2), alpha=value)
 
 
 @_public
 def addcdiv(input: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> Any:
-    """`input + value * tensor1 / tensor2`."""
+    """`input + value * tensor1 / tensor2`.
+
+    Raises:
+        OperandError: an operand is no tensor, or `value` no number.
+        DTypeError: integers are divided by integers.
+    """
+    check_add("addcdiv", input, tensor1, tensor2, value)
+    check_no_integers(tensor1, tensor2)
     return add(input, apply2("div", tensor1, tensor2), alpha=value)
 
 
@@ -403,8 +470,19 @@ def isclose(
 def nan_to_num(
     input: Any, nan: float = 0.0, posinf: float | None = None, neginf: float | None = None
 ) -> Any:
-    """NaN and infinities replaced by numbers (by default 0 and the largest finite ones)."""
+    """NaN and infinities replaced by numbers (by default 0 and the largest finite ones).
+
+    Integers and bools have none: they are copied.
+
+    Raises:
+        OperandError: `input` is no tensor, or a replacement no number.
+    """
     need_tensor("nan_to_num", "input", 1, input)
+    for name, x in (("nan", nan), ("posinf", posinf), ("neginf", neginf)):
+        if x is not None and not is_scalar(x):
+            raise wrong_type("nan_to_num", name, 0, "float", x)
+    if not input.dtype.is_floating_point:
+        return TABLE["cast"](input, dtype=input.dtype)
     limits = np.finfo(input.dtype.numpy)
     high = float(limits.max) if posinf is None else posinf
     low = float(limits.min) if neginf is None else neginf

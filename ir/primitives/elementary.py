@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from tracegrad.ir import dtypes
 from tracegrad.ir.primitive import FLOAT
 from tracegrad.ir.primitives.logic import equal, where
-from tracegrad.ir.primitives.pointwise import binary, unary
+from tracegrad.ir.primitives.pointwise import binary, refused_dtype, unary
 
 LN2, LN10 = math.log(2.0), math.log(10.0)
 
@@ -98,8 +99,9 @@ atan2 = binary(
     doc="Angle of the point (y, x), in (-pi, pi]; gradient 0 at the origin, as in PyTorch.",
 )  # fmt: skip
 hypot = binary(
-    "hypot", np.hypot, "hypot{f}({x}, {y})", promotion=FLOAT, cost=20, ulp=4,
+    "hypot", np.hypot, "hypot{f}({x}, {y})", dtypes=dtypes.FLOATS, cost=20, ulp=4,
     vjp=(lambda ct, out, x, y: ct * (x / out), lambda ct, out, x, y: ct * (y / out)),
     jvp=(lambda dx, out, x, y: dx * (x / out), lambda dy, out, x, y: dy * (y / out)),
     source="C11 §7.12.7.3", doc="sqrt(x*x + y*y) without overflow; the gradient at (0, 0) is NaN.",
+    refusals=(refused_dtype("hypot_cpu", dtypes.int64, 2),),
 )  # fmt: skip

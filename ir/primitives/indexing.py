@@ -29,7 +29,7 @@ from tracegrad.ir.primitive import (
     type_of,
 )
 from tracegrad.ir.primitives.movement import broadcast, permute, reshape
-from tracegrad.ir.primitives.support import filled_like, normal_axes, nullary_like, torch_name
+from tracegrad.ir.primitives.support import filled_like, normal_axes, nullary_like
 from tracegrad.ir.types import Shape, TensorType, broadcast_shapes
 
 Axes = tuple[int, ...]
@@ -51,7 +51,7 @@ def _indexed_shape(x: TensorType, indices: Sequence[TensorType], axes: Axes) -> 
         if t.dtype.category != 1:
             raise DimensionError(
                 "tensors used as indices must be long, int, byte or bool tensors; "
-                f"got {torch_name(t.dtype)} (a bool mask goes through nonzero() first)"
+                f"got {dtypes.torch_name(t.dtype)} (a bool mask goes through nonzero() first)"
             )
     try:
         common = broadcast_shapes(*(t.shape for t in indices))
@@ -210,7 +210,7 @@ def _scatter_shape(x: TensorType, updates: TensorType, *indices: TensorType, axe
     if updates.dtype is not x.dtype:
         raise DTypeError(
             "Index put requires the source and destination dtypes match, got "
-            f"{torch_name(x.dtype)} for the destination and {torch_name(updates.dtype)} "
+            f"{dtypes.torch_name(x.dtype)} for the destination and {dtypes.torch_name(updates.dtype)} "
             "for the source."
         )
     return x.shape
