@@ -15,7 +15,7 @@ from typing import Any
 from tracegrad.ir.errors import OperandError
 from tracegrad.ir.location import user_stacklevel
 from tracegrad.tracer.state import state
-from tracegrad.tracer.storage import inferring
+from tracegrad.tracer.storage import marking
 
 _CLASS = (
     "Decorating classes is deprecated and will be disabled in future versions. You should only "
@@ -37,12 +37,12 @@ class _Mode:
         if self._inference is not None:
             state.inference = self._inference
             if self._inference:
-                inferring.append(self)
+                marking.append(self)
         state.grad_enabled = self._enabled and not state.inference
 
     def __exit__(self, *exc: object) -> None:
         if self._inference:
-            inferring.remove(self)
+            marking.remove(self)
         state.grad_enabled, state.inference = self._before.pop()
 
     def _fresh(self) -> _Mode:

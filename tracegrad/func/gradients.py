@@ -10,9 +10,9 @@ from tracegrad.autograd.functional_checks import gradients
 from tracegrad.func.levels import (
     Chosen,
     Level,
+    differentiating,
     flat_outputs,
     printed,
-    transforming,
     with_aux,
 )  # fmt: skip
 from tracegrad.ir.errors import GradientError
@@ -75,7 +75,7 @@ def grad_and_value(
         with enable_grad():
             chosen = Chosen(args, argnums)
             at = level.enter(chosen.leaves)
-            with transforming():
+            with differentiating(at, (args, kwargs)):
                 result = func(*chosen.replaced(at), **kwargs)
             output, aux = with_aux(result, has_aux, _GRAD)
             _check_scalar(output)
@@ -128,7 +128,7 @@ def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
         given: list[Any] = []
         structure = flatten(primals, given)
         at = level.enter(given)
-        with transforming():
+        with differentiating(at):
             result = func(*structure.build(iter(at)))
         output, aux = with_aux(result, has_aux, _VJP)
         outputs, out_structure = flat_outputs(output, _VJP)
