@@ -150,7 +150,7 @@ def _binary(name: str, primitive: str) -> Callable[..., Any]:
 
 def _unlisted(operands: int) -> list[str]:
     """Primitives that the lists above do not name: a new row of the table is public at once."""
-    listed = {*UNARY.values(), *BINARY.values(), "detach"}
+    listed = {*UNARY.values(), *BINARY.values(), "detach", "logit"}  # `logit` takes `eps` too
     return [
         op.name
         for op in TABLE.values()
@@ -400,7 +400,7 @@ def where(condition: Any, input: Any = None, other: Any = None) -> Any:
 
 @_public
 def lerp(input: Any, end: Any, weight: Any) -> Any:
-    """`input + weight * (end - input)`.
+    """`input + weight * (end - input)`, computed from the nearer end: `end` exactly for weight 1.
 
     Raises:
         OperandError: `input` or `end` is no tensor, or `weight` neither a tensor nor a number.
@@ -411,7 +411,15 @@ def lerp(input: Any, end: Any, weight: Any) -> Any:
     need_tensor("lerp", "end", 2, end)
     check_lerp(input, end, weight)
     broadcast_shapes(tuple(input.shape), tuple(end.shape))  # names the size of `input` first
-    return apply2("add", input, apply2("mul", weight, apply2("sub", end, input)))
+    way = apply2("sub", end, input)
+    if is_scalar(weight):
+        if -0.5 < weight < 0.5:
+            return apply2("add", input, apply2("mul", weight, way))
+        return apply2("sub", end, apply2("mul", way, 1 - weight))
+    near = apply2("less", apply1("abs", weight), 0.5)
+    first = apply2("add", input, apply2("mul", weight, way))
+    second = apply2("sub", end, apply2("mul", way, apply2("sub", 1, weight)))
+    return TABLE["where"](near, first, second)
 
 
 @_public

@@ -345,11 +345,18 @@ def _vector_norm(x: Any, p: float, axes: Any, keepdim: bool) -> Any:
         return ops.reduce_max(size, **how)
     if p == float("-inf"):
         return ops.reduce_min(size, **how)
-    if p == 0:
-        return ops.reduce_sum(apply2("not_equal", x, 0).to(x.dtype), **how)
+    if p == 0:  # of signs, for their history: its gradient is zeros
+        ones = ops.where(apply1("isnan", x), 1, apply1("abs", apply1("sign", x)))
+        return ops.reduce_sum(ones, **how)
     if p == 1:
         return ops.reduce_sum(size, **how)
-    total = ops.reduce_sum(apply2("pow", size, p), **how)
+    if p < 1:  # the slope at 0 is infinite, and taken to be 0
+        none = apply2("equal", size, 0)
+        some = apply2("pow", ops.where(none, 1, size), p)
+        powers = ops.where(none, 0.0 if p > 0 else float("inf"), some)
+    else:
+        powers = apply2("pow", size, p)
+    total = ops.reduce_sum(powers, **how)
     zero = apply2("equal", total, 0)
     return ops.where(zero, 0, apply2("pow", ops.where(zero, 1, total), 1.0 / p))
 

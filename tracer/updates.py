@@ -504,7 +504,7 @@ def logit(input: Any, eps: float | None = None) -> Any:
         if not is_scalar(eps):
             raise wrong_type("logit", "eps", 0, "float", eps)
         x = clamp(x, eps, 1 - eps)
-    return named(apply1("log", apply2("div", x, apply2("sub", 1, x))), "LogitBackward0")
+    return named(apply1("logit", x), "LogitBackward0")
 
 
 def fill_diagonal(input: Any, fill_value: Any, wrap: bool = False) -> Any:

@@ -90,7 +90,7 @@ def _copysign_part(ct: Any, out: Any, x: Any, y: Any) -> Any:
 
 copysign = binary(
     "copysign", np.copysign, "copysign{f}({x}, {y})", promotion=FLOAT,
-    vjp=(_copysign_part, None), jvp=(_copysign_part, None), source="IEEE 754-2019 §5.5.1",
+    vjp=(_copysign_part, ZERO), jvp=(_copysign_part, ZERO), source="IEEE 754-2019 §5.5.1",
     doc="The magnitude of `x` with the sign of `y`; its derivative at x = 0 is 0.",
 )  # fmt: skip
 
