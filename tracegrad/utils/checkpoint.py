@@ -62,11 +62,29 @@ Contexts = tuple[contextlib.AbstractContextManager[Any], contextlib.AbstractCont
 
 
 class CheckpointError(GradientError):
-    """A checkpointed function did something else when it ran again. Cure: make it repeatable."""
+    """A checkpointed function did something else when it ran again. Cure: make it repeatable.
+
+    Example:
+        >>> import tracegrad as tg
+        >>> runs = []
+        >>> def changing(x):
+        ...     runs.append(None)
+        ...     return x.exp() if len(runs) == 1 else x + 1
+        >>> x = tg.ones(2, requires_grad=True)
+        >>> checkpoint(changing, x, use_reentrant=False).sum().backward()
+        Traceback (most recent call last):
+        tracegrad.utils.checkpoint.CheckpointError: torch.utils.checkpoint: A different number of ...
+    """
 
 
 def noop_context_fn() -> Contexts:
-    """Two contexts that do nothing: the default of `context_fn`."""
+    """Two contexts that do nothing: the default of `context_fn`.
+
+    Example:
+        >>> first, second = noop_context_fn()
+        >>> with first:
+        ...     pass
+    """
     return contextlib.nullcontext(), contextlib.nullcontext()
 
 
