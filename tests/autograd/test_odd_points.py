@@ -1,9 +1,8 @@
 """Gradients at the points where a formula divides zero by zero, ties, or takes a branch.
 
-First derivatives are those of torch 2.13, which gave the numbers (but for `xlogy` by y at (0, 0), where
-it has NaN and 0 is right). Second ones are too, but where
-torch has NaN and a number is right (docs/autograd.md, "Where tracegrad differs on purpose"). The
-compiled function gives the same.
+First derivatives are those of torch 2.13, which gave the numbers, but for `xlogy` by y at (0, 0),
+where it has NaN and 0 is right. Second ones are too, but where torch has NaN and a number is right
+(docs/autograd.md, "Where tracegrad differs on purpose"). The compiled function gives the same.
 """
 
 from __future__ import annotations

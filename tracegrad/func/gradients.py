@@ -38,7 +38,8 @@ def grad(func: Callable[..., Any], argnums: Any = 0, has_aux: bool = False) -> C
         A function of the same arguments; a gradient has the structure, shapes and dtypes of the
         arguments chosen. It is differentiable with respect to whatever requires grad outside.
     Raises:
-        GradientError, ParameterError: (at a call) `argnums` or the output does not fit.
+        GradientError, ParameterError: (at a call) `argnums` or the output does not fit; `func`
+            writes in place to a tensor that is neither made inside nor among the arguments.
     Source: torch.func.grad.
     Example:
         >>> import tracegrad as tg
@@ -113,7 +114,7 @@ def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
         the output and returns a tuple of cotangents of the primals.
     Raises:
         GradientError: an output is no tensor of floating dtype; `vjp_fn`'s argument has another
-            structure than the output.
+            structure than the output; `func` writes to a tensor from outside, as for `grad`.
         ShapeError: a cotangent has another shape than its output.
         ParameterError: a primal is not a tensor.
     Source: torch.func.vjp.
