@@ -32,6 +32,12 @@ class DimensionError(TracegradError, IndexError):
     """A dimension number or an index is out of range. Cure: use one in the range shown."""
 
 
+class BoundsError(DimensionError, RuntimeError):
+    """An index in a tensor of indices is out of bounds: PyTorch raises an IndexError for `x[index]`,
+    a RuntimeError for `gather`. Cure: an index in the range that the text names.
+    """
+
+
 class OperandError(TracegradError, TypeError):
     """An operand has the wrong type, or their number is wrong. Cure: pass tensors or numbers."""
 

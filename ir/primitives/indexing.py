@@ -15,7 +15,7 @@ import numpy as np
 
 from tracegrad.ir import dtypes
 from tracegrad.ir.dtypes import DType
-from tracegrad.ir.errors import DimensionError, DTypeError, ShapeError
+from tracegrad.ir.errors import BoundsError, DimensionError, DTypeError, ShapeError
 from tracegrad.ir.primitive import (
     NO_PROMOTION,
     Primitive,
@@ -71,7 +71,7 @@ def _rows(shape: Shape, indices: Sequence[np.ndarray], axes: Axes) -> np.ndarray
     """The index arrays as one array of row numbers into the indexed axes, flattened row-major.
 
     Raises:
-        DimensionError: an index is out of bounds (PyTorch's text).
+        BoundsError: an index is out of bounds (PyTorch's text).
     """
     positions = []
     for axis, index in zip(axes, indices, strict=True):
@@ -79,7 +79,7 @@ def _rows(shape: Shape, indices: Sequence[np.ndarray], axes: Axes) -> np.ndarray
         wide = np.asarray(index).astype(np.int64)
         outside = (wide < -size) | (wide >= size)
         if outside.any():
-            raise DimensionError(
+            raise BoundsError(
                 f"index {wide[outside].flat[0]} is out of bounds for dimension {axis} "
                 f"with size {size}"
             )
@@ -138,8 +138,8 @@ _X = np.zeros((3, 2))
 _ONE = np.array([1])
 _BOUNDS = "index {} is out of bounds for dimension 0 with size 3"
 _BAD_INDICES: tuple[tuple[tuple[np.ndarray, ...], Axes, type[Exception], str], ...] = (
-    ((np.array([5]),), (0,), DimensionError, _BOUNDS.format(5)),
-    ((np.array([-4]),), (0,), DimensionError, _BOUNDS.format(-4)),
+    ((np.array([5]),), (0,), BoundsError, _BOUNDS.format(5)),
+    ((np.array([-4]),), (0,), BoundsError, _BOUNDS.format(-4)),
     ((np.array([1.0]),), (0,), DimensionError, "tensors used as indices must be long, int, byte"),
     ((np.array([0, 1]), np.array([0, 1, 2])), (0, 1), DimensionError, "could not be broadcast"),
     ((_ONE, _ONE, _ONE), (0, 1), DimensionError, "too many indices for tensor of dimension 2"),

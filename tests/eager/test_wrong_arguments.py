@@ -196,3 +196,24 @@ def test_what_pytorch_takes_is_taken() -> None:
     assert (
         torch.lerp(torch.zeros(2), torch.ones(2), torch.tensor(0.5, dtype=torch.float64)).sum() == 1
     )
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("error", [RuntimeError, IndexError])
+def test_indices_out_of_bounds_are_errors_of_both_classes(
+    error: type[Exception], compiled: bool
+) -> None:
+    """torch 2.13: a RuntimeError of `gather` and `scatter`, an IndexError of `x[index]`."""
+    x = torch.tensor([1.0, 2.0, 3.0])
+    far = torch.tensor([5])
+    text = "index 5 is out of bounds for dimension 0 with size 3"
+    for f in (
+        lambda i: torch.gather(x, 0, i) * 1,
+        lambda i: torch.scatter(x, 0, i, x) * 1,
+        lambda i: x[i] * 1,
+    ):
+        run = torch.compile(f) if compiled else f
+        for _ in range(2 if compiled else 0):
+            run(torch.tensor([1]))
+        with pytest.raises(error, match=text):
+            run(far)
