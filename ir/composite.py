@@ -13,14 +13,13 @@ import numpy as np
 
 from tracegrad.ir import dtypes, ops
 from tracegrad.ir.dtypes import DType
-from tracegrad.ir.errors import DTypeError, ShapeError
+from tracegrad.ir.errors import DTypeError, KernelError, ShapeError
 from tracegrad.ir.primitive import type_of
 from tracegrad.ir.primitives.reduction import refuse_empty
 from tracegrad.ir.primitives.support import (
     normal_axes,
     normal_axis,
     nullary_like,
-    torch_name,
 )
 
 # ---- shapes -------------------------------------------------------------------------------------
@@ -169,7 +168,7 @@ def reduce_mean(x: Any, axes: int | Iterable[int] | None = None, keepdims: bool 
     if not dtype.is_floating_point:
         raise DTypeError(
             "mean(): could not infer output dtype. Input dtype must be either a floating point "
-            f"or complex dtype. Got: {torch_name(dtype)}"
+            f"or complex dtype. Got: {dtypes.torch_name(dtype)}"
         )
     chosen = normal_axes(axes, len(x.shape))
     total = ops.reduce_sum(wide, axes=chosen, keepdims=keepdims)
@@ -220,9 +219,11 @@ def logsumexp(x: Any, axes: int | Iterable[int] | None = None, keepdims: bool = 
 def _shifted(op: str, x: Any, axis: int) -> tuple[Any, DType, tuple[int, ...]]:
     """`x - max(x)` along `axis`, the maximum held constant (its gradient cancels)."""
     wide, dtype = _widened(x)
-    if not dtype.is_floating_point:
-        raise DTypeError(f"\"{op}_lastdim_kernel_impl\" not implemented for '{torch_name(dtype)}'")
     axes = normal_axes(axis, len(x.shape))
+    if not dtype.is_floating_point:
+        last = "lastdim_" if axes in ((), (len(x.shape) - 1,)) else ""
+        word = dtypes.torch_name(dtype)
+        raise KernelError(f"\"{op}_{last}kernel_impl\" not implemented for '{word}'")
     if _count(x, axes) == 0:
         return wide, dtype, axes
     return ops.sub(wide, ops.reduce_max(ops.detach(wide), axes=axes, keepdims=True)), dtype, axes

@@ -264,3 +264,15 @@ def promote(operands: Iterable[tuple[DType, int | None]]) -> DType:
             result = level
     assert result is not None, "promote() needs at least one operand"
     return result
+
+
+_TORCH_NAMES = {
+    "bool": "Bool", "uint8": "Byte", "int8": "Char", "int16": "Short", "int32": "Int",
+    "int64": "Long",
+    "float16": "Half", "bfloat16": "BFloat16", "float32": "Float", "float64": "Double",
+}  # fmt: skip
+
+
+def torch_name(dtype: DType) -> str:
+    """The word that PyTorch's messages use for a dtype: `Long` for int64."""
+    return _TORCH_NAMES.get(dtype.name, dtype.name)

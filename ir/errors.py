@@ -20,6 +20,10 @@ class DTypeError(TracegradError, RuntimeError):
     """An operation is not defined for a dtype. Cure: cast the operand with `.to(dtype)`."""
 
 
+class KernelError(DTypeError, NotImplementedError):
+    """PyTorch has no kernel of an operation for a dtype. Cure: cast the operand with `.to(dtype)`."""
+
+
 class DeviceError(TracegradError, RuntimeError):
     """Operands live on different devices. Cure: move one of them with `.to(device)`."""
 
@@ -28,12 +32,22 @@ class DimensionError(TracegradError, IndexError):
     """A dimension number or an index is out of range. Cure: use one in the range shown."""
 
 
+class BoundsError(DimensionError, RuntimeError):
+    """An index in a tensor of indices is out of bounds: PyTorch raises an IndexError for `x[index]`,
+    a RuntimeError for `gather`. Cure: an index in the range that the text names.
+    """
+
+
 class OperandError(TracegradError, TypeError):
     """An operand has the wrong type, or their number is wrong. Cure: pass tensors or numbers."""
 
 
 class ParameterError(TracegradError, ValueError):
     """A static parameter has a value that the operation does not accept."""
+
+
+class OptionError(TracegradError, RuntimeError):
+    """As `ParameterError`, where PyTorch raises a RuntimeError. Cure: a value that the text names."""
 
 
 class CapsuleError(TracegradError, RuntimeError):

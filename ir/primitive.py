@@ -28,7 +28,7 @@ import numpy as np
 
 from tracegrad.ir import dtypes
 from tracegrad.ir.dtypes import DType
-from tracegrad.ir.errors import DTypeError, NotDifferentiableError, OperandError
+from tracegrad.ir.errors import DTypeError, KernelError, NotDifferentiableError, OperandError
 from tracegrad.ir.types import Shape, TensorType
 
 
@@ -100,6 +100,7 @@ class Primitive:
         dtypes: dtypes accepted for the promoted operands.
         refused: the text of the error for some of the other dtypes, by dtype name, where PyTorch
             has one of its own.
+        kernel: PyTorch's kernel, which the error for the others names; by default `<name>_cpu`.
         normalize: `normalize(types, params)` -> canonical params (axes counted from 0, tuples).
         c_expr: C expression of one element, by dtype name of the first promoted operand or one
             for all; `{x}` stands for operand x, `{f}` for the libm suffix, `{T}` for the C type,
@@ -132,6 +133,7 @@ class Primitive:
     promotion: str = NUMERIC
     dtypes: tuple[DType, ...] = dtypes.ALL
     refused: Mapping[str, str] = field(default_factory=dict)
+    kernel: str = ""
     normalize: Callable[..., Mapping[str, Any]] | None = None
     c_expr: Mapping[str, str] | str | None = None
     cuda_expr: Mapping[str, str] | str | None = None
@@ -322,10 +324,18 @@ def promoted(op: Primitive, operands: Sequence[Any]) -> tuple[Any, ...]:
         elif seen[i][0] is not want:
             result[i] = bind(TABLE["cast"], (x,), {"dtype": want})
         if i in chosen and want not in op.dtypes:
-            known = ", ".join(d.name for d in op.dtypes)
-            text = f'"{op.name}" not implemented for {want.name}; it accepts {known}'
-            raise DTypeError(op.refused.get(want.name, text))
+            raise _refusal(op, want)
     return tuple(result)
+
+
+def _refusal(op: Primitive, dtype: DType) -> DTypeError:
+    """The error for operands of a dtype that `op` does not accept."""
+    if dtype.name in op.refused:
+        return DTypeError(op.refused[dtype.name])
+    known = ", ".join(d.name for d in op.dtypes)
+    kernel = op.kernel or f"{op.name}_cpu"
+    word = dtypes.torch_name(dtype)
+    return KernelError(f"\"{kernel}\" not implemented for '{word}'; it accepts {known}")
 
 
 def numpy_scalar(x: Any, dtype: DType) -> np.generic:

@@ -21,7 +21,7 @@ import numpy as np
 from tracegrad.codegen.launchers import executable_text
 from tracegrad.codegen.plan import Target
 from tracegrad.codegen.unit import ALIGN, Unit, plan_unit, render_unit
-from tracegrad.ir.errors import CompilerNotFound, DimensionError, DivisionByZeroError
+from tracegrad.ir.errors import BoundsError, CompilerNotFound, DivisionByZeroError
 from tracegrad.ir.graph import Graph, Value
 from tracegrad.ir.types import Shape
 from tracegrad.runtime import cache, history, kernels, toolchain
@@ -150,4 +150,4 @@ def _fail(slot: Slot) -> NoReturn:
         raise DivisionByZeroError(
             "ZeroDivisionError: an integer divisor is 0; mask it, or divide floating-point numbers"
         )
-    raise DimensionError(f"index {index} is out of bounds for dimension {axis} with size {size}")
+    raise BoundsError(f"index {index} is out of bounds for dimension {axis} with size {size}")

@@ -124,7 +124,8 @@ class Examples(Lockstep):
         batches = [self.companion(x) for x in operands]
         if all(m is None for m in batches):
             super().record(op, operands, params, out)
-            self._remember_local(out)
+            if op is not TABLE["detach"] or self._is_local(operands[0]):  # else memory from outside
+                self._remember_local(out)
             return
         own_array(out, operands)
         self._made.append(weakref.ref(out))
@@ -179,7 +180,7 @@ class Examples(Lockstep):
             have = self._spread(target)
         with self.outside():
             self.part_of_base(name, target, have)
-            inplace.check_writable(have)
+            inplace.check_writable(have, name=name)
             inplace.write(name, have, value if new is None else new)
 
     def check_write(self, name: str, target: Tensor, value: Tensor) -> None:
@@ -190,8 +191,7 @@ class Examples(Lockstep):
         """
         super().check_write(name, target, value)
         if self.companion(value) is not None and self.companion(target) is None:
-            base = target if target._view is None else target._view.base
-            if id(base._array) not in self._local:
+            if not self._is_local(target):
                 raise GradientError(_INPLACE)
 
     def _spread(self, target: Tensor) -> Tensor:
@@ -201,7 +201,7 @@ class Examples(Lockstep):
             GradientError: it comes from outside of the function.
         """
         base = target if target._view is None else target._view.base
-        if id(base._array) not in self._local:
+        if not self._is_local(target):
             raise GradientError(_INPLACE)
         with self.outside():
             self.accompany(base, base.expand(self.size, *base.shape).clone().contiguous())
@@ -224,6 +224,10 @@ class Examples(Lockstep):
         """A tensor made inside the function."""
         super().constant(tensor)
         self._remember_local(tensor)
+
+    def _is_local(self, tensor: Tensor) -> bool:
+        base = tensor if tensor._view is None else tensor._view.base
+        return id(base._array) in self._local
 
     def _remember_local(self, tensor: Tensor) -> None:
         key, local = id(tensor._array), self._local

@@ -196,7 +196,9 @@ class CompiledBackward(tape.BackwardNode):
         for i, (node, number) in zip(self.trace.wrt, self.edges, strict=True):
             inputs[i]._requires_grad = True
             inputs[i]._grad_fn, inputs[i]._output_nr = node, number
-        return evaluate(graph, [*inputs, *given]), wrt
+        found = evaluate(graph, [*inputs, *given])
+        # a gradient that is zero everywhere does not depend on a tensor: evaluation keeps an array
+        return [x if isinstance(x, Tensor) else wrap(np.array(x)) for x in found], wrt
 
 
 def passed_through(graph: Graph) -> tuple[tuple[Value, ...], list[tuple[str, int]]]:

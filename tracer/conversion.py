@@ -93,7 +93,7 @@ def _bound(args: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
 def cast(name: str, dtype: DType) -> Callable[..., Tensor]:
     """The method `name`, which converts to `dtype`."""
 
-    def method(self: Tensor, memory_format: Any = None) -> Tensor:
+    def method(self: Tensor, *, memory_format: Any = None) -> Tensor:
         out = to(self, dtype)
         return shapes.contiguous(out) if memory_format is contiguous_format else out
 

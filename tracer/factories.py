@@ -203,7 +203,8 @@ def empty_strided(size: Sequence[int], stride: Sequence[int], **options: Any) ->
     steps = size_argument("empty_strided", (tuple(stride),))
     if len(shape) != len(steps):
         raise ShapeError(
-            f"mismatch in length of strides and shape: {len(shape)} sizes, {len(steps)} strides"
+            f"dimensionality of sizes ({len(shape)}) must match dimensionality of strides "
+            f"({len(steps)})"
         )
     read = Options.read("empty_strided", options)
     dtype = chosen(read).numpy

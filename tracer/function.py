@@ -51,6 +51,26 @@ def once_differentiable(fn: Callable[..., Any]) -> Callable[..., Any]:
 
     It runs without recording; differentiating its results raises `GradientError`, also where
     PyTorch would take them for constants (because no incoming gradient requires grad).
+
+    Example:
+        >>> import tracegrad as tg
+        >>> from tracegrad.autograd.function import once_differentiable
+        >>> class Square(tg.autograd.Function):
+        ...     @staticmethod
+        ...     def forward(ctx, x):
+        ...         ctx.save_for_backward(x)
+        ...         return x * x
+        ...     @staticmethod
+        ...     @once_differentiable
+        ...     def backward(ctx, grad):
+        ...         return tg.from_numpy(2 * grad.numpy() * ctx.saved_tensors[0].detach().numpy())
+        >>> x = tg.tensor([3.0], requires_grad=True)
+        >>> (slope,) = tg.autograd.grad(Square.apply(x), x, create_graph=True)
+        >>> slope.item()
+        6.0
+        >>> tg.autograd.grad(slope, x)
+        Traceback (most recent call last):
+        tracegrad.ir.errors.GradientError: trying to differentiate twice a function that was marked with...
     """
 
     @functools.wraps(fn)

@@ -29,6 +29,22 @@ class FunctionCtx:
 
     Attributes:
         needs_input_grad: for each argument of `apply`, whether it is a tensor that needs a gradient.
+    Example:
+        >>> import tracegrad as tg
+        >>> class Scaled(tg.autograd.Function):
+        ...     @staticmethod
+        ...     def forward(ctx, x, factor):
+        ...         ctx.factor = factor
+        ...         return x * factor
+        ...     @staticmethod
+        ...     def backward(ctx, grad):
+        ...         print(ctx.needs_input_grad)
+        ...         return grad * ctx.factor, None
+        >>> x = tg.ones(2, requires_grad=True)
+        >>> Scaled.apply(x, 3).sum().backward()
+        (True, False)
+        >>> x.grad
+        tensor([3., 3.])
     """
 
     needs_input_grad: tuple[bool, ...]

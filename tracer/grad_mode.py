@@ -15,7 +15,7 @@ from typing import Any
 from tracegrad.ir.errors import OperandError
 from tracegrad.ir.location import user_stacklevel
 from tracegrad.tracer.state import state
-from tracegrad.tracer.storage import inferring
+from tracegrad.tracer.storage import marking
 
 _CLASS = (
     "Decorating classes is deprecated and will be disabled in future versions. You should only "
@@ -37,12 +37,12 @@ class _Mode:
         if self._inference is not None:
             state.inference = self._inference
             if self._inference:
-                inferring.append(self)
+                marking.append(self)
         state.grad_enabled = self._enabled and not state.inference
 
     def __exit__(self, *exc: object) -> None:
         if self._inference:
-            inferring.remove(self)
+            marking.remove(self)
         state.grad_enabled, state.inference = self._before.pop()
 
     def _fresh(self) -> _Mode:
@@ -118,7 +118,15 @@ class no_grad(_Mode):
 
 
 class enable_grad(_Mode):
-    """Switch recording back on inside `no_grad()`. Context and decorator."""
+    """Switch recording back on inside `no_grad()`. Context and decorator.
+
+    Example:
+        >>> import tracegrad as tg
+        >>> x = tg.ones(2, requires_grad=True)
+        >>> with tg.no_grad(), tg.enable_grad():
+        ...     (2 * x).requires_grad
+        True
+    """
 
     def __new__(cls, function: Callable[..., Any] | None = None) -> Any:
         """The context; or, given a function, that function decorated."""
@@ -133,6 +141,12 @@ class set_grad_enabled(_Mode):
 
     Raises:
         OperandError: `mode` is no bool.
+    Example:
+        >>> import tracegrad as tg
+        >>> x = tg.ones(2, requires_grad=True)
+        >>> with tg.set_grad_enabled(False):
+        ...     (2 * x).requires_grad
+        False
     """
 
     def __init__(self, mode: bool) -> None:
@@ -157,7 +171,20 @@ class set_grad_enabled(_Mode):
 
 
 class inference_mode(_Mode):
-    """Like `no_grad`: results can never be differentiated. `inference_mode(False)` undoes it."""
+    """Like `no_grad`: results can never be differentiated. `inference_mode(False)` undoes it.
+
+    Raises:
+        GradientError: (later) a tensor made inside is saved for a backward, or written to outside.
+    Example:
+        >>> import tracegrad as tg
+        >>> with tg.inference_mode():
+        ...     y = tg.ones(2) * 2
+        >>> y.is_inference()
+        True
+        >>> tg.ones(2, requires_grad=True) * y
+        Traceback (most recent call last):
+        tracegrad.ir.errors.GradientError: Inference tensors cannot be saved for backward. ...
+    """
 
     def __new__(cls, mode: Any = True) -> Any:
         """The context; or, given a function, that function decorated."""

@@ -23,7 +23,7 @@ from tracegrad.ir.errors import (
 )
 from tracegrad.ir.types import broadcast_shapes
 from tracegrad.tracer import inplace
-from tracegrad.tracer.arguments import check_fits, type_name
+from tracegrad.tracer.arguments import bool_argument, check_fits, type_name
 from tracegrad.tracer.composites import composite, viewing
 from tracegrad.tracer.index_items import check_scalar_index, items, truth
 from tracegrad.tracer.pointwise import named, need_tensor
@@ -481,6 +481,8 @@ def _scatter(name: str, input: Tensor, dim: int, index: Tensor, src: Any, put: A
 
 def nonzero(input: Tensor, *, as_tuple: bool = False) -> Any:
     """Positions of the non-zero elements: int64 (n, ndim), or one vector per dimension."""
+    need_tensor("nonzero", "input", 1, input)
+    bool_argument("nonzero", "as_tuple", as_tuple)
     if state.recorder is not None:
         state.recorder.value_read(input, "nonzero")
     found = np.nonzero(np.atleast_1d(input._array))
@@ -492,7 +494,16 @@ def nonzero(input: Tensor, *, as_tuple: bool = False) -> Any:
 
 
 def masked_select(input: Tensor, mask: Tensor) -> Tensor:
-    """The elements where `mask` (broadcast) holds, in one dimension."""
+    """The elements where `mask` (broadcast) holds, in one dimension.
+
+    Raises:
+        OperandError: `input` or `mask` is no tensor.
+        DTypeError: `mask` is not bool.
+    """
+    need_tensor("masked_select", "input", 1, input)
+    need_tensor("masked_select", "mask", 2, mask)
+    if mask.dtype is not dtypes.bool_:
+        raise DTypeError("masked_select: expected BoolTensor for mask")
     shape = np.broadcast_shapes(tuple(input.shape), tuple(mask.shape))
     return named(getitem(input.expand(shape), mask.expand(shape)), "MaskedSelectBackward0")
 

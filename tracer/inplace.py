@@ -20,7 +20,7 @@ from tracegrad.tracer import tape
 from tracegrad.tracer.dispatch import dispatch
 from tracegrad.tracer.profiling import profilers
 from tracegrad.tracer.state import state
-from tracegrad.tracer.storage import announce, before_write
+from tracegrad.tracer.storage import Transform, announce, before_write, made_in
 from tracegrad.tracer.tape import scalar_type_name
 from tracegrad.tracer.tensor import Tensor, wrap
 from tracegrad.tracer.views import rebase, refusal
@@ -34,6 +34,13 @@ _INFERENCE = (
     "to get a normal tensor before doing inplace update.See "
     "https://github.com/pytorch/rfcs/pull/17 for more details."
 )
+_CAPTURED = (
+    "During a grad (vjp, jvp, grad, etc) transform, the function provided attempted to call "
+    "in-place operation (aten::{}) that would mutate a captured Tensor. This is not supported; "
+    "please rewrite the function being transformed to explicitly accept the mutated Tensor(s) as "
+    "inputs."
+)
+_OVERLOADS = dict.fromkeys(("add_", "sub_", "mul_", "div_"), ".Tensor")
 _OVERLAP = (
     "unsupported operation: more than one element of the written-to tensor refers to a single "
     "memory location. Please clone() the tensor before performing the operation."
@@ -72,25 +79,27 @@ def check_history(target: Tensor, *operands: Any) -> None:
         raise GradientError(_LEAF)
 
 
-def check_writable(target: Tensor, *operands: Any) -> None:
+def check_writable(target: Tensor, *operands: Any, name: str = "copy_") -> None:
     """Refuse writes that autograd or the memory layout does not allow.
 
+    Args:
+        name: of the in-place operation, for messages.
     Raises:
         GradientError: see `check_history`.
         ShapeError: several elements of `target` share memory (an expanded tensor).
     """
     check_history(target, *operands)
-    check_layout(target)
+    check_layout(target, name)
 
 
-def check_layout(target: Tensor) -> None:
+def check_layout(target: Tensor, name: str = "copy_") -> None:
     """Refuse to write where elements share memory, or where the memory is not ours to write.
 
     Raises:
-        GradientError: an inference tensor, outside inference mode.
+        GradientError: see `check_mode`.
         ShapeError: as above.
     """
-    check_mode(target)
+    check_mode(target, name)
     array = target._array
     if array.size > 1 and overlaps_itself(array):
         raise ShapeError(_OVERLAP)
@@ -98,10 +107,33 @@ def check_layout(target: Tensor) -> None:
         make_writeable(array)
 
 
-def check_mode(target: Tensor) -> None:
-    """Refuse to change an inference tensor outside inference mode."""
-    if target._storage.inference and not state.inference:
-        raise GradientError(_INFERENCE)
+def check_mode(target: Tensor, name: str = "copy_") -> None:
+    """Refuse to change what the mode or a transform does not allow to be changed.
+
+    Raises:
+        GradientError: an inference tensor, outside inference mode; a tensor from outside of the
+            innermost transform that differentiates (of `func`), but for its arguments.
+    """
+    if target._storage.inference:
+        if not state.inference:
+            raise GradientError(_INFERENCE)
+    elif state.transform is not None and _is_captured(target, state.transform):
+        raise GradientError(_CAPTURED.format(name + _OVERLOADS.get(name, "")))
+
+
+def _is_captured(target: Tensor, transform: Transform) -> bool:
+    """Whether a tensor comes from outside of a transform, and is none of its arguments."""
+    memory = target._storage.memory
+    if made_in(memory) is transform or any(memory is s for s in transform.others):
+        return False
+    view = target._view
+    for x in transform.inputs:  # over the memory of the arguments, as others outside may be
+        if x is target or (view is not None and view.base is x):
+            return False
+        if view is not None and x._view is not None:
+            if any(step is x._view.chain[-1] for step in view.chain):
+                return False
+    return True
 
 
 def overlaps_itself(array: np.ndarray) -> bool:
@@ -193,7 +225,7 @@ def apply(
     recorded = tracked(target, *operands, *params.values())
     if recorded:
         check_history(target, *operands, *params.values())
-    check_layout(target)
+    check_layout(target, name)
     if operands and name not in _ANY_OVERLAP and name not in _WITHOUT_OVERLAP:
         check_apart(target, operands)  # the writes at indices check what they compute first
     source = target

@@ -85,9 +85,9 @@ def fill_(self: Tensor, value: Any) -> Tensor:
 
 def _filled(name: str, self: Tensor, source: Tensor, label: str) -> Tensor:
     inplace.check_history(self, source)
-    inplace.check_mode(self)
+    inplace.check_mode(self, name)
     if inplace.tracked(source):  # elements at one place would count several times
-        inplace.check_layout(self)
+        inplace.check_layout(self, name)
     elif not self._array.flags.writeable:
         inplace.make_writeable(self._array)
     return inplace.write(name, self, _cast(source, self.dtype), label)
@@ -179,7 +179,7 @@ def _random(name: str, compute: Callable[..., Any], floats: bool) -> Callable[..
         need_tensor(name, "input", 1, self)
         if floats:
             _check_floating(name, self)
-        inplace.check_writable(self)
+        inplace.check_writable(self, name=name)
         return inplace.write(name, self, _cast(compute(self, *args, **options), self.dtype))
 
     method.__name__ = method.__qualname__ = name

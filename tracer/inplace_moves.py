@@ -29,7 +29,7 @@ def _move(name: str, label: str, target: Tensor, compute: Callable[..., Any], *a
     if state.recorder is not None:
         state.recorder.moves(name, target)
     inplace.check_history(target)
-    inplace.check_mode(target)
+    inplace.check_mode(target, name)
     before = target._array
     recorded = target._grad_fn is not None if target._view is None else inplace.tracked(target)
     mode = state.grad_enabled
@@ -159,7 +159,7 @@ def set_(self: Tensor, source: Tensor | None = None) -> Tensor:
             f"({type(source).__name__}), but expected () or (Tensor source)"
         )
     inplace.check_history(self)
-    inplace.check_mode(self)
+    inplace.check_mode(self, "set_")
     if self.requires_grad:
         raise GradientError(
             "set_() cannot change the memory of a tensor that requires grad; use set_() on its "
@@ -172,6 +172,8 @@ def set_(self: Tensor, source: Tensor | None = None) -> Tensor:
         )
     if state.recorder is not None:
         state.recorder.moves("set_", self)
+        if source is not None:
+            state.recorder.check_write("set_", self, source)
     version = 0 if self._storage.inference else self._storage.version + 1
     given = wrap(np.empty(0, self._array.dtype)) if source is None else source
     self._storage = Storage(given._storage.memory)
@@ -211,7 +213,7 @@ def resize_as_(self: Tensor, the_template: Tensor, *, memory_format: Any = None)
 def _resize(name: str, self: Tensor, size: Sequence[int]) -> Tensor:
     if self.requires_grad:
         raise GradientError("cannot resize variables that require grad")
-    inplace.check_mode(self)
+    inplace.check_mode(self, name)
     if min(size, default=0) < 0:
         raise ShapeError(f"{name}(): sizes must not be negative, got {list(size)}")
     have, array = prod(size), self._array

@@ -74,7 +74,7 @@ def split(input: Any, split_size_or_sections: Any, dim: int = 0) -> tuple[Any, .
 
 def _sections(given: Any) -> list[int]:
     try:
-        return [operator.index(n) for n in (() if isinstance(given, str) else given)]
+        return [operator.index(n) for n in given]
     except TypeError:
         raise OperandError(
             "split_with_sizes(): argument 'split_sizes' (position 2) must be tuple of ints, not "
@@ -162,6 +162,8 @@ def _list_of_tensors(function: str, tensors: Any) -> list[Any]:
             raise OperandError(
                 f"expected Tensor as element {i} in argument 0, but got {type(x).__name__}"
             )
+    if not tensors and function == "stack":
+        raise ShapeError("stack expects a non-empty TensorList")
     if not tensors:
         name = "torch.cat" if function == "cat" else function
         kind = ParameterError if function == "cat" else ShapeError
@@ -207,6 +209,9 @@ def repeat(input: Any, *repeats: Any) -> Any:
     paired = tuple(n for row in ((1, n) for n in shape) for n in row)
     spread = tuple(n for row in zip(counts, shape, strict=True) for n in row)
     whole = tuple(c * n for c, n in zip(counts, shape, strict=True))
+    if any(n < 0 for n in (*counts, *whole)):
+        low = min(n for n in (*whole, *counts))
+        raise ShapeError(f"Trying to create tensor with negative dimension {low}: {list(whole)}")
     tiled = ops.broadcast(ops.reshape(input, shape=paired), shape=spread)
     return named(contiguous_copy(ops.reshape(tiled, shape=whole), input), "RepeatBackward0")
 
@@ -230,13 +235,19 @@ def tile(input: Any, *dims: Any) -> Any:
 @composite
 def roll(input: Any, shifts: Any, dims: Any = None) -> Any:
     """Elements moved along `dims` by `shifts`, round the end."""
+    need_tensor("roll", "input", 1, input)
     if dims is None:
         flat = roll(reshape(input, -1), shifts, 0)
         return named(flat.reshape(input.shape), "RollBackward0")
+    if not isinstance(shifts, int | Sequence) or isinstance(shifts, str):
+        raise OperandError(
+            "roll(): argument 'shifts' (position 2) must be tuple of ints, not "
+            f"{type(shifts).__name__}"
+        )
     moves = [shifts] if isinstance(shifts, int) else list(shifts)
     along = [dims] if isinstance(dims, int) else list(dims)
     if len(moves) != len(along):
-        raise ParameterError(
+        raise ShapeError(
             f"shifts and dimensions must align. shifts: {len(moves)}, dims:{len(along)}"
         )
     out = input

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from tracegrad.ir import composite as formulas
-from tracegrad.ir import composite_einsum, composite_linalg, dtypes, ops
+from tracegrad.ir import composite_einsum, composite_linalg, ops
+from tracegrad.tracer.arguments import dtype_argument, int_argument
 from tracegrad.tracer.composites import composite
 from tracegrad.tracer.dispatch import dispatch2
 from tracegrad.tracer.pointwise import apply2, named, need_tensor
@@ -115,12 +116,19 @@ def baddbmm(input: Any, batch1: Any, batch2: Any, *, beta: Any = 1, alpha: Any =
     return named(apply2("add", product, scaled), "BaddbmmBackward0")
 
 
+def _as_wanted(function: str, input: Any, dim: Any, dtype: Any) -> Any:
+    """`input` in the dtype asked for; `dim` and `dtype` are refused where they are none."""
+    int_argument(function, "dim", 2, dim)
+    wanted = dtype_argument(function, dtype)
+    return input if wanted is None else input.to(wanted)
+
+
 @_public
 @composite
 def softmax(input: Any, dim: int, dtype: Any = None) -> Any:
     """`exp(x)` divided by its sum along `dim`, without overflow."""
     need_tensor("softmax", "input", 1, input)
-    x = input if dtype is None else input.to(dtypes.as_dtype(dtype))
+    x = _as_wanted("softmax", input, dim, dtype)
     return named(formulas.softmax(x, dim), "SoftmaxBackward0")
 
 
@@ -129,7 +137,7 @@ def softmax(input: Any, dim: int, dtype: Any = None) -> Any:
 def log_softmax(input: Any, dim: int, dtype: Any = None) -> Any:
     """Logarithm of `softmax`, without overflow."""
     need_tensor("log_softmax", "input", 1, input)
-    x = input if dtype is None else input.to(dtypes.as_dtype(dtype))
+    x = _as_wanted("log_softmax", input, dim, dtype)
     return named(formulas.log_softmax(x, dim), "LogSoftmaxBackward0")
 
 

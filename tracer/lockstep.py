@@ -50,6 +50,7 @@ class Lockstep(Recorder):
                 grad mode; None: as the grad mode says at each operation.
         """
         self.above = state.recorder
+        self._transform = state.transform
         self._connected = connected
         self._run = state.run
         self._kept: dict[int, tuple[weakref.ref[np.ndarray], Tensor | None]] = {}
@@ -109,7 +110,8 @@ class Lockstep(Recorder):
     @contextmanager
     def outside(self) -> Iterator[None]:
         """Compute companions: for the recorder outside, with the history that they should have."""
-        before = state.grad_enabled
+        before, inside = state.grad_enabled, state.transform
+        state.transform = self._transform
         if self._connected is not None:
             inner_backward = state.run is not self._run
             state.grad_enabled = self._connected and (before or inner_backward)
@@ -117,7 +119,7 @@ class Lockstep(Recorder):
             with recording(self.above):
                 yield
         finally:
-            state.grad_enabled = before
+            state.grad_enabled, state.transform = before, inside
 
     def keep(self, out: Tensor, made: Tensor, sources: Sequence[Tensor | None]) -> None:
         """Make `made` the companion of a result: a view as the result is one, else apart."""

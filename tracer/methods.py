@@ -199,10 +199,14 @@ def _attach() -> None:
 
 
 def _matmul(self: Tensor, other: Any) -> Tensor:
+    if not isinstance(other, Tensor):
+        return NotImplemented  # Python then says which operands `@` cannot combine
     return linalg.matmul(self, other)
 
 
 def _rmatmul(self: Tensor, other: Any) -> Tensor:
+    if not isinstance(other, Tensor):
+        return NotImplemented
     return linalg.matmul(other, self)
 
 

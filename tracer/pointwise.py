@@ -13,13 +13,22 @@ from typing import Any
 import numpy as np
 
 from tracegrad.ir import dtypes, ops
-from tracegrad.ir.errors import DTypeError, OperandError, ParameterError
+from tracegrad.ir.errors import DTypeError, OperandError, OptionError
 from tracegrad.ir.primitive import INTEGRAL, NO_PROMOTION, TABLE, is_scalar
 from tracegrad.ir.types import broadcast_shapes
-from tracegrad.tracer.arguments import check_fits
+from tracegrad.tracer.arguments import check_fits, int_argument, wrong_type
 from tracegrad.tracer.composites import composite
 from tracegrad.tracer.dispatch import dispatch1, dispatch2
-from tracegrad.tracer.pointwise_checks import check_close, check_no_bool
+from tracegrad.tracer.pointwise_checks import (
+    check_add,
+    check_close,
+    check_lerp,
+    check_no_bool,
+    check_no_integers,
+    check_rounding,
+    need_floating,
+    need_number,
+)
 from tracegrad.tracer.tape import OperationNode
 from tracegrad.tracer.tensor import Tensor, wrap
 
@@ -97,7 +106,8 @@ def apply2(name: str, x: Any, y: Any) -> Any:
                 return dispatch2(op, dtype.type(x), y)
     if name == "sub":
         check_no_bool(x, y)
-    return _promoted[name](_operand(x), _operand(y))
+    out = _promoted[name](_operand(x), _operand(y))
+    return wrap(out) if isinstance(out, np.ndarray) else out  # of two numbers
 
 
 class _Promoted(dict[str, Any]):
@@ -156,7 +166,7 @@ def _binary(name: str, primitive: str) -> Callable[..., Any]:
 
 def _unlisted(operands: int) -> list[str]:
     """Primitives that the lists above do not name: a new row of the table is public at once."""
-    listed = {*UNARY.values(), *BINARY.values(), "detach"}
+    listed = {*UNARY.values(), *BINARY.values(), "detach", "logit"}  # `logit` takes `eps` too
     return [
         op.name
         for op in TABLE.values()
@@ -208,6 +218,8 @@ def _scaled(input: Any, other: Any, alpha: Any) -> Any:
 def add(input: Any, other: Any, *, alpha: Any = 1) -> Any:
     """`input + alpha * other`, broadcast and promoted."""
     plain = type(alpha) is int and alpha == 1
+    if not plain:
+        need_number("add", "alpha", alpha)
     return apply2("add", input, other if plain else _scaled(input, other, alpha))
 
 
@@ -215,6 +227,8 @@ def add(input: Any, other: Any, *, alpha: Any = 1) -> Any:
 def sub(input: Any, other: Any, *, alpha: Any = 1) -> Any:
     """`input - alpha * other`, broadcast and promoted."""
     plain = type(alpha) is int and alpha == 1
+    if not plain:
+        need_number("sub", "alpha", alpha)
     return apply2("sub", input, other if plain else _scaled(input, other, alpha))
 
 
@@ -233,17 +247,15 @@ def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Any:
     Args:
         rounding_mode: None, "trunc" (towards zero) or "floor" (as `//`).
     Raises:
-        ParameterError: another rounding mode.
+        OperandError: the rounding mode is no text.
+        OptionError: it is another text.
+        KernelError: two bool tensors are divided and rounded.
     """
     if rounding_mode is None:
         return apply2("div", input, other)
+    check_rounding(input, other, rounding_mode)
     if rounding_mode == "floor":
         return named(apply2("floor_divide", input, other), "DivBackward2")
-    if rounding_mode != "trunc":
-        raise ParameterError(
-            "div expected rounding_mode to be one of None, 'trunc', or 'floor' but found "
-            f"'{rounding_mode}'"
-        )
     kinds = [x.dtype.category if isinstance(x, Tensor) else 0 for x in (input, other)]
     if max(kinds) == 2 or isinstance(other, float) or isinstance(input, float):
         return named(apply1("trunc", apply2("div", input, other)), "DivBackward2")
@@ -305,16 +317,30 @@ def sgn(input: Any) -> Any:
 
 @_public
 def positive(input: Any) -> Any:
-    """`input` itself."""
+    """`input` itself.
+
+    Raises:
+        DTypeError: it is bool.
+    """
     need_tensor("positive", "input", 1, input)
+    if input.dtype is dtypes.bool_:
+        raise DTypeError("The `+` operator, on a bool tensor is not supported.")
     return input
 
 
 @_public
 @composite
 def round(input: Any, *, decimals: int = 0) -> Any:
-    """Round half to even, to `decimals` places."""
+    """Round half to even, to `decimals` places.
+
+    Raises:
+        OperandError: `decimals` is no int.
+        KernelError: integers are rounded to other than 0 places.
+    """
     need_tensor("round", "input", 1, input)
+    int_argument("round", "decimals", 0, decimals)
+    if decimals:
+        need_floating("round_cpu", input)
     if decimals == 0:
         return apply1("round", input)
     scale = float(10 ** abs(decimals))
@@ -326,7 +352,13 @@ def round(input: Any, *, decimals: int = 0) -> Any:
 @_public
 @composite
 def frac(input: Any) -> Any:
-    """The fractional part, with the sign of `input`."""
+    """The fractional part, with the sign of `input`.
+
+    Raises:
+        KernelError: `input` is not floating.
+    """
+    need_tensor("frac", "input", 1, input)
+    need_floating("frac_cpu", input)
     return named(apply2("sub", input, apply1("trunc", input)), "FracBackward0")
 
 
@@ -336,11 +368,11 @@ def clamp(input: Any, min: Any = None, max: Any = None) -> Any:
     """`input` limited to [min, max]; the gradient passes where the value was not changed.
 
     Raises:
-        GradientError: both limits are None.
+        OptionError: both limits are None.
     """
     need_tensor("clamp", "input", 1, input)
     if min is None and max is None:
-        raise OperandError("torch.clamp: At least one of 'min' or 'max' must not be None")
+        raise OptionError("torch.clamp: At least one of 'min' or 'max' must not be None")
     if input.dtype.category == 0:
         return _clamp_bool(input, min, max)
     for limit in (min, max):
@@ -382,17 +414,32 @@ def clip(input: Any, min: Any = None, max: Any = None) -> Any:
     return clamp(input, min, max)
 
 
+def _need_limit(function: str, argument: str, limit: Any) -> None:
+    if limit is None:
+        raise wrong_type(function, argument, 2, "Tensor or Number", limit)
+
+
 @_public
 @composite
 def clamp_min(input: Any, min: Any) -> Any:
-    """`input` where it is at least `min`, else `min`."""
+    """`input` where it is at least `min`, else `min`.
+
+    Raises:
+        OperandError: `min` is neither a tensor nor a number.
+    """
+    _need_limit("clamp_min", "min", min)
     return named(clamp(input, min=min), f"ClampMinBackward{int(hasattr(min, 'shape'))}")
 
 
 @_public
 @composite
 def clamp_max(input: Any, max: Any) -> Any:
-    """`input` where it is at most `max`, else `max`."""
+    """`input` where it is at most `max`, else `max`.
+
+    Raises:
+        OperandError: `max` is neither a tensor nor a number.
+    """
+    _need_limit("clamp_max", "max", max)
     return named(clamp(input, max=max), f"ClampMaxBackward{int(hasattr(max, 'shape'))}")
 
 
@@ -409,15 +456,16 @@ def where(condition: Any, input: Any = None, other: Any = None) -> Any:
     """`input` where `condition` holds, else `other`; with one argument, `nonzero` as a tuple.
 
     Raises:
-        OperandError: `condition` is not a bool tensor.
+        OperandError: `condition` is no tensor.
+        DTypeError: it is not bool.
     """
     need_tensor("where", "condition", 1, condition)
     if input is None and other is None:
         return condition.nonzero(as_tuple=True)
     if condition.dtype is not dtypes.bool_:
-        raise OperandError(
+        raise DTypeError(
             "where expected condition to be a boolean tensor, but got a tensor with dtype "
-            f"{condition.dtype}"
+            f"{dtypes.torch_name(condition.dtype)}"
         )
     return TABLE["where"](condition, input, other)
 
@@ -425,18 +473,41 @@ def where(condition: Any, input: Any = None, other: Any = None) -> Any:
 @_public
 @composite
 def lerp(input: Any, end: Any, weight: Any) -> Any:
-    """`input + weight * (end - input)`."""
+    """`input + weight * (end - input)`, computed from the nearer end: `end` exactly for weight 1.
+
+    Raises:
+        OperandError: `input` or `end` is no tensor, or `weight` neither a tensor nor a number.
+        DTypeError: the tensors are of different dtypes.
+        KernelError: they are not floating.
+    """
     need_tensor("lerp", "input", 1, input)
     need_tensor("lerp", "end", 2, end)
+    check_lerp(input, end, weight)
     broadcast_shapes(tuple(input.shape), tuple(end.shape))  # names the size of `input` first
-    out = apply2("add", input, apply2("mul", weight, apply2("sub", end, input)))
-    return named(out, f"LerpBackward{int(isinstance(weight, Tensor))}")
+    return named(_lerp(input, end, weight), f"LerpBackward{int(isinstance(weight, Tensor))}")
+
+
+def _lerp(input: Any, end: Any, weight: Any) -> Any:
+    way = apply2("sub", end, input)
+    if is_scalar(weight):
+        if -0.5 < weight < 0.5:
+            return apply2("add", input, apply2("mul", weight, way))
+        return apply2("sub", end, apply2("mul", way, 1 - weight))
+    near = apply2("less", apply1("abs", weight), 0.5)
+    first = apply2("add", input, apply2("mul", weight, way))
+    second = apply2("sub", end, apply2("mul", way, apply2("sub", 1, weight)))
+    return TABLE["where"](near, first, second)
 
 
 @_public
 @composite
 def addcmul(input: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> Any:
-    """`input + value * tensor1 * tensor2`."""
+    """`input + value * tensor1 * tensor2`.
+
+    Raises:
+        OperandError: an operand is no tensor, or `value` no number.
+    """
+    check_add("addcmul", input, tensor1, tensor2, value)
     out = add(input, apply2("mul", tensor1, tensor2), alpha=value)
     return named(out, "AddcmulBackward0")
 
@@ -444,7 +515,14 @@ def addcmul(input: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> Any:
 @_public
 @composite
 def addcdiv(input: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> Any:
-    """`input + value * tensor1 / tensor2`."""
+    """`input + value * tensor1 / tensor2`.
+
+    Raises:
+        OperandError: an operand is no tensor, or `value` no number.
+        DTypeError: integers are divided by integers.
+    """
+    check_add("addcdiv", input, tensor1, tensor2, value)
+    check_no_integers(tensor1, tensor2)
     out = add(input, apply2("div", tensor1, tensor2), alpha=value)
     return named(out, "AddcdivBackward0")
 
@@ -483,8 +561,19 @@ def isclose(
 def nan_to_num(
     input: Any, nan: float = 0.0, posinf: float | None = None, neginf: float | None = None
 ) -> Any:
-    """NaN and infinities replaced by numbers (by default 0 and the largest finite ones)."""
+    """NaN and infinities replaced by numbers (by default 0 and the largest finite ones).
+
+    Integers and bools have none: they are copied.
+
+    Raises:
+        OperandError: `input` is no tensor, or a replacement no number.
+    """
     need_tensor("nan_to_num", "input", 1, input)
+    for name, x in (("nan", nan), ("posinf", posinf), ("neginf", neginf)):
+        if x is not None and not is_scalar(x):
+            raise wrong_type("nan_to_num", name, 0, "float", x)
+    if not input.dtype.is_floating_point:
+        return TABLE["cast"](input, dtype=input.dtype)
     limits = np.finfo(input.dtype.numpy)
     high = float(limits.max) if posinf is None else posinf
     low = float(limits.min) if neginf is None else neginf

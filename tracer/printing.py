@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tracegrad.ir import dtypes
-from tracegrad.ir.errors import GradientError, ParameterError
+from tracegrad.ir.errors import GradientError, OperandError, ParameterError
 from tracegrad.tracer.tensor import Tensor, dtype_of
 
 
@@ -47,10 +47,18 @@ def set_printoptions(
 ) -> None:
     """Set how tensors print: digits, summarising above `threshold` elements, width.
 
-    `profile` is "default", "short" or "full"; `sci_mode` None chooses by the values.
+    All are checked before any is set. PyTorch accepts anything here, and fails when it prints.
 
+    Args:
+        precision: digits after the point, at least 0.
+        threshold: a number; tensors of more elements are summarised.
+        edgeitems: elements that a summary shows at each end, at least 0.
+        linewidth: characters in a line, a number.
+        profile: "default", "short" or "full", which the others then change.
+        sci_mode: True or False; None chooses by the values.
     Raises:
-        ParameterError: another profile; a negative number of digits or edge items.
+        OperandError: a value of the wrong type.
+        ParameterError: another profile; a value out of range.
 
     Example:
         >>> import tracegrad as tg
@@ -61,18 +69,51 @@ def set_printoptions(
     """
     chosen = _current[0]
     if profile is not None:
+        if not isinstance(profile, str):
+            raise _wrong("profile", "text", profile)
         if profile not in _PROFILES:
             raise ParameterError(
                 f"set_printoptions: profile must be one of {', '.join(_PROFILES)}, got {profile!r}"
             )
         chosen = _PROFILES[profile]
-    for name, value in (("edgeitems", edgeitems), ("precision", precision)):
-        if value is not None and value < 0:
-            raise ParameterError(f"set_printoptions: {name} must not be negative, got {value}")
-    given = {"precision": precision, "threshold": threshold, "edgeitems": edgeitems,
-             "linewidth": linewidth}  # fmt: skip
+    if sci_mode is not None and not isinstance(sci_mode, bool):
+        raise _wrong("sci_mode", "True, False or None", sci_mode)
+    given = {
+        "precision": _count("precision", precision),
+        "threshold": _number("threshold", threshold),
+        "edgeitems": _count("edgeitems", edgeitems),
+        "linewidth": _number("linewidth", linewidth),
+    }
+    if given["linewidth"] is not None:
+        if math.isinf(given["linewidth"]):
+            raise ParameterError(f"set_printoptions: linewidth must be finite, got {linewidth}")
+        given["linewidth"] = math.floor(given["linewidth"])
     changes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
     _current[0] = replace(chosen, **changes, sci_mode=sci_mode)
+
+
+def _wrong(name: str, wanted: str, value: Any) -> OperandError:
+    return OperandError(f"set_printoptions: {name} must be {wanted}, not {type(value).__name__}")
+
+
+def _count(name: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise _wrong(name, "an int", value)
+    if value < 0:
+        raise ParameterError(f"set_printoptions: {name} must not be negative, got {value}")
+    return int(value)
+
+
+def _number(name: str, value: Any) -> Any:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise _wrong(name, "a number", value)
+    if value != value:
+        raise ParameterError(f"set_printoptions: {name} must be a number, got nan")
+    return value
 
 
 def get_printoptions() -> dict[str, Any]:
@@ -102,6 +143,8 @@ def text(
             suffixes.append(f"dtype={x.dtype}")
     else:
         body = _body(array, len(prefix), options)
+        if not options.edgeitems:
+            suffixes.append(f"size={tuple(array.shape)}")
         if x.dtype not in (dtypes.get_default_dtype(), dtypes.int64, dtypes.bool_):
             suffixes.append(f"dtype={x.dtype}")
     try:
@@ -186,7 +229,9 @@ def _rows(
     edge = options.edgeitems
     cut = summarize and array.shape[0] > 2 * edge
     if array.ndim == 1:
-        if cut:
+        if summarize and not edge:
+            parts = ["..."]
+        elif cut:
             parts = [write(v) for v in array[:edge].tolist()] + [" ..."]
             parts += [write(v) for v in array[array.shape[0] - edge :].tolist()]
         else:

@@ -309,7 +309,7 @@ def apply_(self: Tensor, callable: Callable[[Any], Any]) -> Tensor:
             "Can't call apply_() on Variable that requires grad. Use var.detach().apply_() instead."
         )
     _read(self, "apply_")
-    inplace.check_writable(self)
+    inplace.check_writable(self, name="apply_")
     try:
         values = [callable(x) for x in tolist(self.reshape(-1))]
         new = np.array(values, np.float64 if self.dtype.is_floating_point else np.int64)

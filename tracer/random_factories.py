@@ -212,6 +212,9 @@ def normal(
     """
     read = Options.read("normal", options, "out")
     tensors = [x for x in (mean, std) if isinstance(x, Tensor)]
+    for position, (name, x) in enumerate((("mean", mean), ("std", std)), 1):
+        if not isinstance(x, Tensor | int | float):
+            raise wrong_type("normal", name, position, "Tensor or Number", x)
     if not isinstance(std, Tensor) and std < 0:
         raise ShapeError(f"normal expects std >= 0.0, but found std {std:g}")
     if not tensors:

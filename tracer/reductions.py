@@ -6,14 +6,22 @@
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod as product
 from typing import Any
 
 from tracegrad.ir import dtypes, ops
-from tracegrad.ir.errors import DimensionError, DTypeError, OperandError, ShapeError
+from tracegrad.ir.errors import (
+    DimensionError,
+    DTypeError,
+    OperandError,
+    OptionError,
+    ShapeError,
+)
 from tracegrad.ir.primitive import is_scalar
+from tracegrad.ir.primitives.reduction import kept
 from tracegrad.tracer import shapes
+from tracegrad.tracer.arguments import dtype_argument, int_argument, type_name
 from tracegrad.tracer.composites import composite
 from tracegrad.tracer.dispatch import dispatch
 from tracegrad.tracer.pointwise import apply1, apply2, named, need_tensor
@@ -33,6 +41,8 @@ def _axes(input: Any, dim: Any) -> Any:
     """Axes for a primitive: None and () mean all."""
     if dim is None or dim == () or dim == []:
         return None
+    if not isinstance(dim, int | Sequence) or isinstance(dim, str):
+        raise OperandError(f"argument 'dim' must be int or tuple of ints, not {type_name(dim)}")
     listed = (dim,) if isinstance(dim, int) else tuple(dim)
     chosen = tuple(wrap_dim(d, input.ndim) for d in listed)
     for d in chosen:
@@ -48,15 +58,16 @@ def _count(input: Any, dim: Any) -> int:
     return product(input.shape if axes is None else (input.shape[a] for a in axes))
 
 
-def _typed(input: Any, dtype: Any) -> Any:
-    return input if dtype is None else input.to(dtypes.as_dtype(dtype))
+def _typed(function: str, input: Any, dtype: Any) -> Any:
+    wanted = dtype_argument(function, dtype)
+    return input if wanted is None else input.to(wanted)
 
 
 def _reduced_sum(x: Any, dim: Any, keepdim: bool) -> Any:
     axes = _axes(x, dim)
     if isinstance(x, Tensor) and x.dtype.is_floating_point:  # no promotion to look into
         chosen = tuple(range(x.ndim)) if axes is None else tuple(sorted(axes)) if x.ndim else ()
-        return dispatch(ops.reduce_sum, (x,), {"axes": chosen, "keepdims": bool(keepdim)})
+        return dispatch(ops.reduce_sum, (x,), {"axes": chosen, "keepdims": kept(keepdim)})
     return ops.reduce_sum(x, axes=axes, keepdims=keepdim)
 
 
@@ -65,7 +76,7 @@ def _reduced_sum(x: Any, dim: Any, keepdim: bool) -> Any:
 def sum(input: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
     """Sum over `dim`; floats accumulate in float64 and round once, integers give int64."""
     need_tensor("sum", "input", 1, input)
-    x = _typed(input, dtype)
+    x = _typed("sum", input, dtype)
     out = _reduced_sum(x, dim, keepdim)
     return named(out, "SumBackward0" if dim is None else "SumBackward1")
 
@@ -79,10 +90,11 @@ def mean(input: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = Non
         DTypeError: `input` is not floating.
     """
     need_tensor("mean", "input", 1, input)
-    x = _typed(input, dtype)
+    x = _typed("mean", input, dtype)
     if not x.dtype.is_floating_point:
+        which = "Input" if dtype is None else "Optional"
         raise DTypeError(
-            "mean(): could not infer output dtype. Input dtype must be either a floating point or "
+            f"mean(): could not infer output dtype. {which} dtype must be either a floating point or "
             f"complex dtype. Got: {scalar_type_name(x.dtype)}"
         )
     total = _reduced_sum(x, dim, keepdim)
@@ -95,16 +107,30 @@ def mean(input: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = Non
 def prod(input: Any, dim: int | None = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
     """Product over `dim`; integers give int64."""
     need_tensor("prod", "input", 1, input)
-    x = _typed(input, dtype)
+    x = _typed("prod", input, dtype)
     out = ops.reduce_prod(x, axes=_axes(x, dim), keepdims=keepdim)
     return named(out, "ProdBackward0" if dim is None else "ProdBackward1")
+
+
+def _need_elements(function: str, input: Any, dim: Any) -> None:
+    """Refuse the extreme of nothing; the primitives would name `max` and `min`."""
+    need_tensor(function, "input", 1, input)
+    axes = _axes(input, dim)
+    if axes is None and 0 in input.shape:
+        raise ShapeError(
+            f"{function}(): Expected reduction dim to be specified for input.numel() == 0. "
+            "Specify the reduction dim with the 'dim' argument."
+        )
+    for a in axes or () if input.ndim else ():
+        if input.shape[a] == 0:
+            raise DimensionError(f"{function}(): Expected reduction dim {a} to have non-zero size.")
 
 
 @_public
 @composite
 def amax(input: Any, dim: Any = (), keepdim: bool = False) -> Any:
     """Largest element over `dim`; equal extremes share the gradient."""
-    need_tensor("amax", "input", 1, input)
+    _need_elements("amax", input, dim)
     return ops.reduce_max(input, axes=_axes(input, dim), keepdims=keepdim)
 
 
@@ -112,7 +138,7 @@ def amax(input: Any, dim: Any = (), keepdim: bool = False) -> Any:
 @composite
 def amin(input: Any, dim: Any = (), keepdim: bool = False) -> Any:
     """Smallest element over `dim`; equal extremes share the gradient."""
-    need_tensor("amin", "input", 1, input)
+    _need_elements("amin", input, dim)
     return ops.reduce_min(input, axes=_axes(input, dim), keepdims=keepdim)
 
 
@@ -132,11 +158,19 @@ def all(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
     return ops.reduce_all(input, axes=_axes(input, dim), keepdims=keepdim)
 
 
+def _check_search(function: str, input: Any, dim: Any) -> None:
+    need_tensor(function, "input", 1, input)
+    if input.dtype is dtypes.bool_:
+        raise DTypeError(f"{function}(): does not support bool input")
+    if dim is not None:
+        int_argument(function, "dim", 2, dim)
+
+
 @_public
 @composite
 def argmax(input: Any, dim: int | None = None, keepdim: bool = False) -> Any:
     """Position (int64) of the first largest element; in the flattened tensor without `dim`."""
-    need_tensor("argmax", "input", 1, input)
+    _check_search("argmax", input, dim)
     return ops.argmax(input, axis=dim, keepdims=keepdim)
 
 
@@ -144,7 +178,7 @@ def argmax(input: Any, dim: int | None = None, keepdim: bool = False) -> Any:
 @composite
 def argmin(input: Any, dim: int | None = None, keepdim: bool = False) -> Any:
     """Position (int64) of the first smallest element; in the flattened tensor without `dim`."""
-    need_tensor("argmin", "input", 1, input)
+    _check_search("argmin", input, dim)
     return ops.argmin(input, axis=dim, keepdims=keepdim)
 
 
@@ -176,6 +210,7 @@ def _extreme(which: str) -> Callable[..., Any]:
             return named(whole, f"{which.capitalize()}Backward1")
         if not isinstance(dim, int):
             raise OperandError(f"{which}(): argument 'dim' must be int, not {type(dim).__name__}")
+        kept(keepdim)
         d = wrap_dim(dim, input.ndim)
         if input.ndim and input.shape[d] == 0:
             raise DimensionError(f"{which}(): Expected reduction dim {d} to have non-zero size.")
@@ -219,10 +254,20 @@ def var(
     input: Any, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *,
     correction: float | None = None,
 ) -> Any:  # fmt: skip
-    """Mean squared distance from the mean, divided by n - correction (default 1)."""
+    """Mean squared distance from the mean, divided by n - correction (default 1).
+
+    Raises:
+        DTypeError: `input` is not floating.
+    """
     need_tensor("var", "input", 1, input)
     if isinstance(dim, bool):  # var(x, unbiased)
         dim, unbiased = None, dim
+    if not input.dtype.is_floating_point:
+        raise DTypeError("std and var only support floating point and complex dtypes")
+    if not isinstance(unbiased, bool):
+        raise OperandError(f"argument 'unbiased' must be bool, not {type_name(unbiased)}")
+    if correction is not None and not is_scalar(correction):
+        raise OperandError(f"argument 'correction' must be Number, not {type_name(correction)}")
     less = correction if correction is not None else (1 if unbiased else 0)
     centered = apply2("sub", input, mean(input, _all(input, dim), keepdim=True))
     total = ops.reduce_sum(
@@ -269,9 +314,11 @@ def norm(
 
     Raises:
         DTypeError: `input` is not floating.
+        OptionError: `p` is text other than "fro".
+        OperandError: `p` is neither text nor a number.
     """
     need_tensor("norm", "input", 1, input)
-    x = _typed(input, dtype)
+    x = _typed("norm", input, dtype)
     if not x.dtype.is_floating_point:
         raise DTypeError(
             "linalg.vector_norm: Expected a floating point or complex tensor as input. "
@@ -279,10 +326,25 @@ def norm(
         )
     if p is None or p == "fro":
         p = 2
+    if isinstance(p, str):
+        raise OptionError(f"linalg.matrix_norm: Order {p} not supported. Use a number or 'fro'.")
     if not is_scalar(p):
-        raise OperandError(f"norm(): p must be a number or 'fro', got {p!r}")
+        raise OperandError(f"norm(): argument 'p' must be Number or 'fro', not {type_name(p)}")
     out = _vector_norm(x, float(p), _axes(x, dim), keepdim)
     return named(out, "LinalgVectorNormBackward0")
+
+
+def _refuse_empty_norm(x: Any, p: float, axes: Any) -> None:
+    """The norms that the extreme element gives have no value for none."""
+    reason = "the operation does not have an identity"
+    if axes is None:
+        where = f"an empty tensor because {reason}"
+    else:
+        empty = [a for a in axes if x.shape[a] == 0]
+        if not empty:
+            return
+        where = f"the dimension {empty[0]} because this dimension is empty and {reason}"
+    raise OptionError(f"linalg.vector_norm cannot compute the {p:g} norm on {where}")
 
 
 def _vector_norm(x: Any, p: float, axes: Any, keepdim: bool) -> Any:
@@ -290,15 +352,24 @@ def _vector_norm(x: Any, p: float, axes: Any, keepdim: bool) -> Any:
     if p == 2:
         return _safe_sqrt(ops.reduce_sum(apply2("mul", x, x), **how))
     size = apply1("abs", x)
+    if (p < 0 or p == float("inf")) and 0 in x.shape:
+        _refuse_empty_norm(x, p, axes)
     if p == float("inf"):
         return ops.reduce_max(size, **how)
     if p == float("-inf"):
         return ops.reduce_min(size, **how)
-    if p == 0:
-        return ops.reduce_sum(apply2("not_equal", x, 0).to(x.dtype), **how)
+    if p == 0:  # of signs, for their history: its gradient is zeros
+        ones = ops.where(apply1("isnan", x), 1, apply1("abs", apply1("sign", x)))
+        return ops.reduce_sum(ones, **how)
     if p == 1:
         return ops.reduce_sum(size, **how)
-    total = ops.reduce_sum(apply2("pow", size, p), **how)
+    if p < 1:  # the slope at 0 is infinite, and taken to be 0
+        none = apply2("equal", size, 0)
+        some = apply2("pow", ops.where(none, 1, size), p)
+        powers = ops.where(none, 0.0 if p > 0 else float("inf"), some)
+    else:
+        powers = apply2("pow", size, p)
+    total = ops.reduce_sum(powers, **how)
     zero = apply2("equal", total, 0)
     return ops.where(zero, 0, apply2("pow", ops.where(zero, 1, total), 1.0 / p))
 
@@ -307,4 +378,5 @@ def _vector_norm(x: Any, p: float, axes: Any, keepdim: bool) -> Any:
 @composite
 def count_nonzero(input: Any, dim: Any = None) -> Any:
     """How many elements are not zero, int64."""
+    need_tensor("count_nonzero", "input", 1, input)
     return sum(apply2("not_equal", input, 0), dim)

@@ -28,7 +28,15 @@ Root = tuple[Edge, Tensor]  # where a backward starts, and with which cotangent
 
 
 class GradientEdge(NamedTuple):
-    """A place in the tape: output `output_nr` of `node`. See `get_gradient_edge`."""
+    """A place in the tape: output `output_nr` of `node`. See `get_gradient_edge`.
+
+    Example:
+        >>> import tracegrad as tg
+        >>> from tracegrad.autograd.graph import get_gradient_edge
+        >>> edge = get_gradient_edge(tg.ones(2, requires_grad=True) * 2)
+        >>> edge.node.name(), edge.output_nr
+        ('MulBackward0', 0)
+    """
 
     node: BackwardNode
     output_nr: int

@@ -54,8 +54,11 @@ def wrap_dim(dim: int, ndim: int, extra: int = 0) -> int:
     """`dim` counted from 0.
 
     Raises:
+        OperandError: it is no int.
         DimensionError: out of range (PyTorch's text).
     """
+    if not isinstance(dim, int):
+        dim = _as_dim(dim)
     reach = max(ndim + extra, 1)
     if not -reach <= dim < reach:
         raise DimensionError(
@@ -63,6 +66,13 @@ def wrap_dim(dim: int, ndim: int, extra: int = 0) -> int:
             f"but got {dim})"
         )
     return dim % reach
+
+
+def _as_dim(dim: Any) -> int:
+    try:
+        return operator.index(dim)
+    except TypeError:
+        raise OperandError(f"argument 'dim' must be int, not {type(dim).__name__}") from None
 
 
 @_public
@@ -111,7 +121,7 @@ def view_as(input: Any, other: Any) -> Any:
 def reshape_as(input: Any, other: Any) -> Any:
     """`input.reshape(other.shape)`."""
     need_tensor("reshape_as", "input", 1, input)
-    need_tensor("reshape_as", "other", 2, other)
+    need_tensor("reshape_as", "other", 1, other)
     return reshape(input, other.shape)
 
 
@@ -209,6 +219,10 @@ def movedim(input: Any, source: Any, destination: Any) -> Any:
         )
     src = [wrap_dim(d, input.ndim) for d in src]
     dst = [wrap_dim(d, input.ndim) for d in dst]
+    for name, dims in (("source", src), ("destination", dst)):
+        if len(set(dims)) != len(dims):
+            given = source if name == "source" else destination
+            raise ShapeError(f"movedim: repeated dim in `{name}` ({list(given)})")
     rest = iter(d for d in range(input.ndim) if d not in src)
     order = [src[dst.index(i)] if i in dst else next(rest) for i in range(input.ndim)]
     return permute(input, order)
@@ -258,7 +272,7 @@ def scalar_text(x: Tensor) -> str:
 def expand_as(input: Any, other: Any) -> Any:
     """`input.expand(other.shape)`."""
     need_tensor("expand_as", "input", 1, input)
-    need_tensor("expand_as", "other", 2, other)
+    need_tensor("expand_as", "other", 1, other)
     return expand(input, other.shape)
 
 

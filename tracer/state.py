@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tracegrad.tracer.forward import Tangents
     from tracegrad.tracer.hooks import Hook
     from tracegrad.tracer.profiling import Profiler
+    from tracegrad.tracer.storage import Transform
 
 
 class _State(threading.local):
@@ -27,6 +28,7 @@ class _State(threading.local):
     run: Run | None = None  # the backward that is running, the innermost
     profiler: Profiler | None = None
     dual_level: Tangents | None = None  # of autograd.forward_ad
+    transform: Transform | None = None  # the innermost of them that differentiates
     transforms: int = 0  # how many of func's transforms (vmap, grad ...) run the user's code
 
 

@@ -64,11 +64,48 @@ class Storage:
         return next((c for c in self.changes if c.version > version), None)
 
 
-# ---- inference mode -----------------------------------------------------------------------------
+# ---- storages that know where they were made ----------------------------------------------------
 
-inferring: list[object] = []
-"""One entry per open `inference_mode()` block of any thread; empty, the usual case, it costs a new
-tensor one truth test."""
+marking: list[object] = []
+"""One entry per open `inference_mode()` block and per open transform that differentiates, of any
+thread; empty, the usual case, it costs a new tensor one truth test."""
+
+
+class Transform:
+    """One open `func.grad`, `vjp`, `jvp` ...: it may write to what was made inside, as in PyTorch.
+
+    Attributes:
+        outer: the transform around it, or None.
+        open: whether it still runs; what it has made belongs to `outer` afterwards.
+        inputs: the tensors that it differentiates by, made anew over the memory of the arguments.
+        others: the memory of its other arguments, which may be written to.
+    """
+
+    __slots__ = ("outer", "open", "inputs", "others")
+
+    def __init__(self, outer: Transform | None) -> None:
+        self.outer = outer
+        self.open = True
+        self.inputs: tuple[Any, ...] = ()
+        self.others: tuple[Storage, ...] = ()
+
+
+class MarkedStorage(Storage):
+    """Memory that was made inside a transform."""
+
+    __slots__ = ("made_in",)
+
+    def __init__(self, of: Storage | None = None) -> None:
+        super().__init__(of)
+        self.made_in = state.transform
+
+
+def made_in(storage: Storage) -> Transform | None:
+    """The open transform that the memory belongs to; None: it was made outside of all."""
+    found: Transform | None = getattr(storage.memory, "made_in", None)
+    while found is not None and not found.open:
+        found = found.outer
+    return found
 
 
 class InferenceStorage(Storage):
@@ -101,4 +138,6 @@ class InferenceStorage(Storage):
 
 def new_storage() -> Storage:
     """The storage of a new tensor's memory: in inference mode, one that counts no writes."""
-    return InferenceStorage() if inferring and state.inference else Storage()
+    if state.inference:
+        return InferenceStorage()
+    return Storage() if state.transform is None else MarkedStorage()

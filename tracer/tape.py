@@ -67,6 +67,17 @@ class BackwardNode:
         retained: the tensors that asked for `retain_grad()`, by output number.
         hooks: the user's functions to call while the node runs; None where there are none.
         runs_user_code: its `apply` may write to the cotangents that it is given.
+    Example:
+        >>> import tracegrad as tg
+        >>> class Tenfold(tg.autograd.BackwardNode):
+        ...     def apply(self, cotangents, create_graph):
+        ...         return [cotangents[0] * 10]
+        >>> x = tg.ones(2, requires_grad=True)
+        >>> y = x.detach() * 1
+        >>> attach(Tenfold([tg.autograd.gradient_edge(x)], [y.type_info]), (y,))
+        >>> y.sum().backward()
+        >>> x.grad
+        tensor([10., 10.])
     """
 
     __slots__ = ("edges", "types", "sequence", "retained", "hooks", "_metadata", "__weakref__")
@@ -186,7 +197,17 @@ class AccumulateGrad(BackwardNode):
 
 
 def gradient_edge(tensor: Tensor) -> Edge:
-    """Where the cotangent of `tensor` goes: its node, or the accumulator of a leaf."""
+    """Where the cotangent of `tensor` goes: its node, or the accumulator of a leaf.
+
+    Returns:
+        A pair: a `BackwardNode` and the number of the output of it that `tensor` is; `(None, 0)` where
+        the tensor does not require grad. `autograd.graph.get_gradient_edge` refuses that.
+    Example:
+        >>> import tracegrad as tg
+        >>> x = tg.ones(2, requires_grad=True)
+        >>> tg.autograd.gradient_edge(x * 2)
+        (<MulBackward0 object at ...>, 0)
+    """
     node = tensor.grad_fn
     if node is not None:
         return (node, tensor._output_nr)

@@ -22,7 +22,7 @@ from tracegrad.ir.operators import Operators
 from tracegrad.ir.types import TensorType
 from tracegrad.tracer.device import CPU, Size, device
 from tracegrad.tracer.state import state
-from tracegrad.tracer.storage import Storage, inferring, new_storage
+from tracegrad.tracer.storage import Storage, marking, new_storage
 
 if TYPE_CHECKING:
     from tracegrad.tracer.tape import BackwardNode
@@ -356,8 +356,13 @@ class Tensor(Operators):
                 "data set to a tensor that requires gradients must be floating point or complex "
                 "dtype"
             )
+        if state.transform is not None:
+            from tracegrad.tracer.inplace import check_mode
+
+            check_mode(self, "set_data")
         if state.recorder is not None:
             state.recorder.note(".data", self)
+            state.recorder.check_write("set_data", self, value)
         self._array = value._array
         version = 0 if self._storage.inference else self._storage.version
         self._storage = Storage(value._storage.memory)
@@ -437,7 +442,7 @@ def wrap(array: np.ndarray, storage: Storage | None = None) -> Tensor:
     """A Tensor over `array` (which it shares), with no history."""
     made = _new(Tensor)
     made._array = array
-    if storage is None and inferring:
+    if storage is None and marking:
         storage = new_storage()
     elif storage is None:  # Storage(), written out
         storage = _new(Storage)

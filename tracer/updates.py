@@ -18,6 +18,7 @@ from tracegrad.ir.errors import DimensionError, DTypeError, OperandError, ShapeE
 from tracegrad.ir.primitive import is_scalar
 from tracegrad.ir.types import broadcast_shapes
 from tracegrad.tracer import linalg
+from tracegrad.tracer.arguments import dtype_argument, int_argument, wrong_type
 from tracegrad.tracer.composites import composite
 from tracegrad.tracer.indexing import _as_value, _put
 from tracegrad.tracer.pointwise import apply1, apply2, clamp, named, need_tensor, where
@@ -91,9 +92,10 @@ _BLOCK = 16
 
 def _running(name: str, input: Any, dim: int, dtype: Any) -> Any:
     need_tensor(name, "input", 1, input)
-    d = wrap_dim(dim, input.ndim)
-    if dtype is not None:
-        input = input.to(dtypes.as_dtype(dtype))
+    d = wrap_dim(int_argument(name, "dim", 2, dim), input.ndim)
+    wanted = dtype_argument(name, dtype)
+    if wanted is not None:
+        input = input.to(wanted)
     elif not input.dtype.is_floating_point:
         input = input.to(dtypes.int64)
     label = f"{name.title()}Backward0"
@@ -515,8 +517,10 @@ def logit(input: Any, eps: float | None = None) -> Any:
     need_tensor("logit", "input", 1, input)
     x = _real(input)
     if eps is not None:
+        if not is_scalar(eps):
+            raise wrong_type("logit", "eps", 0, "float", eps)
         x = clamp(x, eps, 1 - eps)
-    return named(apply1("log", apply2("div", x, apply2("sub", 1, x))), "LogitBackward0")
+    return named(apply1("logit", x), "LogitBackward0")
 
 
 def fill_diagonal(input: Any, fill_value: Any, wrap: bool = False) -> Any:

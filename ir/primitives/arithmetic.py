@@ -72,14 +72,15 @@ def _sign(x: Any) -> Any:
 
 
 sign = unary(
-    "sign", _sign, per_dtype(NUMBERS, floats="tg_sign_{s}({x})", ints="tg_sign_{s}({x})"), vjp=ZERO,
-    promotion=NUMERIC, dtypes=NUMBERS, source="PyTorch torch.sign",
-    doc="-1, 0 or 1; 0 for NaN, as in PyTorch.", refusals=(refused_dtype("sign", dtypes.bool_),),
+    "sign", _sign,
+    per_dtype(dtypes.ALL, floats="tg_sign_{s}({x})", ints="tg_sign_{s}({x})", bools="{x}"),
+    vjp=ZERO, promotion=NUMERIC, source="PyTorch torch.sign",
+    doc="-1, 0 or 1; 0 for NaN, as in PyTorch. Of a truth value, itself.",
 )  # fmt: skip
 abs = unary(
     "abs", np.abs, per_dtype(NUMBERS, floats="fabs{f}({x})", ints="tg_abs_{s}({x})"),
     vjp=lambda ct, out, x: ct * sign(x), promotion=NUMERIC, dtypes=NUMBERS, source="definition",
-    doc="Magnitude; its derivative at 0 is 0.", refusals=(refused_dtype("abs", dtypes.bool_),),
+    doc="Magnitude; its derivative at 0 is 0.", refusals=(refused_dtype("abs_cpu", dtypes.bool_),),
 )  # fmt: skip
 
 
@@ -162,7 +163,7 @@ def _floor_divide(x: Any, y: Any) -> Any:
 
 
 def division(
-    name: str, floats: Any, ints: Any, c_floats: str, *, rules: Any, **record: Any
+    name: str, floats: Any, ints: Any, c_floats: str, *, rules: Any, kernel: str, **record: Any
 ) -> Primitive:
     """Declare a primitive of division with remainder."""
     ones = np.array([1, 2]), np.array([1, 0])
@@ -170,7 +171,8 @@ def division(
         name, _by_kind(name, floats, ints),
         per_dtype(NUMBERS, floats=c_floats, ints=f"tg_{name}_{{s}}({{x}}, {{y}}, status)"),
         vjp=rules, jvp=rules, dtypes=NUMBERS, ranges=((-9.0, 9.0), nonzero(1.0, 4.0)), cost=15,
-        refusals=(refused_dtype(name, dtypes.bool_, 2),
+        kernel=kernel,
+        refusals=(refused_dtype(kernel, dtypes.bool_, 2),
                   Refusal(ones, {}, DivisionByZeroError, f"^ZeroDivisionError: {name}: 1 of 2")),
         **record,
     )  # fmt: skip
@@ -190,12 +192,14 @@ def _less_floored(ct: Any, out: Any, x: Any, y: Any) -> Any:
 
 
 fmod = division("fmod", np.fmod, np.fmod, "fmod{f}({x}, {y})", rules=(_same, _less_truncated),
-                source="C11 §7.12.10.1", doc="Remainder signed like the dividend.")  # fmt: skip
+                kernel="fmod_cpu", source="C11 §7.12.10.1",
+                doc="Remainder signed like the dividend.")  # fmt: skip
 remainder = division("remainder", _remainder, np.remainder, "tg_remainder_{s}({x}, {y})",
-                     rules=(_same, _less_floored), source="PyTorch torch.remainder; Python's %",
+                     rules=(_same, _less_floored), kernel="remainder_cpu",
+                     source="PyTorch torch.remainder; Python's %",
                      doc="Remainder signed like the divisor.")  # fmt: skip
 floor_divide = division("floor_divide", _floor_divide, np.floor_divide,
-                        "tg_floor_divide_{s}({x}, {y})", rules=ZERO,
+                        "tg_floor_divide_{s}({x}, {y})", rules=ZERO, kernel="div_floor_cpu",
                         source="PyTorch torch.floor_divide; Python's //",
                         doc="Quotient rounded towards minus infinity.")  # fmt: skip
 
@@ -242,7 +246,7 @@ pow = binary(
     "pow", _power, per_dtype(NUMBERS, floats="pow{f}({x}, {y})", ints="tg_pow_{s}({x}, {y})"),
     vjp=(_power_by_base, _power_by_exponent), jvp=(_power_by_base, _power_by_exponent),
     dtypes=NUMBERS, ranges=((0.3, 3.0), (0.0, 3.0)), cost=40, ulp=8,
-    numbers=_refuse_negative_power,
+    numbers=_refuse_negative_power, kernel="pow",
     source="IEEE 754-2019 §9.2.1; gradients at 0 as PyTorch's",
     doc="`x` to the power `y`; of integers, 0 where the true value is a fraction.",
     refusals=(refused_dtype("pow", dtypes.bool_, 2),
@@ -307,7 +311,7 @@ clamp = pointwise(
     dtypes=NUMBERS, ranges=_CLAMP, cost=2, source="PyTorch torch.clamp",
     doc="`x` held between `lo` and `hi`; the gradient passes inside and at the bounds. "
         "Where lo > hi the result is `hi`.",
-    refusals=(refused_dtype("clamp", dtypes.bool_, 3),),
+    refusals=(refused_dtype("clamp_cpu", dtypes.bool_, 3),),
 )  # fmt: skip
 
 # ---- rounding ----------------------------------------------------------------------------------
@@ -321,8 +325,8 @@ def rounding(name: str, ufunc: Any, c_name: str) -> Primitive:
 
     return unary(
         name, kernel, per_dtype(NUMBERS, floats=f"{c_name}{{f}}({{x}})", ints="{x}"), vjp=ZERO,
-        promotion=NUMERIC, dtypes=NUMBERS, source="IEEE 754-2019 §5.9",
-        refusals=(refused_dtype(name, dtypes.bool_),),
+        promotion=NUMERIC, dtypes=NUMBERS, source="IEEE 754-2019 §5.9", kernel=f"{name}_vml_cpu",
+        refusals=(refused_dtype(f"{name}_vml_cpu", dtypes.bool_),),
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from tracegrad.ir import dtypes
 from tracegrad.ir.dtypes import DType
-from tracegrad.ir.errors import DimensionError, DTypeError, ShapeError
+from tracegrad.ir.errors import DimensionError, DTypeError, KernelError, ShapeError
 from tracegrad.ir.primitive import (
     LINEAR,
     NO_PROMOTION,
@@ -306,9 +306,9 @@ dot_general = primitive(
         Refusal((_Z23, _Z23), {"contract": ((0, 1), (0,))}, DimensionError, "must pair each axis"),
         Refusal((_Z23, _Z23.astype(np.float32)), {"contract": ((0,), (0,))}, DTypeError,
                 "expected m1 and m2 to have the same dtype, but got: double != float"),
-        Refusal((_Z23 > 0, _Z23 > 0), {"contract": ((0,), (0,))}, DTypeError,
-                "not implemented for bool"),
+        Refusal((_Z23 > 0, _Z23 > 0), {"contract": ((0,), (0,))}, KernelError,
+                "\"addmm_impl_cpu_\" not implemented for 'Bool'"),
     ),
-    cost=2, ulp=64, backward_name=_backward_name,
+    cost=2, ulp=64, backward_name=_backward_name, kernel="addmm_impl_cpu_",
     source="definition; BLAS xGEMM (Dongarra et al., ACM TOMS 16 (1990), 1-17)",
 )  # fmt: skip

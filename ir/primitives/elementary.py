@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from tracegrad.ir import dtypes
 from tracegrad.ir.primitive import FLOAT
-from tracegrad.ir.primitives.logic import equal, where
-from tracegrad.ir.primitives.pointwise import binary, unary
+from tracegrad.ir.primitives.logic import equal, isnan, where
+from tracegrad.ir.primitives.pointwise import binary, refused_dtype, unary
 
 LN2, LN10 = math.log(2.0), math.log(10.0)
 
@@ -78,14 +79,18 @@ acosh = unary("acosh", np.arccosh, "acosh{f}({x})", vjp=lambda ct, out, x: ct * 
               sample=(1.1, 4.0), cost=25, ulp=8, source="NIST DLMF §4.37")  # fmt: skip
 atanh = unary("atanh", np.arctanh, "atanh{f}({x})", vjp=lambda ct, out, x: ct / (1 - x * x),
               sample=(-0.95, 0.95), cost=25, ulp=8, source="NIST DLMF §4.37")  # fmt: skip
+logit = unary("logit", lambda x: np.log(x / (1 - x)), "log{f}({x} / (1.0{f} - {x}))",
+              vjp=lambda ct, out, x: where(isnan(out), out, ct / (x * (1 - x))), sample=(0.05, 0.95),
+              cost=25, ulp=8, source="definition; a primitive because its parts are 0 * inf at 0 and 1",
+              doc="Log odds; NaN outside [0, 1], as is its slope, which is infinite at 0 and 1.")  # fmt: skip
 
 # ---- of two operands ---------------------------------------------------------------------------
 
 
 def _squared_radius(x: Any, y: Any) -> Any:
-    """x*x + y*y, or 1 at the origin, where the derivatives of the angle are taken to be 0."""
+    """x*x + y*y; infinite at the origin, where derivatives of the angle, of any order, are 0."""
     radius = x * x + y * y
-    return where(equal(radius, 0), 1, radius)
+    return where(equal(radius, 0), math.inf, radius)
 
 
 _ANGLE = (
@@ -99,8 +104,9 @@ atan2 = binary(
     doc="Angle of the point (y, x), in (-pi, pi]; gradient 0 at the origin, as in PyTorch.",
 )  # fmt: skip
 hypot = binary(
-    "hypot", np.hypot, "hypot{f}({x}, {y})", promotion=FLOAT, cost=20, ulp=4,
+    "hypot", np.hypot, "hypot{f}({x}, {y})", dtypes=dtypes.FLOATS, cost=20, ulp=4,
     vjp=(lambda ct, out, x, y: ct * (x / out), lambda ct, out, x, y: ct * (y / out)),
     jvp=(lambda dx, out, x, y: dx * (x / out), lambda dy, out, x, y: dy * (y / out)),
     source="C11 §7.12.7.3", doc="sqrt(x*x + y*y) without overflow; the gradient at (0, 0) is NaN.",
+    refusals=(refused_dtype("hypot_cpu", dtypes.int64, 2),),
 )  # fmt: skip

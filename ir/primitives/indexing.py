@@ -15,7 +15,7 @@ import numpy as np
 
 from tracegrad.ir import dtypes
 from tracegrad.ir.dtypes import DType
-from tracegrad.ir.errors import DimensionError, DTypeError, ShapeError
+from tracegrad.ir.errors import BoundsError, DimensionError, DTypeError, ShapeError
 from tracegrad.ir.primitive import (
     NO_PROMOTION,
     Primitive,
@@ -29,7 +29,7 @@ from tracegrad.ir.primitive import (
     type_of,
 )
 from tracegrad.ir.primitives.movement import broadcast, permute, reshape
-from tracegrad.ir.primitives.support import filled_like, normal_axes, nullary_like, torch_name
+from tracegrad.ir.primitives.support import filled_like, normal_axes, nullary_like
 from tracegrad.ir.types import Shape, TensorType, broadcast_shapes
 
 Axes = tuple[int, ...]
@@ -51,7 +51,7 @@ def _indexed_shape(x: TensorType, indices: Sequence[TensorType], axes: Axes) -> 
         if t.dtype.category != 1:
             raise DimensionError(
                 "tensors used as indices must be long, int, byte or bool tensors; "
-                f"got {torch_name(t.dtype)} (a bool mask goes through nonzero() first)"
+                f"got {dtypes.torch_name(t.dtype)} (a bool mask goes through nonzero() first)"
             )
     try:
         common = broadcast_shapes(*(t.shape for t in indices))
@@ -71,7 +71,7 @@ def _rows(shape: Shape, indices: Sequence[np.ndarray], axes: Axes) -> np.ndarray
     """The index arrays as one array of row numbers into the indexed axes, flattened row-major.
 
     Raises:
-        DimensionError: an index is out of bounds (PyTorch's text).
+        BoundsError: an index is out of bounds (PyTorch's text).
     """
     positions = []
     for axis, index in zip(axes, indices, strict=True):
@@ -79,7 +79,7 @@ def _rows(shape: Shape, indices: Sequence[np.ndarray], axes: Axes) -> np.ndarray
         wide = np.asarray(index).astype(np.int64)
         outside = (wide < -size) | (wide >= size)
         if outside.any():
-            raise DimensionError(
+            raise BoundsError(
                 f"index {wide[outside].flat[0]} is out of bounds for dimension {axis} "
                 f"with size {size}"
             )
@@ -138,8 +138,8 @@ _X = np.zeros((3, 2))
 _ONE = np.array([1])
 _BOUNDS = "index {} is out of bounds for dimension 0 with size 3"
 _BAD_INDICES: tuple[tuple[tuple[np.ndarray, ...], Axes, type[Exception], str], ...] = (
-    ((np.array([5]),), (0,), DimensionError, _BOUNDS.format(5)),
-    ((np.array([-4]),), (0,), DimensionError, _BOUNDS.format(-4)),
+    ((np.array([5]),), (0,), BoundsError, _BOUNDS.format(5)),
+    ((np.array([-4]),), (0,), BoundsError, _BOUNDS.format(-4)),
     ((np.array([1.0]),), (0,), DimensionError, "tensors used as indices must be long, int, byte"),
     ((np.array([0, 1]), np.array([0, 1, 2])), (0, 1), DimensionError, "could not be broadcast"),
     ((_ONE, _ONE, _ONE), (0, 1), DimensionError, "too many indices for tensor of dimension 2"),
@@ -217,7 +217,7 @@ def _scatter_shape(x: TensorType, updates: TensorType, *indices: TensorType, axe
     if updates.dtype is not x.dtype:
         raise DTypeError(
             "Index put requires the source and destination dtypes match, got "
-            f"{torch_name(x.dtype)} for the destination and {torch_name(updates.dtype)} "
+            f"{dtypes.torch_name(x.dtype)} for the destination and {dtypes.torch_name(updates.dtype)} "
             "for the source."
         )
     return x.shape

@@ -89,7 +89,7 @@ def bitwise(name: str, ufunc: Any, operator: str) -> Primitive:
     )
     return binary(
         name, ufunc, c_expr, vjp=ZERO, jvp=ZERO, dtypes=_BITS, source="C11 §6.5.10-12",
-        refusals=(refused_dtype(name, dtypes.float32, 2),),
+        refusals=(refused_dtype(f"{name}_cpu", dtypes.float32, 2),),
     )  # fmt: skip
 
 
@@ -99,16 +99,17 @@ bitwise_xor = bitwise("bitwise_xor", np.bitwise_xor, "^")
 bitwise_not = unary(
     "bitwise_not", np.invert, per_dtype(_BITS, ints="({T})~{x}", bools="!{x}"), vjp=ZERO,
     promotion=NUMERIC, dtypes=_BITS, source="C11 §6.5.3.3",
-    refusals=(refused_dtype("bitwise_not", dtypes.float32),),
+    refusals=(refused_dtype("bitwise_not_cpu", dtypes.float32),),
 )  # fmt: skip
 
 
-def shift(name: str, ufunc: Any, helper: str) -> Primitive:
+def shift(name: str, ufunc: Any, helper: str, kernel: str) -> Primitive:
     """Declare a shift. A negative distance counts as one past the width: only the fill remains."""
     return binary(
         name, ufunc, per_dtype(WHOLE, ints=f"{helper}_{{s}}({{x}}, {{y}})"), vjp=ZERO, jvp=ZERO,
         dtypes=WHOLE, ranges=((-100.0, 100.0), (0.0, 9.0)), source="C11 §6.5.7",
-        refusals=(refused_dtype(name, dtypes.float32, 2), refused_dtype(name, dtypes.bool_, 2)),
+        kernel=kernel,
+        refusals=(refused_dtype(kernel, dtypes.float32, 2), refused_dtype(kernel, dtypes.bool_, 2)),
     )  # fmt: skip
 
 
@@ -125,8 +126,8 @@ def _right_shift(x: Any, y: Any) -> Any:
     return np.where(inside, np.right_shift(x, np.where(inside, y, 0).astype(x.dtype)), filled)
 
 
-bitwise_left_shift = shift("bitwise_left_shift", _left_shift, "tg_shl")
-bitwise_right_shift = shift("bitwise_right_shift", _right_shift, "tg_shr")
+bitwise_left_shift = shift("bitwise_left_shift", _left_shift, "tg_shl", "lshift_cpu")
+bitwise_right_shift = shift("bitwise_right_shift", _right_shift, "tg_shr", "rshift_cpu")
 
 # ---- choice ------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from tracegrad.ir import dtypes
 from tracegrad.ir.dtypes import DType
-from tracegrad.ir.errors import DTypeError, OperandError, ShapeError
+from tracegrad.ir.errors import DTypeError, KernelError, OperandError, ShapeError
 from tracegrad.ir.primitive import (
     FLOAT,
     ZERO,
@@ -166,10 +166,13 @@ def batch_pointwise(op: Primitive) -> Callable[..., Any]:
 _MISMATCH = r"The size of tensor a \(3\) must match the size of tensor b \(4\)"
 
 
-def refused_dtype(name: str, dtype: DType, args: int = 1, match: str = "") -> Refusal:
-    """The refusal of operands of `dtype`."""
+def refused_dtype(kernel: str, dtype: DType, args: int = 1, match: str = "") -> Refusal:
+    """The refusal of operands of `dtype`, by the name of PyTorch's kernel or by another text."""
     operands = (np.ones(2, dtype.numpy),) * args
-    return Refusal(operands, {}, DTypeError, match or f'"{name}" not implemented for {dtype.name}')
+    if match:
+        return Refusal(operands, {}, DTypeError, match)
+    text = f"\"{kernel}\" not implemented for '{dtypes.torch_name(dtype)}'"
+    return Refusal(operands, {}, KernelError, text)
 
 
 def _default_refusals(

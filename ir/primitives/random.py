@@ -259,6 +259,6 @@ random_bernoulli = primitive(
     samples=_bernoulli_samples, source=_SOURCE,
     refusals=tuple(Refusal((np.zeros(3), s), {}, e, match) for s, e, match in _STATE_REFUSALS) + (
         Refusal((np.zeros(3, np.int64), _STATE), {}, DTypeError,
-                '"random_bernoulli" not implemented for int64'),
+                "\"random_bernoulli_cpu\" not implemented for 'Long'"),
     ),
 )  # fmt: skip

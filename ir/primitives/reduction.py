@@ -16,7 +16,7 @@ import numpy as np
 
 from tracegrad.ir import dtypes
 from tracegrad.ir.dtypes import DType
-from tracegrad.ir.errors import DimensionError, ShapeError
+from tracegrad.ir.errors import DimensionError, OperandError, ShapeError
 from tracegrad.ir.primitive import (
     LINEAR,
     NUMERIC,
@@ -43,7 +43,18 @@ Axes = tuple[int, ...]
 def normalize_axes(types: Sequence[TensorType], params: Mapping[str, Any]) -> dict[str, Any]:
     """Canonical `axes` and `keepdims`: None means all axes, an int means one."""
     axes = normal_axes(params.get("axes"), types[0].ndim)
-    return {"axes": axes, "keepdims": bool(params.get("keepdims", False))}
+    return {"axes": axes, "keepdims": kept(params.get("keepdims", False))}
+
+
+def kept(keepdims: Any) -> bool:
+    """`keepdims` as a bool.
+
+    Raises:
+        OperandError: it is none (PyTorch's text, but for the name of the function).
+    """
+    if not isinstance(keepdims, bool | np.bool_):
+        raise OperandError(f"argument 'keepdim' must be bool, not {type(keepdims).__name__}")
+    return bool(keepdims)
 
 
 def reduced_shape(x: TensorType, *, axes: Axes, keepdims: bool) -> Shape:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tracegrad.ir import dtypes
 from tracegrad.ir.dtypes import DType
 from tracegrad.ir.errors import DimensionError, DTypeError, ParameterError, ShapeError
 from tracegrad.ir.primitive import (
@@ -29,7 +30,7 @@ from tracegrad.ir.primitive import (
     strided,
 )
 from tracegrad.ir.primitives.movement import movement, movement_samples
-from tracegrad.ir.primitives.support import normal_axes, normal_axis, torch_name
+from tracegrad.ir.primitives.support import normal_axes, normal_axis
 from tracegrad.ir.types import Shape, TensorType
 
 Padding = tuple[tuple[int, int, int], ...]
@@ -125,7 +126,7 @@ def _as_value(value: Any, dtype: DType) -> bool | int | float:
         return exact_scalar(value, dtype).item()
     except (ValueError, DTypeError):
         raise DTypeError(
-            f"pad: value cannot be converted to type {torch_name(dtype)} without overflow: {value}"
+            f"pad: value cannot be converted to type {dtypes.torch_name(dtype)} without overflow: {value}"
         ) from None
 
 

@@ -10,21 +10,9 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
-from tracegrad.ir.dtypes import DType
 from tracegrad.ir.errors import DimensionError, ShapeError
 from tracegrad.ir.primitive import evaluate_primitive, get, type_of
 from tracegrad.ir.types import Shape
-
-_TORCH_NAMES = {
-    "bool": "Bool", "uint8": "Byte", "int8": "Char", "int16": "Short", "int32": "Int",
-    "int64": "Long",
-    "float16": "Half", "bfloat16": "BFloat16", "float32": "Float", "float64": "Double",
-}  # fmt: skip
-
-
-def torch_name(dtype: DType) -> str:
-    """The word that PyTorch's messages use for a dtype: `Long` for int64."""
-    return _TORCH_NAMES.get(dtype.name, dtype.name)
 
 
 def normal_axis(axis: Any, ndim: int) -> int:

@@ -11,7 +11,7 @@ import pytest
 
 import tracegrad as tg
 from tracegrad.autograd import Function
-from tracegrad.autograd.graph import save_on_cpu
+from tracegrad.autograd.graph import save_on_cpu, saved_tensors_hooks
 from tracegrad.utils.checkpoint import CheckpointError, checkpoint, set_checkpoint_early_stop
 
 
@@ -240,3 +240,73 @@ def test_the_module_is_found_without_importing_it() -> None:
     assert tg.utils.checkpoint.checkpoint is checkpoint
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         tg.utils.nothing  # noqa: B018
+
+
+def logged(function: Any, *args: Any, twice: bool = False) -> list[Any]:
+    """What hooks around a checkpoint and a product are given and asked for, in order."""
+    log: list[Any] = []
+
+    def pack(tensor: Any) -> Any:
+        log.append(tensor.tolist())
+        return len(log) - 1, tensor
+
+    def unpack(packed: Any) -> Any:
+        log.append(packed[0])
+        return packed[1]
+
+    with saved_tensors_hooks(pack, unpack):
+        y = kept(function, *args)
+        log.append("called")
+        z = (y * y).sum()
+    log.append("backward")
+    z.backward(retain_graph=twice)
+    if twice:
+        z.backward()
+    return log
+
+
+def test_hooks_around_keep_the_arguments_as_in_pytorch() -> None:
+    """torch 2.13's order: each tensor among the positional arguments, also without gradient, before
+    the function runs, and nothing of the inside; asked for again when the backward needs the inside.
+    """
+    x = leaf(1.0, 2.0)
+    assert logged(lambda a: a * a * a, x) == [
+        [1, 2], "called", [1, 8], [1, 8], "backward", 2, 3, 0,
+    ]  # fmt: skip
+    assert x.grad.tolist() == [6.0, 192.0]
+    factor = tg.tensor([3.0, 3.0], dtype=tg.float64)
+    assert logged(lambda a, b, n: a * b**n, x, factor, 1)[:3] == [[1, 2], [3, 3], "called"]
+    assert logged(lambda pair: pair[0] * pair[1], [x, x])[0] == "called"
+    assert logged(lambda a: a * factor, x)[:2] == [[1, 2], "called"]
+    assert logged(lambda a: kept(lambda b: b * b, a) * a, x)[:2] == [[1, 2], "called"]
+    assert logged(lambda a: a * a, x, twice=True)[5:] == [2, 3, 0, 2, 3, 0]
+
+
+def test_the_second_run_has_what_the_hooks_around_give_back() -> None:
+    x = leaf(1.0, 2.0)
+    with saved_tensors_hooks(lambda t: t * 10, lambda t: t):
+        y = kept(lambda a: a * a, x)
+    y.sum().backward()
+    assert x.grad.tolist() == [20.0, 40.0]  # as torch 2.13
+    z = leaf(1.0, 2.0) * 1
+    with saved_tensors_hooks(lambda t: t.clone(), lambda t: t):
+        y = kept(lambda a: a * a, z)
+    z.add_(1)  # the hooks have a copy
+    (found,) = tg.autograd.grad(y.sum(), y)
+    assert found.tolist() == [1.0, 1.0]
+    with saved_tensors_hooks(lambda t: (t, t._version), lambda packed: packed[0]):
+        y = kept(lambda a: a * a, x * 1)
+    (g,) = tg.autograd.grad(y.sum(), x, create_graph=True)
+    assert tg.autograd.grad(g.sum(), x)[0].tolist() == [2.0, 2.0]
+
+
+def test_arguments_that_hooks_pack_are_not_held() -> None:
+    x = leaf(1.0, 2.0)
+    given = x * 3
+    gone = weakref.ref(given._array)
+    with saved_tensors_hooks(lambda t: t.detach().numpy().copy(), tg.from_numpy):
+        y = kept(lambda a: (a * a).exp(), given)
+    del given
+    assert gone() is None
+    y.sum().backward()
+    np.testing.assert_allclose(x.grad.numpy(), 18 * np.array([1, 2]) * np.exp([9.0, 36.0]))

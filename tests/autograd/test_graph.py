@@ -319,3 +319,49 @@ def test_anomaly_mode_is_set_and_restored() -> None:
     assert tg.autograd.is_anomaly_enabled()
     tg.autograd.set_detect_anomaly(False)
     assert not tg.autograd.is_anomaly_enabled()
+
+
+def test_the_old_name_of_the_cotangents_warns_and_is_refused_beside_the_new() -> None:
+    """As torch 2.13: a FutureWarning, and the fifth positional argument."""
+    x = tg.tensor([1.0, 2.0], requires_grad=True)
+    text = "^`grad_variables` is deprecated. Use `grad_tensors` instead.$"
+    with pytest.warns(FutureWarning, match=text) as told:
+        tg.autograd.backward([x * x], grad_variables=[tg.ones(2)])
+    assert told[0].filename == __file__
+    assert x.grad.tolist() == [2.0, 4.0]
+    with pytest.warns(FutureWarning, match=text):
+        tg.autograd.backward(x * x, None, None, False, tg.ones(2))
+    assert x.grad.tolist() == [4.0, 8.0]
+    with (
+        pytest.warns(FutureWarning, match=text),
+        pytest.raises(RuntimeError, match="`grad_variables` .deprecated. arguments both passed to"),
+    ):
+        tg.autograd.backward(x * x, tg.ones(2), grad_variables=tg.ones(2))
+    assert x.grad.tolist() == [4.0, 8.0]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'grad_variables'"):
+        (x * x).sum().backward(grad_variables=tg.ones(2))
+
+
+def test_only_inputs_is_ignored_with_a_warning_and_keeps_its_place() -> None:
+    """As torch 2.13, where it stands before `allow_unused`."""
+    x, other = (tg.tensor([1.0, 2.0], requires_grad=True) for _ in range(2))
+    with pytest.warns(
+        FutureWarning, match="^only_inputs argument is deprecated and is ignored now"
+    ):
+        assert tg.autograd.grad((x * x).sum(), x, only_inputs=False)[0].tolist() == [2.0, 4.0]
+    assert tg.autograd.grad((x * x).sum(), x, None, None, False, True)[0].tolist() == [2.0, 4.0]
+    with pytest.raises(RuntimeError, match="appears to not have been used in the graph"):
+        tg.autograd.grad((x * x).sum(), other, None, None, False, True)
+    assert tg.autograd.grad((x * x).sum(), other, None, None, False, True, True) == (None,)
+
+
+def test_inputs_by_name_give_gradients_by_name() -> None:
+    """As torch 2.13: a dict of tensors gives a dict; `backward` accumulates into its values."""
+    x, y = (tg.tensor([1.0, 2.0], requires_grad=True) for _ in range(2))
+    found = tg.autograd.grad((x * x * y).sum(), {"y": y, "x": x})
+    assert {k: v.tolist() for k, v in found.items()} == {"y": [1.0, 4.0], "x": [2.0, 8.0]}
+    tg.autograd.backward((x * y).sum(), inputs={"x": x})
+    assert x.grad.tolist() == [1.0, 2.0]
+    assert y.grad is None
+    with pytest.raises(RuntimeError, match="cannot be empty"):
+        tg.autograd.grad((x * y).sum(), {})

@@ -238,3 +238,127 @@ def test_compiled_functions_that_move_a_tensor_in_place_run_eagerly(f: Callable[
     for _ in range(2):
         assert compiled(x()).tolist() == f(x() * 1).tolist()
     assert "_()" in compiled.explain()
+
+
+CAPTURED = (
+    "During a grad (vjp, jvp, grad, etc) transform, the function provided attempted to call "
+    "in-place operation (aten::{}) that would mutate a captured Tensor. This is not supported; "
+    "please rewrite the function being transformed to explicitly accept the mutated Tensor(s) as "
+    "inputs."
+)
+
+
+def under_no_grad(c: torch.Tensor, a: torch.Tensor) -> None:
+    with torch.no_grad():
+        c.add_(a)
+
+
+CAPTURED_WRITES: list[tuple[Callable[[torch.Tensor, torch.Tensor], Any], str]] = [
+    (lambda c, a: c.add_(a), "add_.Tensor"),
+    (lambda c, a: c.mul_(2), "mul_.Tensor"),
+    (lambda c, a: c.exp_(), "exp_"),
+    (lambda c, a: c.__setitem__(0, a[0]), "copy_"),
+    (lambda c, a: c.__setitem__(0, 5.0), "copy_"),
+    (lambda c, a: c[0].add_(1), "add_.Tensor"),
+    (lambda c, a: c.view(-1).mul_(a), "mul_.Tensor"),
+    (lambda c, a: c.detach().add_(1), "add_.Tensor"),
+    (lambda c, a: c.data.add_(1), "add_.Tensor"),
+    (lambda c, a: c.copy_(a), "copy_"),
+    (lambda c, a: c.zero_(), "zero_"),
+    (lambda c, a: c.normal_(), "normal_"),
+    (lambda c, a: c.addcmul_(a, a), "addcmul_"),
+    (lambda c, a: c.index_add_(0, torch.tensor([0]), a[:1]), "index_add_"),
+    (lambda c, a: c.unsqueeze_(0), "unsqueeze_"),
+    (lambda c, a: c.resize_(2), "resize_"),
+    (lambda c, a: c.set_(a.detach()), "set_"),
+    (lambda c, a: setattr(c, "data", a.detach()), "set_data"),
+    (under_no_grad, "add_.Tensor"),
+]
+DIFFERENTIATING: list[Callable[..., Any]] = [
+    lambda f: func.grad(f)(x()),
+    lambda f: func.grad_and_value(f)(x()),
+    lambda f: func.vjp(f, x()),
+    lambda f: func.jvp(f, (x(),), (torch.ones(3),)),
+    lambda f: func.jacrev(f)(x()),
+    lambda f: func.jacfwd(f)(x()),
+    lambda f: func.hessian(f)(x()),
+    lambda f: func.linearize(f, x()),
+    lambda f: func.grad(lambda a: func.vmap(lambda r: f(a))(torch.ones(2)).sum())(x()),
+    lambda f: func.vmap(func.grad(f))(torch.ones(2, 3)),
+]
+
+
+@pytest.mark.parametrize("transform", DIFFERENTIATING)
+@pytest.mark.parametrize(("write", "name"), CAPTURED_WRITES)
+def test_a_transform_that_differentiates_writes_to_nothing_outside(
+    write: Callable[..., Any], name: str, transform: Callable[..., Any]
+) -> None:
+    """As torch.func does, but for `linearize`, which there writes several times over."""
+    outside = torch.zeros(3)
+
+    def f(a: torch.Tensor) -> torch.Tensor:
+        write(outside, a)
+        return (a * a).sum()
+
+    with pytest.raises(RuntimeError, match=re.escape(CAPTURED.format(name))):
+        transform(f)
+    assert outside.tolist() == [0.0, 0.0, 0.0]
+    assert outside._version == 0
+    outside.add_(1)  # allowed again
+    assert outside.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_the_captured_input_itself_is_refused_and_the_argument_is_not() -> None:
+    given = x()
+    with pytest.raises(RuntimeError, match="would mutate a captured Tensor"):
+        func.jvp(lambda a: (given[0].mul_(2), a * 1)[1], (given,), (torch.ones(3),))
+    assert given.tolist() == X
+    primal, tangent = func.jvp(lambda a: a.mul_(2), (given,), (torch.ones(3),))
+    assert primal.tolist() == given.tolist() == [2.0, 4.0, 6.0]
+    assert tangent.tolist() == [2.0, 2.0, 2.0]
+
+
+INSIDE: list[tuple[Callable[..., Any], list[Any]]] = [
+    (lambda: func.grad(lambda a: torch.zeros(3).add_(a).sum())(x()), [1.0, 1.0, 1.0]),
+    (lambda: func.grad(lambda a, b: (b.mul_(2), (a * b).sum())[1])(x(), torch.ones(3)), [2.0] * 3),
+    (lambda: func.grad(lambda a, b: (b.mul_(2), (a * b).sum())[1])(x(), b=torch.ones(3)), [2.0] * 3),
+    (lambda: func.grad(lambda a: ((a * 1).data.mul_(2), a.sum())[1])(x()), [1.0, 1.0, 1.0]),
+    (lambda: func.hessian(lambda a: (a * a).mul_(2).sum())(x()), np.diag([4.0] * 3).tolist()),
+    (lambda: func.grad(lambda a: func.vjp(lambda b: b * b, a)[0].mul_(2).sum())(x()),
+     [4.0, 8.0, 12.0]),
+    (lambda: func.grad(lambda a: func.grad(cubes)(a).mul_(2).sum())(x()), [12.0, 24.0, 36.0]),
+    (lambda: func.grad(lambda a: func.grad_and_value(cubes)(a)[1].mul_(2))(x()), [6.0, 24.0, 54.0]),
+    (lambda: func.grad(lambda a: func.vmap(lambda r: r.mul_(2))(a * 1).sum())(x()), [2.0, 2.0, 2.0]),
+    (lambda: func.vmap(func.grad(lambda a: (torch.zeros(3).add_(1) * a * a).sum()))(
+        torch.ones(2, 3)), [[2.0] * 3] * 2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("act", "want"), INSIDE)
+def test_what_a_transform_made_or_was_given_is_written_to(
+    act: Callable[..., Any], want: Any
+) -> None:
+    assert act().tolist() == want
+
+
+BATCHED_WRITES: list[Callable[[torch.Tensor, torch.Tensor], Any]] = [
+    lambda c, a: c.detach().add_(a),
+    lambda c, a: c.data.add_(a),
+    lambda c, a: c.detach()[0].add_(a[0]),
+    lambda c, a: c.set_(a),
+    lambda c, a: setattr(c, "data", a),
+]
+
+
+@pytest.mark.parametrize("write", BATCHED_WRITES)
+def test_vmap_writes_no_example_to_memory_outside_by_another_name(
+    write: Callable[..., Any],
+) -> None:
+    outside = torch.zeros(2)
+    with pytest.raises(
+        RuntimeError, match="vmap: inplace arithmetic.self, .extra_args. is not poss"
+    ):
+        func.vmap(lambda a: (write(outside, a), a * outside)[1])(torch.ones(3, 2))
+    assert outside.tolist() == [0.0, 0.0]
+    func.vmap(lambda a: (outside.add_(1), a)[1])(torch.ones(3, 2))  # the same for all: once
+    assert outside.tolist() == [1.0, 1.0]

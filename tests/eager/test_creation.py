@@ -138,7 +138,7 @@ def test_complex_numbers_are_refused(act: Any) -> None:
         (lambda: tg.zeros(2, out=tg.ones(2, requires_grad=True)), RuntimeError,
          "functions with out=... arguments don't support automatic differentiation"),
         (lambda: tg.zeros(2**40, 2**40), RuntimeError, "Storage size calculation overflowed"),
-        (lambda: tg.empty_strided((2, 3), (1,)), RuntimeError, "mismatch in length of strides"),
+        (lambda: tg.empty_strided((2, 3), (1,)), RuntimeError, "dimensionality of sizes .2. must match"),
         (lambda: tg.empty_strided((2,), (-1,)), RuntimeError, "negative dimension -1"),
         (lambda: tg.range(1, 5, 0), RuntimeError, "step must be nonzero"),
         (lambda: tg.range(5, 1), RuntimeError, "inconsistent with step sign"),

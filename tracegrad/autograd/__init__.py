@@ -11,8 +11,8 @@ from tracegrad.autograd.anomaly_mode import (
     is_anomaly_enabled,
     set_detect_anomaly,
 )
+from tracegrad.autograd.deprecated import backward, grad
 from tracegrad.autograd.gradcheck import gradcheck, gradgradcheck
-from tracegrad.tracer.engine import backward, grad
 from tracegrad.tracer.function import Function
 from tracegrad.tracer.grad_mode import enable_grad, inference_mode, no_grad, set_grad_enabled
 from tracegrad.tracer.tape import BackwardNode, gradient_edge

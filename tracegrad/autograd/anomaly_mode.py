@@ -48,6 +48,16 @@ class detect_anomaly:
 
     Raises:
         GradientError: (in the backward) `Function '...' returned nan values in its 0th output.`
+    Example:
+        >>> import warnings
+        >>> import tracegrad as tg
+        >>> x = tg.zeros(1, requires_grad=True)
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore")
+        ...     with tg.autograd.detect_anomaly():
+        ...         (x * tg.sqrt(x)).sum().backward()
+        Traceback (most recent call last):
+        tracegrad.ir.errors.GradientError: Function 'SqrtBackward0' returned nan values in its 0th output...
     """
 
     def __init__(self, check_nan: bool = True) -> None:
@@ -75,10 +85,23 @@ class detect_anomaly:
 
 
 def is_anomaly_enabled() -> bool:
-    """Whether anomaly mode is on."""
+    """Whether anomaly mode is on.
+
+    Example:
+        >>> import tracegrad as tg
+        >>> tg.autograd.is_anomaly_enabled()
+        False
+    """
     return anomaly.enabled
 
 
 def is_anomaly_check_nan_enabled() -> bool:
-    """Whether anomaly mode looks for NaN."""
+    """Whether anomaly mode looks for NaN.
+
+    Example:
+        >>> import tracegrad as tg
+        >>> with tg.autograd.set_detect_anomaly(True, check_nan=False):
+        ...     tg.autograd.is_anomaly_check_nan_enabled()
+        False
+    """
     return anomaly.check_nan

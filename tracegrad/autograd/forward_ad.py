@@ -37,7 +37,14 @@ _NOT_LAST = (
 
 
 class UnpackedDualTensor(NamedTuple):
-    """What `unpack_dual` returns: the value, and its tangent or None."""
+    """What `unpack_dual` returns: the value, and its tangent or None.
+
+    Example:
+        >>> import tracegrad as tg
+        >>> import tracegrad.autograd.forward_ad as fwAD
+        >>> fwAD.unpack_dual(tg.ones(2)).tangent is None
+        True
+    """
 
     primal: Tensor
     tangent: Tensor | None
@@ -48,6 +55,11 @@ def enter_dual_level() -> int:
 
     Raises:
         GradientError: a level is open already in this thread.
+    Example:
+        >>> import tracegrad.autograd.forward_ad as fwAD
+        >>> fwAD.enter_dual_level()
+        0
+        >>> fwAD.exit_dual_level()
     """
     if state.dual_level is not None:
         raise GradientError("Nested forward mode AD is not supported at the moment")
@@ -63,6 +75,14 @@ def exit_dual_level(*, level: int | None = None) -> None:
 
     Raises:
         GradientError: no level is open, or `level` is not the one opened last.
+    Example:
+        >>> import tracegrad as tg
+        >>> import tracegrad.autograd.forward_ad as fwAD
+        >>> level = fwAD.enter_dual_level()
+        >>> x = fwAD.make_dual(tg.ones(1), tg.ones(1))
+        >>> fwAD.exit_dual_level(level=level)
+        >>> fwAD.unpack_dual(x)
+        UnpackedDualTensor(primal=tensor([1.]), tangent=None)
     """
     if state.dual_level is None:
         raise GradientError("Dual level must be a positive number.")
@@ -150,6 +170,13 @@ def unpack_dual(tensor: Tensor, *, level: int | None = None) -> UnpackedDualTens
     Raises:
         OperandError: `tensor` is not a tensor.
     Source: torch.autograd.forward_ad.unpack_dual.
+    Example:
+        >>> import tracegrad as tg
+        >>> import tracegrad.autograd.forward_ad as fwAD
+        >>> with fwAD.dual_level():
+        ...     x = fwAD.make_dual(tg.tensor([2.0]), tg.tensor([1.0]))
+        ...     fwAD.unpack_dual(x**3)
+        UnpackedDualTensor(primal=tensor([8.]), tangent=tensor([12.]))
     """
     if not isinstance(tensor, Tensor):
         raise OperandError(f"unpack_dual(): tensor must be a Tensor, not {type(tensor).__name__}")

@@ -169,6 +169,11 @@ def gradgradcheck(
         check_fwd_over_rev: check forward mode of the backward.
         check_rev_over_rev: check reverse mode of the backward.
     Raises, other arguments: as for `gradcheck`.
+    Example:
+        >>> import tracegrad as tg
+        >>> x = tg.tensor([0.5, 1.0], dtype=tg.float64, requires_grad=True)
+        >>> tg.autograd.gradgradcheck(tg.sin, (x,))
+        True
     """
     if not (check_fwd_over_rev or check_rev_over_rev):
         raise AssertionError(

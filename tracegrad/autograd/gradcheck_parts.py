@@ -19,7 +19,15 @@ from tracegrad.tracer.tensor import Tensor, wrap
 
 
 class GradcheckError(RuntimeError):
-    """A gradient is not what differences say; raised by `gradcheck` and `gradgradcheck`."""
+    """A gradient is not what differences say; raised by `gradcheck` and `gradgradcheck`.
+
+    Example:
+        >>> import tracegrad as tg
+        >>> x = tg.ones(1, dtype=tg.float64, requires_grad=True)
+        >>> tg.autograd.gradcheck(lambda x: x * x.detach(), (x,))
+        Traceback (most recent call last):
+        tracegrad.autograd.gradcheck_parts.GradcheckError: Jacobian mismatch for output 0 ...
+    """
 
 
 def _floating(result: Any) -> list[Tensor]:

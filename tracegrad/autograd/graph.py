@@ -85,6 +85,13 @@ def register_multi_grad_hook(
     Raises:
         ValueError: another mode.
         GradientError: one of the tensors does not require grad.
+    Example:
+        >>> import tracegrad as tg
+        >>> a, b = (tg.ones(2, requires_grad=True) for _ in range(2))
+        >>> handle = tg.autograd.graph.register_multi_grad_hook([a, b], print)
+        >>> (a * 2).sum().backward()
+        [tensor([2., 2.]), None]
+        >>> handle.remove()
     """
     if mode not in ("all", "any"):
         raise ValueError(f"Expects mode to be one of ('all', 'any') but got {mode}")
@@ -180,6 +187,18 @@ class save_on_cpu(saved_tensors_hooks):
 
     Args:
         pin_memory: page-locked memory; needs a CUDA device.
+    Raises:
+        DeviceError: `pin_memory` is set.
+    Example:
+        >>> import tracegrad as tg
+        >>> x = tg.ones(2, requires_grad=True)
+        >>> y = x * 1
+        >>> with tg.autograd.graph.save_on_cpu():
+        ...     z = (y * y).sum()
+        >>> changed = y.mul_(100)
+        >>> z.backward()
+        >>> x.grad
+        tensor([2., 2.])
     """
 
     def __init__(self, pin_memory: bool = False, device_type: str = "cuda") -> None:
@@ -196,6 +215,13 @@ def disable_saved_tensors_hooks(error_message: str) -> Iterator[None]:
 
     Raises:
         GradientError: they are in use already.
+    Example:
+        >>> import tracegrad as tg
+        >>> with tg.autograd.graph.disable_saved_tensors_hooks("no hooks here"):
+        ...     with tg.autograd.graph.save_on_cpu():
+        ...         pass
+        Traceback (most recent call last):
+        tracegrad.ir.errors.GradientError: no hooks here
     """
     if state.saved_hooks:
         raise GradientError(error_message)

@@ -363,6 +363,9 @@ class emit_nvtx:
         record_shapes: as for `profile`.
     Raises:
         AssertionError: it is entered.
+    Example:
+        >>> with emit_nvtx(enabled=False):
+        ...     pass
     """
 
     _REFUSAL = (
@@ -390,6 +393,9 @@ class emit_itt(emit_nvtx):
         record_shapes: as for `profile`.
     Raises:
         UnsupportedError: it is entered.
+    Example:
+        >>> with emit_itt(enabled=False):
+        ...     pass
     """
 
     def __enter__(self) -> None:
@@ -405,6 +411,10 @@ def load_nvprof(path: str | os.PathLike[str]) -> NoReturn:
 
     Raises:
         UnsupportedError: always.
+    Example:
+        >>> load_nvprof("trace.prof")
+        Traceback (most recent call last):
+        tracegrad.ir.errors.UnsupportedError: ...
     """
     raise UnsupportedError(
         f"load_nvprof: cannot read {os.fspath(path)!r}: there is no CUDA here. Use profile()"

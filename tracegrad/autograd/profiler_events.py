@@ -18,14 +18,24 @@ FUNCTION, BACKWARD, LABEL = 0, 1, 7  # `scope`, as PyTorch numbers them
 
 
 class DeviceType(Enum):
-    """Where an event ran; everything runs on the CPU here."""
+    """Where an event ran; everything runs on the CPU here.
+
+    Example:
+        >>> DeviceType.CPU
+        <DeviceType.CPU: 0>
+    """
 
     CPU = 0
     CUDA = 1
 
 
 class Kernel(NamedTuple):
-    """A kernel on a device, as PyTorch lists them; there is none here."""
+    """A kernel on a device, as PyTorch lists them; there is none here.
+
+    Example:
+        >>> Kernel("k", 0, 1.5).duration
+        1.5
+    """
 
     name: str
     device: int
@@ -33,7 +43,12 @@ class Kernel(NamedTuple):
 
 
 def format_time(microseconds: float) -> str:
-    """A duration with three digits: `2.947s`, `26.488ms`, `5.509us`."""
+    """A duration with three digits: `2.947s`, `26.488ms`, `5.509us`.
+
+    Example:
+        >>> format_time(2947.0), format_time(5.5), format_time(2e6)
+        ('2.947ms', '5.500us', '2.000s')
+    """
     if microseconds >= 1e6:
         return f"{microseconds / 1e6:.3f}s"
     if microseconds >= 1e3:
@@ -56,7 +71,13 @@ def _old_name(name: str, text: str) -> Any:
 
 
 class FormattedTimesMixin:
-    """What events and averages have in common; nothing here runs on a device."""
+    """What events and averages have in common; nothing here runs on a device.
+
+    Example:
+        >>> average = FunctionEventAvg()
+        >>> average.cpu_time_total, average.cpu_time_total_str
+        (0, '0.000us')
+    """
 
     count: int
     cpu_time_total: float
@@ -93,7 +114,12 @@ class FormattedTimesMixin:
 
 @dataclass(frozen=True)
 class Interval:
-    """Start and end, microseconds since the profile began."""
+    """Start and end, microseconds since the profile began.
+
+    Example:
+        >>> Interval(1.5, 4.0).elapsed_us()
+        2.5
+    """
 
     start: float
     end: float
@@ -127,6 +153,10 @@ class FunctionEvent(FormattedTimesMixin):
         shown_name: its name in a trace file, where that differs.
         is_overlapping: it began inside another event and ended after it, as blocks in coroutines
             may; neither is then the other's parent.
+    Example:
+        >>> event = FunctionEvent(0, "aten::mul", 1000, 1, end_ns=3500)
+        >>> event.time_range.elapsed_us(), event.cpu_time_str
+        (2.5, '2.500us')
     """
 
     id: int
@@ -223,6 +253,13 @@ class FunctionEventAvg(FormattedTimesMixin):
     """The sums over a group of events; `cpu_time` is their mean.
 
     Shapes, stack, scope and parent are those of the first event that was added.
+
+    Example:
+        >>> average = FunctionEventAvg()
+        >>> for end in (2000, 4000):
+        ...     _ = average.add(FunctionEvent(0, "aten::mul", 1000, 1, end_ns=end))
+        >>> average.count, average.cpu_time
+        (2, 2.0)
     """
 
     def __init__(self) -> None:

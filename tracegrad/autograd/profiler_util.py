@@ -35,6 +35,12 @@ class EventList(list[Any]):
         events: what it holds.
         use_device: accepted for PyTorch's sake; nothing runs on a device.
         profile_memory, with_flops: what was recorded beside times.
+    Example:
+        >>> import tracegrad as tg
+        >>> with tg.autograd.profiler.profile() as prof:
+        ...     y = tg.ones(2) * 2
+        >>> [row.key for row in prof.key_averages()]
+        ['aten::mul']
     """
 
     def __init__(

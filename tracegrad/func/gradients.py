@@ -10,9 +10,9 @@ from tracegrad.autograd.functional_checks import gradients
 from tracegrad.func.levels import (
     Chosen,
     Level,
+    differentiating,
     flat_outputs,
     printed,
-    transforming,
     with_aux,
 )  # fmt: skip
 from tracegrad.ir.errors import GradientError
@@ -38,7 +38,8 @@ def grad(func: Callable[..., Any], argnums: Any = 0, has_aux: bool = False) -> C
         A function of the same arguments; a gradient has the structure, shapes and dtypes of the
         arguments chosen. It is differentiable with respect to whatever requires grad outside.
     Raises:
-        GradientError, ParameterError: (at a call) `argnums` or the output does not fit.
+        GradientError, ParameterError: (at a call) `argnums` or the output does not fit; `func`
+            writes in place to a tensor that is neither made inside nor among the arguments.
     Source: torch.func.grad.
     Example:
         >>> import tracegrad as tg
@@ -75,7 +76,7 @@ def grad_and_value(
         with enable_grad():
             chosen = Chosen(args, argnums)
             at = level.enter(chosen.leaves)
-            with transforming():
+            with differentiating(at, (args, kwargs)):
                 result = func(*chosen.replaced(at), **kwargs)
             output, aux = with_aux(result, has_aux, _GRAD)
             _check_scalar(output)
@@ -113,7 +114,7 @@ def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
         the output and returns a tuple of cotangents of the primals.
     Raises:
         GradientError: an output is no tensor of floating dtype; `vjp_fn`'s argument has another
-            structure than the output.
+            structure than the output; `func` writes to a tensor from outside, as for `grad`.
         ShapeError: a cotangent has another shape than its output.
         ParameterError: a primal is not a tensor.
     Source: torch.func.vjp.
@@ -128,7 +129,7 @@ def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
         given: list[Any] = []
         structure = flatten(primals, given)
         at = level.enter(given)
-        with transforming():
+        with differentiating(at):
             result = func(*structure.build(iter(at)))
         output, aux = with_aux(result, has_aux, _VJP)
         outputs, out_structure = flat_outputs(output, _VJP)

@@ -16,6 +16,7 @@ from tracegrad.ir.errors import GradientError, ParameterError
 from tracegrad.tracer.pytree import Structure, flatten
 from tracegrad.tracer.shapes import view_as
 from tracegrad.tracer.state import state
+from tracegrad.tracer.storage import Transform, marking
 from tracegrad.tracer.tape import AccumulateGrad, BackwardNode, accumulator, gradient_edge
 from tracegrad.tracer.tensor import Tensor, alias
 
@@ -33,6 +34,37 @@ def transforming() -> Iterator[None]:
     finally:
         state.transforms -= 1
         state.inference = before
+
+
+@contextmanager
+def differentiating(inputs: Iterable[Tensor], others: Any = ()) -> Iterator[None]:
+    """As `transforming`, for transforms that differentiate: tensors outside are not written to.
+
+    Args:
+        inputs: the fresh tensors to differentiate with respect to.
+        others: the arguments; those among them that are not replaced by fresh tensors may be
+            written to.
+    """
+    leaves: list[Any] = []
+    flatten(others, leaves)
+    opened = Transform(state.transform)
+    opened.inputs = tuple(inputs)
+    memory = [x._storage.memory for x in opened.inputs]
+    opened.others = tuple(
+        x._storage.memory
+        for x in leaves
+        if isinstance(x, Tensor) and not any(x._storage.memory is m for m in memory)
+    )
+    state.transform = opened
+    marking.append(opened)
+    try:
+        with transforming():
+            yield
+    finally:
+        marking.remove(opened)
+        state.transform = opened.outer
+        opened.open = False
+        opened.inputs = opened.others = ()
 
 
 class Level:

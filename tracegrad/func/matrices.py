@@ -17,6 +17,7 @@ from tracegrad.func.levels import (
     Level,
     Tensors,
     check_tensors,
+    differentiating,
     flat_outputs,
     printed,
     transforming,
@@ -52,6 +53,7 @@ def push(
     structure = flatten(primals, given)
     with transforming(), recording(forward):
         duals = [forward.dual(x, dx) for x, dx in zip(given, directions, strict=True)]
+    with differentiating(duals), recording(forward):
         output, aux = with_aux(func(*structure.build(iter(duals))), has_aux, _JVP)
     outputs, out_structure = flat_outputs(output, _JVP)
     return output, aux, out_structure, outputs, [forward.companion(y) for y in outputs]
@@ -144,7 +146,7 @@ class _Linear:
         self.count = len(given)
         with enable_grad():
             self.at = self.level.enter(given)
-            with transforming():
+            with differentiating(self.at):
                 self.output = func(*self.structure.build(iter(self.at)))
             self.outputs, self.out_structure = flat_outputs(self.output, _JVP)
             self.push = Pushforward(self.outputs, self.at)
@@ -235,7 +237,7 @@ def jacrev(
         with enable_grad():
             chosen = Chosen(args, argnums)
             at = level.enter(chosen.leaves)
-            with transforming():
+            with differentiating(at, (args, kwargs)):
                 result = func(*chosen.replaced(at), **kwargs)
             output, aux = with_aux(result, has_aux, _VJP)
             outputs, structure = flat_outputs(output, _VJP)

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from tracegrad.ir import composite, dtypes, ops
+from tracegrad.ir.dtypes import torch_name
 from tracegrad.ir.errors import DimensionError, DTypeError, ParameterError, ShapeError
-from tracegrad.ir.primitives.support import torch_name
 from tracegrad.tracer import linalg, reductions
 from tracegrad.tracer.composites import composite as as_one
 from tracegrad.tracer.pointwise import apply1, apply2, named, need_tensor

@@ -22,7 +22,12 @@ from tracegrad.profiler.scheduling import ProfilerAction, Schedule, always
 
 
 class ProfilerActivity(Enum):
-    """Kinds of events. Only `CPU` exists here."""
+    """Kinds of events. Only `CPU` exists here.
+
+    Example:
+        >>> ProfilerActivity.CPU
+        <ProfilerActivity.CPU: 0>
+    """
 
     CPU = 0
     XPU = 1
@@ -78,7 +83,12 @@ def supported_activities() -> set[ProfilerActivity]:
 
 
 def kineto_available() -> bool:
-    """True: what PyTorch needs its library Kineto for, `profile` and trace files, is there."""
+    """True: what PyTorch needs its library Kineto for, `profile` and trace files, is there.
+
+    Example:
+        >>> kineto_available()
+        True
+    """
     return True
 
 

@@ -21,6 +21,10 @@ from tracegrad.ir.location import user_stacklevel
 class ProfilerAction(Enum):
     """What a profiler does during a step. DEVICE_STOPPED is PyTorch's own; schedules may not
     return it.
+
+    Example:
+        >>> schedule(wait=1, warmup=1, active=1)(2)
+        <ProfilerAction.RECORD_AND_SAVE: 3>
     """
 
     NONE = 0
@@ -99,6 +103,16 @@ def tensorboard_trace_handler(
         use_python_export: accepted for PyTorch's sake.
     Raises:
         RuntimeError: from the handler, where the folder cannot be made.
+    Example:
+        >>> import os
+        >>> import tempfile
+        >>> import tracegrad as tg
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     handler = tensorboard_trace_handler(folder, worker_name="w")
+        ...     with tg.profiler.profile(on_trace_ready=handler):
+        ...         y = tg.ones(2) * 2
+        ...     [name.split(".")[0] for name in os.listdir(folder)]
+        ['w']
     """
 
     def handler(prof: Any) -> None:

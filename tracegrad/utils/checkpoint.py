@@ -18,9 +18,11 @@ from typing import Any
 from tracegrad.autograd.graph import saved_tensors_hooks
 from tracegrad.ir.errors import GradientError, ParameterError, UnsupportedError
 from tracegrad.tracer import tape
+from tracegrad.tracer.function_node import _with_history
 from tracegrad.tracer.grad_mode import enable_grad
 from tracegrad.tracer.pytree import flatten
 from tracegrad.tracer.random import default_generator
+from tracegrad.tracer.saved import pack
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tensor import Tensor
 from tracegrad.utils.checkpoint_reentrant import CheckpointFunction
@@ -60,11 +62,29 @@ Contexts = tuple[contextlib.AbstractContextManager[Any], contextlib.AbstractCont
 
 
 class CheckpointError(GradientError):
-    """A checkpointed function did something else when it ran again. Cure: make it repeatable."""
+    """A checkpointed function did something else when it ran again. Cure: make it repeatable.
+
+    Example:
+        >>> import tracegrad as tg
+        >>> runs = []
+        >>> def changing(x):
+        ...     runs.append(None)
+        ...     return x.exp() if len(runs) == 1 else x + 1
+        >>> x = tg.ones(2, requires_grad=True)
+        >>> checkpoint(changing, x, use_reentrant=False).sum().backward()
+        Traceback (most recent call last):
+        tracegrad.utils.checkpoint.CheckpointError: torch.utils.checkpoint: A different number of ...
+    """
 
 
 def noop_context_fn() -> Contexts:
-    """Two contexts that do nothing: the default of `context_fn`."""
+    """Two contexts that do nothing: the default of `context_fn`.
+
+    Example:
+        >>> first, second = noop_context_fn()
+        >>> with first:
+        ...     pass
+    """
     return contextlib.nullcontext(), contextlib.nullcontext()
 
 
@@ -82,7 +102,8 @@ def checkpoint(
     """Call `function(*args, **kwargs)` without keeping its intermediate values for the backward.
 
     The backward runs the function again, so it must do the same again; random numbers of the
-    global generator are the same ones. Inside a compiled function the run stays eager.
+    global generator are the same ones. Inside a compiled function the run stays eager. Inside
+    `saved_tensors_hooks`, the hooks keep the tensors among `args` until then.
 
     Args:
         use_reentrant: False is the better choice. True, PyTorch's older variant, runs the function
@@ -236,15 +257,32 @@ class _Place:
         self.values: Any = weakref.WeakKeyDictionary()  # by backward, gone with it
 
 
+class _Held:
+    """A tensor among the arguments that the hooks around the call keep, as PyTorch's do."""
+
+    __slots__ = ("packed", "edge")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.edge = tape.gradient_edge(tensor)
+        self.packed = pack(tensor)
+
+    def restored(self) -> Tensor:
+        """The tensor again, with its history."""
+        return _with_history(self.packed.unpack(), self.edge)
+
+
 class _Frame:
     """One call of a checkpointed function: how to run it again, and its places."""
 
     def __init__(
         self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], context: Any
     ) -> None:
-        self.function, self.args, self.kwargs, self.context = function, args, kwargs, context
+        self.function, self.kwargs, self.context = function, kwargs, context
+        self.args = args
+        if state.saved_hooks:
+            self.args = tuple(_Held(x) if isinstance(x, Tensor) else x for x in args)
         leaves: list[Any] = []
-        flatten((list(args), dict(kwargs)), leaves)
+        flatten((list(self.args), dict(kwargs)), leaves)
         self.versions = [(x, x._storage.version) for x in leaves if isinstance(x, Tensor)]
         self.places: list[weakref.ref[_Place]] = []
         self.kinds: list[Any] = []
@@ -254,13 +292,13 @@ class _Frame:
     def first_run(self) -> saved_tensors_hooks:
         """Hooks that keep places only."""
 
-        def pack(tensor: Tensor) -> _Place:
+        def stand_in(tensor: Tensor) -> _Place:
             place = _Place(self, len(self.places))
             self.places.append(weakref.ref(place))
             self.kinds.append(_kind(tensor))
             return place
 
-        return saved_tensors_hooks(pack, _value)
+        return saved_tensors_hooks(stand_in, _value)
 
     def values(self) -> list[Tensor]:
         """Run the function again, for the values that the tape would keep."""
@@ -269,9 +307,10 @@ class _Frame:
             if storage.version != version:
                 edge = tape.gradient_edge(tensor)
                 raise GradientError(tape._overwritten(storage, version, edge, tensor.type_info))
+        args = [x.restored() if isinstance(x, _Held) else x for x in self.args]
         found: list[Tensor] = []
 
-        def pack(tensor: Tensor) -> Tensor:
+        def keep(tensor: Tensor) -> Tensor:
             if len(found) == len(self.places):
                 raise CheckpointError(_MORE)
             found.append(tensor.detach())
@@ -283,8 +322,8 @@ class _Frame:
         if self.random is not None:
             default_generator.set_state(self.random)
         try:
-            with enable_grad(), saved_tensors_hooks(pack, lambda t: t), self.context:
-                self.function(*self.args, **self.kwargs)
+            with enable_grad(), saved_tensors_hooks(keep, lambda t: t), self.context:
+                self.function(*args, **self.kwargs)
         except _Stop:
             pass
         finally:
