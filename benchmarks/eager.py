@@ -1,9 +1,9 @@
 """What eager mode costs: one operation forward and backward, large arrays, and memory of a chain.
 
-Small operations are timed per call on 10 elements, with graph recording; the backward per node of a
-chain; `sin` on a million elements beside NumPy's; and the resident peak of a chain of 50 layers.
-tracegrad and PyTorch run in processes of their own that take turns. Start reading at
-`eager_times`.
+Small operations are timed per call on 10 elements, with graph recording, and so is what NumPy takes
+for the same arithmetic: the difference is the overhead. Further the backward per node of a chain;
+`sin` on a million elements beside NumPy's; and the resident peak of a chain of 50 layers. tracegrad
+and PyTorch run in processes of their own that take turns. Start reading at `eager_times`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.startup import ran
 
 TARGETS = {"forward": 3e-6, "backward": 5e-6, "large": 1.2}
-"""Seconds per small operation, seconds per node, and times NumPy's time."""
+"""Seconds above NumPy's own call per small operation, seconds per node, and times NumPy's time."""
 
 PROBE = """
 import json, sys, time
@@ -44,7 +44,16 @@ operations = {{
     "a.sum()": lambda: a.sum(), "m @ m": lambda: m @ m, "a[2:5]": lambda: a[2:5],
     "a.reshape(2, 5)": lambda: a.reshape(2, 5), "relu(a)": lambda: lib.relu(a),
 }}
+arrays = a.detach().numpy(), b.detach().numpy(), m.detach().numpy(), np.float32(2)
+plain = {{
+    "sin(a)": lambda p, q, m, two: np.sin(p), "a * b": lambda p, q, m, two: p * q,
+    "2 * a": lambda p, q, m, two: two * p, "a.sum()": lambda p, q, m, two: np.add.reduce(p),
+    "m @ m": lambda p, q, m, two: m @ m, "a[2:5]": lambda p, q, m, two: p[2:5],
+    "a.reshape(2, 5)": lambda p, q, m, two: p.reshape(2, 5),
+    "relu(a)": lambda p, q, m, two: np.maximum(p, 0),
+}}
 found = {{name: best(call, 500) for name, call in operations.items()}}
+numpy = {{name: best(lambda: call(*arrays), 500) for name, call in plain.items()}}
 
 def chain(nodes):
     x = a
@@ -65,8 +74,8 @@ found["backward of sin, per node"] = (both - forward) / 51
 large = rng.random(10**6, np.float32)
 x = lib.from_numpy(large)
 found["sin, 10**6 elements, no gradient"] = best(lambda: lib.sin(x), 3)
-found["numpy: sin, 10**6 elements"] = best(lambda: np.sin(large), 3)
-print(json.dumps(found))
+numpy["sin, 10**6 elements, no gradient"] = best(lambda: np.sin(large), 3)
+print(json.dumps([found, numpy]))
 """
 
 MEMORY = """
@@ -93,20 +102,20 @@ print(json.dumps(status("VmHWM") - before))
 
 
 def eager_times(rounds: int) -> dict[str, Any]:
-    """Least and median seconds per entry for tracegrad and, where it is installed, PyTorch.
+    """Least and median seconds per entry for tracegrad, PyTorch where it is installed, and NumPy.
 
     Args:
         rounds: processes per library, in turn; each contributes its least times.
     """
     names = [n for n in ("tracegrad", "torch") if importlib.util.find_spec(n) is not None]
-    times: dict[str, dict[str, list[float]]] = {name: {} for name in names}
+    times: dict[str, dict[str, list[float]]] = {name: {} for name in (*names, "numpy")}
     peaks: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(rounds):
         for name in names:
-            for entry, seconds in json.loads(
-                ran(PROBE.format(name=name), dict(os.environ))
-            ).items():
-                times[name].setdefault(entry, []).append(seconds)
+            own, numpy = json.loads(ran(PROBE.format(name=name), dict(os.environ)))
+            for whose, found in ((name, own), ("numpy", numpy)):
+                for entry, seconds in found.items():
+                    times[whose].setdefault(entry, []).append(seconds)
             if os.path.exists("/proc/self/clear_refs"):
                 peaks[name].append(float(ran(MEMORY.format(name=name), dict(os.environ))))
     return {
@@ -115,7 +124,7 @@ def eager_times(rounds: int) -> dict[str, Any]:
                 entry: {"median": statistics.median(t), "minimum": min(t)}
                 for entry, t in times[name].items()
             },
-            "peak of 50 layers": statistics.median(peaks[name]) if peaks[name] else None,
+            "peak of 50 layers": statistics.median(peaks[name]) if peaks.get(name) else None,
         }
-        for name in names
+        for name in times
     }

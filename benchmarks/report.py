@@ -84,20 +84,23 @@ def terminal(document: Document) -> None:
 
 
 def eager_table(eager: dict[str, Any]) -> None:
-    """What eager mode costs, a column per library."""
+    """What eager mode costs, columns per library; of tracegrad also what it adds to NumPy's time."""
     if not eager:
         return
     names = list(eager)
     entries = list(next(iter(eager.values()))["seconds"])
-    lines = [
-        [entry, *(duration(eager[n]["seconds"][entry][k]) for n in names for k in
-                  ("median", "minimum"))] for entry in entries
-    ]  # fmt: skip
+    lines = []
+    for entry in entries:
+        found = [eager[n]["seconds"].get(entry) for n in names]
+        times = [duration(f[k] if f else None) for f in found for k in ("median", "minimum")]
+        plain = eager.get("numpy", {}).get("seconds", {}).get(entry)
+        own = eager["tracegrad"]["seconds"][entry]
+        above = duration(max(0.0, own["minimum"] - plain["minimum"])) if plain else ""
+        lines.append([entry, *times, above])
     peaks = [eager[n]["peak of 50 layers"] for n in names]
-    lines.append(
-        ["peak memory of 50 layers", *(c for p in peaks for c in (memory(p and int(p)), ""))]
-    )
-    headings = ["", *(h for n in names for h in (n, "min"))]
+    shown = [c for p in peaks for c in (memory(p and int(p)), "")]
+    lines.append(["peak memory of 50 layers", *shown, ""])
+    headings = ["", *(h for n in names for h in (n, "min")), "above numpy"]
     draw("Eager: 10 elements with graph recording unless said otherwise", headings, lines)
 
 

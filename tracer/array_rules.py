@@ -19,6 +19,7 @@ import numpy as np
 from tracegrad.ir import ops
 from tracegrad.ir.graph import GraphBuilder, Node, Value
 from tracegrad.ir.primitive import Primitive
+from tracegrad.ir.primitives.contraction import MATRIX_PRODUCT
 from tracegrad.ir.types import TensorType
 
 _CODE: dict[str, CodeType] = {}  # by text: rules of one operation differ in shapes, not in text
@@ -101,6 +102,8 @@ def is_exact(kernel: Callable[..., Any], types: Sequence[TensorType], out: Tenso
 
     NumPy's own functions do so for floats of one dtype; of 0-d arrays they make scalars.
     """
+    if kernel is MATRIX_PRODUCT:
+        return True
     same = all(t.dtype is out.dtype for t in types) and out.dtype.name in ("float32", "float64")
     return same and isinstance(kernel, np.ufunc) and bool(out.shape)
 
@@ -139,11 +142,16 @@ class Lines:
         """The function `signature` that returns a tuple; its text is `text`."""
         what = ", ".join(returned) + "," * (len(returned) == 1)
         self.text = "\n    ".join([f"def {signature}:", *self.lines, f"return {what}"])
-        code = _CODE.get(self.text)
-        if code is None:
-            code = _CODE[self.text] = compile(self.text, "<tracegrad kernels>", "exec")
-        exec(code, self.globals)
-        return self.globals[signature.partition("(")[0]]
+        return function_of(self.text, self.globals, signature.partition("(")[0])
+
+
+def function_of(text: str, known: dict[str, Any], name: str) -> Any:
+    """The function `name` that `text` defines over the names in `known`."""
+    code = _CODE.get(text)
+    if code is None:
+        code = _CODE[text] = compile(text, "<tracegrad kernels>", "exec")
+    exec(code, known)
+    return known[name]
 
 
 def rule_of(

@@ -1,15 +1,19 @@
-"""A function of one primitive, ready to run: what the dispatcher would look up is known."""
+"""A function of one primitive, ready to run: what the dispatcher would look up is written down.
+
+Start reading at `Single`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tracegrad.ir.quiet import IGNORE, QUIET
-from tracegrad.tracer.composite_plan import Program, owned
-from tracegrad.tracer.tape import NO_EDGE, Edge, accumulator, node_class
+from tracegrad.tracer.array_rules import function_of
+from tracegrad.tracer.composite_plan import Program, Step, owned
+from tracegrad.tracer.tape import NO_EDGE, accumulator, node_class
 from tracegrad.tracer.tensor import wrap
 
 if TYPE_CHECKING:
@@ -17,85 +21,86 @@ if TYPE_CHECKING:
 
 
 class Single:
-    """A program of one primitive, ready to run: the primitive's own plan and node are used.
+    """A program of one primitive; the primitive's own plan and node are used.
 
     Attributes:
-        kernel: of the operands; `exact` if it is known to make new memory of the right dtype.
-        tensors: 1 or 2 where these are the tensors given, in order; 0 else.
-        inputs: for each operand, which of the tensors given it is, or (None and) the number.
-        node: class of the node; None where nothing is recorded.
-        edges: which of the tensors given each edge is of; None for no edge.
-        kept: which of the tensors given the node keeps, -1 for the result, or a number it keeps.
+        run: from the tensors given, like those that the program was made for, to the result.
+        text: the source of `run`, for example of `x.sum()`::
+
+            def run(tensors):
+                a = tensors[0]
+                token = quiet(IGNORE)
+                try:
+                    array = as_array(kernel(a._array), dtype)
+                finally:
+                    loud(token)
+                out = wrap(owned(array, a._array))
+                node = a._grad_fn
+                to_a = (node, a._output_nr) if node is not None else (accumulator(a), 0)
+                out._grad_fn = Node(plan, params, (to_a,), 1, ())
+                out._requires_grad = True
+                return out
     """
 
-    __slots__ = (
-        "kernel",
-        "plan",
-        "params",
-        "inputs",
-        "node",
-        "edges",
-        "kept",
-        "wanted",
-        "exact",
-        "tensors",
-    )
+    __slots__ = ("run", "text")
 
     def __init__(self, program: Program) -> None:
         (step,) = program.steps
-        self.plan = step.plan
-        self.kernel = step.plan.kernel
-        self.exact = step.plan.plain
-        self.params = step.params
-        self.wanted = step.wanted
-        places = [None if k in program.constants else program.places.index(k) for k in step.inputs]
-        self.inputs = tuple((at, program.constants.get(k)) for at, k in zip(places, step.inputs))
-        self.node: Any = None if program.name is None else node_class(program.name)
-        self.edges = tuple(at if step.wanted >> j & 1 else None for j, at in enumerate(places))
-        kept = step.plan.kept(step.wanted) if self.node is not None else ()
-        self.kept = tuple((-1, None) if j == len(places) else self.inputs[j] for j in kept)
-        counted = self.inputs in (((0, None),), ((0, None), (1, None)))
-        self.tensors = len(self.inputs) if counted else 0
+        plan = step.plan
+        names: dict[int, str] = {}  # of the operands, by number
+        known: dict[str, Any] = {
+            "quiet": QUIET.set, "loud": QUIET.reset, "IGNORE": IGNORE, "kernel": plan.kernel,
+            "as_array": np.asarray, "dtype": plan.dtype, "owned": owned, "wrap": wrap, "plan": plan,
+            "params": step.params, "accumulator": accumulator, "NO_EDGE": NO_EDGE,
+        }  # fmt: skip
+        body: list[str] = []
+        for k in dict.fromkeys(step.inputs):
+            if k in program.constants:
+                names[k] = f"number_{len(names)}"
+                known[names[k]] = program.constants[k]
+            else:
+                names[k] = chr(ord("a") + len(body)) if len(body) < 26 else f"x{len(body)}"
+                body.append(f"{names[k]} = tensors[{program.places.index(k)}]")
+        arrays = {k: n if k in program.constants else f"{n}._array" for k, n in names.items()}
+        call = f"kernel({', '.join(arrays[k] for k in step.inputs)})"
+        result = "array"
+        if not plan.plain:
+            call = f"as_array({call}, dtype)"
+            result = f"owned(array, {', '.join(a for a in arrays.values() if '.' in a)})"
+        body += ["token = quiet(IGNORE)", "try:", f"    array = {call}",
+                 "finally:", "    loud(token)", f"out = wrap({result})"]  # fmt: skip
+        if program.name is not None:
+            known["Node"] = node_class(program.name)
+            body += _recording(step, names, frozenset(program.constants))
+        self.text = "\n    ".join(["def run(tensors):", *body, "return out"])
+        self.run: Callable[[Sequence[Tensor]], Tensor] = function_of(self.text, known, "run")
 
-    def run(self, tensors: Sequence[Tensor]) -> Tensor:
-        """The function's result for tensors like those that the program was made for."""
-        token = QUIET.set(IGNORE)
-        try:
-            if self.tensors == 1:
-                made = self.kernel(tensors[0]._array)
-            elif self.tensors == 2:
-                made = self.kernel(tensors[0]._array, tensors[1]._array)
-            else:
-                made = self.kernel(
-                    *[x if at is None else tensors[at]._array for at, x in self.inputs]
-                )
-            if not self.exact:
-                made = np.asarray(made, self.plan.dtype)
-        finally:
-            QUIET.reset(token)
-        if not self.exact:
-            made = owned(made, *[x._array for x in tensors])
-        out = wrap(made)
-        if self.node is not None:
-            self._track(tensors, out)
-        return out
 
-    def _track(self, tensors: Sequence[Tensor], out: Tensor) -> None:
-        """Append the node to the tape."""
-        edges: list[Edge] = []
-        for at in self.edges:
-            if at is None:
-                edges.append(NO_EDGE)
-            else:
-                x = tensors[at]
-                node = x._grad_fn
-                edges.append((node, x._output_nr) if node is not None else (accumulator(x), 0))
-        saved: list[Any] = []
-        for at, number in self.kept:
-            if at is None:
-                saved.append((number, None, 0))
-            else:
-                x = out if at < 0 else tensors[at]
-                saved.append((x._array, x._storage, x._storage.version))
-        out._grad_fn = self.node(self.plan, self.params, tuple(edges), self.wanted, tuple(saved))
-        out._requires_grad = True
+def _recording(step: Step, names: dict[int, str], constants: frozenset[int]) -> list[str]:
+    """Lines that append the node to the tape."""
+    lines = []
+    for k, name in names.items():
+        if any(i == k and step.wanted >> j & 1 for j, i in enumerate(step.inputs)):
+            lines.append(f"node = {name}._grad_fn")
+            lines.append(
+                f"to_{name} = (node, {name}._output_nr) if node is not None "
+                f"else (accumulator({name}), 0)"
+            )
+    edges = [
+        f"to_{names[k]}" if step.wanted >> j & 1 else "NO_EDGE" for j, k in enumerate(step.inputs)
+    ]
+    saved = []
+    for i in step.plan.kept(step.wanted):
+        if i < len(step.inputs) and step.inputs[i] in constants:
+            saved.append(f"({names[step.inputs[i]]}, None, 0)")
+        else:
+            kept = names[step.inputs[i]] if i < len(step.inputs) else "out"
+            saved.append(f"({kept}._array, {kept}._storage, {kept}._storage.version)")
+    lines.append(
+        f"out._grad_fn = Node(plan, params, {_tuple(edges)}, {step.wanted}, {_tuple(saved)})"
+    )
+    return [*lines, "out._requires_grad = True"]
+
+
+def _tuple(parts: Sequence[str]) -> str:
+    return f"({', '.join(parts)}{',' if len(parts) == 1 else ''})"

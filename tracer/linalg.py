@@ -10,7 +10,7 @@ from tracegrad.ir import composite_einsum, composite_linalg, ops
 from tracegrad.tracer.arguments import dtype_argument, int_argument
 from tracegrad.tracer.composites import composite
 from tracegrad.tracer.dispatch import dispatch2
-from tracegrad.tracer.pointwise import apply2, named, need_tensor
+from tracegrad.tracer.pointwise import FLOAT32, FLOAT64, apply2, named, need_tensor
 from tracegrad.tracer.tensor import Tensor
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
@@ -29,8 +29,9 @@ def matmul(input: Any, other: Any) -> Any:
     """Matrix product of vectors, matrices or batches of matrices (`@`)."""
     if isinstance(input, Tensor) and isinstance(other, Tensor):
         x, y = input._array, other._array
-        if x.ndim == 2 == y.ndim and x.dtype == y.dtype and x.shape[1] == y.shape[0]:
-            if x.dtype.kind in "fiu":  # two matrices that fit: nothing to check any more
+        dtype = x.dtype
+        if (dtype is FLOAT32 or dtype is FLOAT64) and y.dtype is dtype:
+            if x.ndim == 2 == y.ndim and x.shape[1] == y.shape[0]:
                 return dispatch2(ops.dot_general, input, other, _MATRICES)
     return _product(input, other)
 

@@ -58,7 +58,7 @@ BINARY: dict[str, str] = {
     "bitwise_left_shift": "bitwise_left_shift", "bitwise_right_shift": "bitwise_right_shift",
 }  # fmt: skip
 
-_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 _SAFE = 1e38  # numbers below it convert to float32 without overflow
 
 
@@ -82,7 +82,7 @@ def apply1(name: str, x: Any) -> Any:
         op = _direct[name]
         if op is not None:
             dtype = x._array.dtype
-            if dtype is _FLOAT32 or dtype is _FLOAT64:  # another byte order is another object
+            if dtype is FLOAT32 or dtype is FLOAT64:  # another byte order is another object
                 return dispatch1(op, x)
     return TABLE[name](x)
 
@@ -94,7 +94,7 @@ def apply2(name: str, x: Any, y: Any) -> Any:
         kind = y.__class__
         if isinstance(x, Tensor):
             dtype = x._array.dtype
-            if dtype is _FLOAT32 or dtype is _FLOAT64:
+            if dtype is FLOAT32 or dtype is FLOAT64:
                 if kind is float or kind is int:
                     if -_SAFE < y < _SAFE:
                         return dispatch2(op, x, dtype.type(y))
@@ -102,7 +102,7 @@ def apply2(name: str, x: Any, y: Any) -> Any:
                     return dispatch2(op, x, y)
         elif type(x) in (int, float) and isinstance(y, Tensor) and -_SAFE < x < _SAFE:
             dtype = y._array.dtype
-            if dtype is _FLOAT32 or dtype is _FLOAT64:
+            if dtype is FLOAT32 or dtype is FLOAT64:
                 return dispatch2(op, dtype.type(x), y)
     if name == "sub":
         check_no_bool(x, y)

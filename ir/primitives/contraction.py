@@ -149,6 +149,7 @@ def _layout(x: Shape, y: Shape, contract: AxisPairs, batch: AxisPairs) -> _Layou
     )
 
 
+MATRIX_PRODUCT: Callable[..., Any] = np.ndarray.dot  # of two matrices: half the cost of matmul
 _ROWS_COLUMNS: AxisPairs = ((1,), (0,))
 
 
@@ -157,7 +158,7 @@ def _eager_dot(
 ) -> np.ndarray:
     """Bring both operands into stacks of matrices, and multiply these."""
     if contract == _ROWS_COLUMNS and x.ndim == 2 == y.ndim and x.dtype.itemsize > 2:
-        return np.matmul(x, y)
+        return MATRIX_PRODUCT(x, y)
     layout = _layout(x.shape, y.shape, contract, batch)
     left, right = wide(x), wide(y)
     if layout.x_axes is not None:
@@ -177,8 +178,7 @@ def _eager_dot(
 def _bound_dot(types: Sequence[TensorType], params: Mapping[str, Any]) -> Callable[..., Any]:
     two = len(types[0].shape) == 2 == len(types[1].shape) and types[0].dtype.itemsize > 2
     if two and params["contract"] == _ROWS_COLUMNS:
-        found: Callable[..., Any] = np.matmul
-        return found
+        return MATRIX_PRODUCT
     return partial(_eager_dot, **params)
 
 
