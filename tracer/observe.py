@@ -74,6 +74,9 @@ class Before:
         return self._by_code.get(id(code), ())
 
 
+_IMPORTING = "<frozen importlib"  # begins the file names of what runs imports
+
+
 class Observer:
     """Watch one call of `fn` in this thread; `finish()` gives what it read from outside.
 
@@ -102,6 +105,7 @@ class Observer:
         self._codes: list[types.CodeType] = []  # keeps the ids in `_users` their own
         self._base: types.FrameType | None = None
         self._previous: Any = None
+        self._importing: types.FrameType | None = None
         self._reads = Reads(lambda value: self._before is not None and self._before.holds(value))
         self._frames = Frames(self._reads, arguments)
 
@@ -193,6 +197,10 @@ class Observer:
         def hook(frame: types.FrameType, event: str, arg: Any) -> None:
             if previous is not None:
                 previous(frame, event, arg)
+            if self._importing is not None:  # what a module does as it is imported, it does once
+                if event == "return" and frame is self._importing:
+                    self._importing = None
+                return
             if users.get(id(frame.f_code)) is False:
                 if event != "call":
                     return
@@ -206,7 +214,9 @@ class Observer:
     def _event(self, frame: types.FrameType, event: str, arg: Any) -> None:
         try:
             user = self._is_user(frame)
-            if event == "call":
+            if event == "call" and frame.f_code.co_filename.startswith(_IMPORTING):
+                self._importing = frame
+            elif event == "call":
                 if user:
                     self._call(frame)
                 elif frame.f_back is not None and self._is_user(frame.f_back):
@@ -236,7 +246,7 @@ class Observer:
     def _call(self, frame: types.FrameType) -> None:
         code = frame.f_code
         if code.co_name == "<module>":
-            return  # an import: its code runs once, compiled or not
+            return  # text given to exec
         values = frame.f_locals
         for function in self._functions(code):
             for default in function.__defaults__ or ():

@@ -215,3 +215,34 @@ def test_reasons_are_told_once_with_their_count() -> None:
     text = f.explain()
     assert text.count("reads the values of a tensor (item)") == 1
     assert "(3 times)" in text and "for 2 kinds of arguments" in text
+
+
+def test_what_a_module_does_while_it_is_imported_is_not_the_functions(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SciPy is imported at the first `erf`; so may a module of the user's be."""
+    (tmp_path / "imported_late.py").write_text(
+        "import functools, time\n"
+        "rows = list(range(1000))\n"
+        "@functools.lru_cache\n"
+        "def cached(n):\n"
+        "    return rows[n]\n"
+        "def setup():\n"
+        "    globals()['started'] = time.time()\n"
+        "    return sorted(rows, key=lambda n: cached(n))[2]\n"
+        "SCALE = setup()\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def f(x: Any) -> Any:
+        from imported_late import SCALE
+
+        return x * SCALE
+
+    compiled = tg.compile(f)
+    x = tg.tensor([1.0, 2.0])
+    for _ in range(3):
+        assert compiled(x).tolist() == [2.0, 4.0]
+    assert compiled.cache_info().hits == 2
+    monkeypatch.setattr(sys.modules["imported_late"], "SCALE", 5)
+    assert compiled(x).tolist() == [5.0, 10.0]
