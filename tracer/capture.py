@@ -21,6 +21,7 @@ from tracegrad.ir.location import Location, here, user_frame
 from tracegrad.ir.primitive import Primitive
 from tracegrad.ir.types import Shape, contiguous_strides
 from tracegrad.tracer.capture_hook import Recorder
+from tracegrad.tracer.capture_memory import Memory, WriteBack, path, put, taken, with_strides
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tensor import Tensor, wrap
 
@@ -85,6 +86,7 @@ class Capture:
         sources: where each input comes from.
         returns: for each tensor returned, ("output", k) or ("input", k).
         differentiable: for each graph output, whether it required grad.
+        writes: the inputs that hold other values afterwards.
         reasons: why this run must not be replayed; empty where it may.
     """
 
@@ -93,6 +95,7 @@ class Capture:
     returns: tuple[tuple[str, int], ...]
     differentiable: tuple[bool, ...]
     reasons: tuple[Reason, ...]
+    writes: tuple[WriteBack, ...] = ()
 
 
 @dataclass
@@ -106,11 +109,13 @@ class GraphRecorder(Recorder):
 
     def __post_init__(self) -> None:
         self.builder = GraphBuilder(self.name)
-        self.arrays: list[np.ndarray] = []  # of the inputs, for checking the first replay
+        self.arrays: list[np.ndarray] = []  # of the inputs as they were, for the first check
+        self.lying: list[np.ndarray] = []  # of the inputs, as they lie in memory
         self._values: dict[int, Value] = {}
-        self._alive: list[Tensor] = []  # keeps ids from being reused
-        self._memory: dict[int, list[Tensor]] = {}  # tensors by the memory they look at
-        self._inputs: set[int] = set()
+        self._current: dict[int, int] = {}  # writes to its memory when a tensor's value was taken
+        self._alive: list[Any] = []  # keeps ids from being reused
+        self._memories: dict[int, Memory] = {}
+        self._given: dict[int, int] = {}  # numbers of the sources, by the tensor
         self._names: dict[Value, str] = {}  # by the user's variables
 
     # ---- inputs ---------------------------------------------------------------------------------
@@ -125,27 +130,55 @@ class GraphRecorder(Recorder):
 
     def _input(self, given: Tensor, kind: str, name: str, **where: Any) -> Value:
         value = self.builder.input(given.type_info, name)
+        number = self._given[id(given)] = len(self.sources)
         self._source(kind, value, given, **where)
-        self._inputs.add(id(given._storage.memory))
         self._know(given, value)
+        memory = self._memories[id(given._storage.memory)]
+        memory.shared = memory.root is not given
+        memory.source = number
         return value
 
     def _source(self, kind: str, value: Value, given: Tensor, **where: Any) -> None:
         strides = element_strides(given._array)
         self.arrays.append(given._array)
+        self.lying.append(given._array)
         self.sources.append(Source(kind, value, strides, given.requires_grad, **where))
 
     def _know(self, tensor: Tensor, value: Value) -> None:
-        self._values[id(tensor)] = value
         self._alive.append(tensor)
-        self._memory.setdefault(id(tensor._storage.memory), []).append(tensor)
+        self._alive.append(tensor._storage.memory)
+        memory = self._memories.get(id(tensor._storage.memory))
+        if memory is None:
+            memory = self._memories[id(tensor._storage.memory)] = Memory(tensor, value)
+        self._set(tensor, value, memory)
+
+    def _set(self, tensor: Tensor, value: Value, memory: Memory) -> None:
+        self._values[id(tensor)] = value
+        self._current[id(tensor)] = memory.writes
 
     def value_of(self, tensor: Tensor) -> Value:
         """The value of a tensor; one not seen before is captured from outside."""
         found = self._values.get(id(tensor))
         if found is None:
-            found = self._input(tensor, "captured", "", tensor=tensor)
+            return self._input(tensor, "captured", "", tensor=tensor)
+        memory = self._memories[id(tensor._storage.memory)]
+        if self._current[id(tensor)] != memory.writes:
+            found = self._anew(tensor, memory) or found
+            self._set(tensor, found, memory)
         return found
+
+    def _anew(self, tensor: Tensor, memory: Memory) -> Value | None:
+        """What `tensor` shows after a write through another tensor over its memory."""
+        steps = path(memory.root, tensor)
+        value = None
+        if steps is not None:
+            value = taken(self.builder, memory.value, steps, here())
+        if value is None:
+            self.stay_eager("memory is written to and read through views that have no place here")
+        elif not tensor._requires_grad and memory.root._requires_grad:
+            detach = primitive.TABLE["detach"]
+            value = self.builder.append(detach, [value], {}, location=here())
+        return value
 
     # ---- the protocol ---------------------------------------------------------------------------
 
@@ -158,6 +191,8 @@ class GraphRecorder(Recorder):
         if self.labels and location is not None:
             location = replace(location, labels=self.labels)
         inputs = [self.value_of(x) if isinstance(x, Tensor) else self._array(x) for x in operands]
+        if state.grad_enabled and any(map(self._written_leaf, operands)):
+            self.stay_eager("a leaf that requires grad is used after it was written to")
         if state.grad_enabled and op.name != "detach" and any(map(self._cut_view, operands)):
             self.stay_eager("a view that was made under no_grad() is a leaf of its own")
         value = self.builder.append(op, inputs, params, location=location)
@@ -194,17 +229,51 @@ class GraphRecorder(Recorder):
         leaf = x._requires_grad and x._grad_fn is None
         return leaf and all(s.value is not self._values[id(x)] for s in self.sources)
 
+    def _written_leaf(self, x: Any) -> bool:
+        """A leaf that requires grad whose memory the run has written to."""
+        if not isinstance(x, Tensor) or not x._requires_grad or x._grad_fn is not None:
+            return False
+        memory = self._memories.get(id(x._storage.memory))
+        return memory is not None and memory.writes > 0
+
+    def check_write(self, name: str, target: Tensor, value: Tensor) -> None:
+        """Keep what an input held before the run wrote to it: the first replay is checked with it."""
+        if id(target) not in self._values:
+            self.value_of(target)
+        memory = self._memories[id(target._storage.memory)]
+        if memory.source is not None and memory.writes == 0:
+            self.arrays[memory.source] = with_strides(self.arrays[memory.source])
+
     def record_inplace(self, name: str, target: Tensor, value: Tensor) -> None:
-        """Give a local tensor its new value; a write that outsiders could see stays eager."""
+        """Give a tensor its new value, and the memory that it looks at."""
         new = self.value_of(value)
-        memory = id(target._storage.memory)
-        if id(target) not in self._values or memory in self._inputs:
-            self.stay_eager(f"{name} writes to a tensor from outside the function")
-        elif len({id(t) for t in self._memory[memory]}) > 1:
-            self.stay_eager(f"{name} writes to memory that several tensors share")
-        if target._requires_grad and not value._requires_grad and not state.grad_enabled:
-            self.stay_eager(f"{name} writes without history to a tensor that has one")
-        self._values[id(target)] = new
+        if id(target) not in self._values:
+            self.value_of(target)  # from outside
+        memory = self._memories[id(target._storage.memory)]
+        outside = memory.source is not None
+        if outside and (
+            target._grad_fn is not None or (value._requires_grad and state.grad_enabled)
+        ):
+            self.stay_eager(f"{name} writes with history to a tensor from outside the function")
+        elif memory.shared:
+            self.stay_eager(f"{name} writes to memory that several tensors from outside share")
+        elif not outside and target._requires_grad:
+            if not value._requires_grad and not state.grad_enabled:
+                self.stay_eager(f"{name} writes without history to a tensor that has one")
+        steps = path(memory.root, target)
+        whole = None
+        if steps is not None:
+            whole = put(self.builder, memory.value, steps, new, here())
+        if whole is None:
+            self.stay_eager(f"{name} writes to a view that has no place in the graph")
+        else:
+            memory.value = whole
+        memory.writes += 1
+        if target._storage is memory.root._storage:
+            memory.noted.append((name, here()))
+        self._set(target, new, memory)
+        if target is not memory.root and whole is not None:
+            self._set(memory.root, whole, memory)
 
     def value_read(self, tensor: Tensor, what: str) -> None:
         """Python saw values, on which what it did next may depend."""
@@ -263,22 +332,38 @@ class GraphRecorder(Recorder):
         self._check_aliases(results)
         inputs = {s.value: k for k, s in enumerate(self.sources)}
         outputs: list[Value] = []
-        returns = []
-        for value in values:
+
+        def place(value: Value) -> tuple[str, int]:
             if value in inputs:
-                returns.append(("input", inputs[value]))
-                continue
+                return ("input", inputs[value])
             if value not in outputs:
                 outputs.append(value)
-            returns.append(("output", outputs.index(value)))
+            return ("output", outputs.index(value))
+
+        returns = [
+            ("input", self._given[id(t)]) if id(t) in self._given else place(v)
+            for t, v in zip(results, values, strict=True)
+        ]
         differentiable = [False] * len(outputs)
         for tensor, (kind, k) in zip(results, returns, strict=True):
             if kind == "output":
                 differentiable[k] = tensor.requires_grad
+        writes = []
+        for memory in self._memories.values():
+            if memory.source is not None and memory.writes:
+                self._check_apart(memory)
+                writes.append(WriteBack(memory.source, *place(memory.value), tuple(memory.noted)))
+        differentiable += [False] * (len(outputs) - len(differentiable))
         return Capture(
             with_names(self.builder.finish(outputs), self._names), tuple(self.sources), tuple(returns),
-            tuple(differentiable), tuple(self.reasons),
+            tuple(differentiable), tuple(self.reasons), tuple(writes),
         )  # fmt: skip
+
+    def _check_apart(self, written: Memory) -> None:
+        """Refuse to replay writes to memory that another input lies in, too."""
+        for k, other in enumerate(self.lying):
+            if k != written.source and np.may_share_memory(written.root._array, other):
+                self.stay_eager("it writes to an input that overlaps another one")
 
     def _check_aliases(self, results: Sequence[Tensor]) -> None:
         """Results that share memory with an input or with each other are eager's business."""
@@ -286,10 +371,10 @@ class GraphRecorder(Recorder):
         for tensor in results:
             memory = id(tensor._storage.memory)
             known = self._values[id(tensor)]
-            is_input = any(s.value is known for s in self.sources)
+            is_input = id(tensor) in self._given or any(s.value is known for s in self.sources)
             if tensor._requires_grad and tensor._grad_fn is None and not is_input:
                 self.stay_eager("a result is a leaf that requires grad")
-            if memory in self._inputs and not is_input:
+            if self._memories[memory].source is not None and not is_input:
                 self.stay_eager("a result is a view of an input")
             if seen.setdefault(memory, tensor) is not tensor:
                 self.stay_eager("two results share memory")

@@ -243,6 +243,9 @@ class CompiledFunction:
         for tensor, (kind, k) in zip(tensors, trace.capture.returns, strict=True):
             if kind == "output":
                 results[k] = tensor._array
+        for w in trace.capture.writes:
+            if w.kind == "output":
+                results[w.at] = recorder.lying[w.source]
         if not verification.check_forward(trace, recorder.arrays, results):
             self._stay_eager(
                 key, (Reason("its first compiled result was wrong", None),), warn=False

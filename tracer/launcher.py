@@ -14,11 +14,15 @@ from tracegrad.ir.graph import Value
 from tracegrad.runtime.kernels import pointer
 from tracegrad.tracer import tape, verification
 from tracegrad.tracer.capture import Source
+from tracegrad.tracer.capture_memory import apart, write_back
 from tracegrad.tracer.compiled_backward import CompiledBackward, plain_memory
 from tracegrad.tracer.tensor import wrap
 
 if TYPE_CHECKING:
     from tracegrad.tracer.trace import Trace
+
+OVERLAP = -3
+"""The position that a launcher reports where a tensor that it writes to overlaps another input."""
 
 MISS = object()
 """What a launcher returns when one of its guards fails."""
@@ -38,7 +42,7 @@ class LauncherBuilder:
         namespace: dict[str, Any] = {
             "MISS": MISS, "trace": trace, "wrap": wrap, "pointer": pointer, "missed": trace.missed,
             "contiguous": plain_memory, "CompiledBackward": CompiledBackward,
-            "edge": tape.gradient_edge,
+            "edge": tape.gradient_edge, "apart": apart, "write_back": write_back,
         }  # fmt: skip
         guards = self._guard_views(namespace)
         inputs: list[str] = []
@@ -56,6 +60,11 @@ class LauncherBuilder:
                 addresses.append(f"pointer(copy_{k})")
             else:
                 addresses.append(f"{name}._ptr()")
+        written = [names[w.source] for w in self.capture.writes]
+        if written:
+            others = [n for n in names if n not in written]
+            inputs.append(f"if not apart({_tuple(written)}, {_tuple(others)}):")
+            inputs.append(f"    return missed({OVERLAP})  # a write would be seen by another input")
         if trace.executable is not None:
             namespace["forward"] = trace.executable.call
             made = ", ".join(f"array_{k}" for k in range(len(trace.distinct)))
@@ -68,7 +77,7 @@ class LauncherBuilder:
             call = "pass  # nothing is computed"
         launcher = Launcher(
             f"Replay of {trace.name}, captured because {trace.why}.", tuple(guards), tuple(inputs),
-            call, tuple(self._result_lines()), self._returned(),
+            call, (*self._result_lines(), *self._write_lines(namespace)), self._returned(),
         )  # fmt: skip
         text = launcher_text(launcher)
         exec(compile(text, f"<tracegrad launcher of {trace.name}>", "exec"), namespace)
@@ -105,12 +114,25 @@ class LauncherBuilder:
             views.append(GuardLine(text, "the argument was also read from outside", -1))
         return views
 
+    def _write_lines(self, namespace: dict[str, Any]) -> list[str]:
+        """Write to the inputs; what comes from another input is read before the first write."""
+        read, written = [], []
+        for w in self.capture.writes:
+            kind, at = (w.kind, w.at) if w.kind == "input" else self.trace.places[w.at]
+            array = f"array_{at}"
+            if kind == "input":
+                array = f"moved_{w.source}"
+                read.append(f"{array} = {self.names[at]}._array.copy()")
+            namespace[f"noted_{w.source}"] = w.noted
+            written.append(f"write_back({self.names[w.source]}, {array}, noted_{w.source})")
+        return [*read, *written]
+
     def _result_lines(self) -> list[str]:
         """Wrap the arrays that the caller sees, and put the backward on the tape."""
         names = self.names
         lines = []
         owners = self._owners()
-        for k, (kind, at) in enumerate(self.trace.places[: len(self.capture.graph.outputs)]):
+        for k, (kind, at) in self._shown():
             if kind == "array" and owners[at] == k:
                 lines.append(f"out_{k} = wrap(array_{at})")
             else:  # the same value once more: memory of its own
@@ -120,7 +142,7 @@ class LauncherBuilder:
         if self.trace.wrt and outputs:
             residuals = _tuple([self._residual(v) for v in self._residual_values()])
             edges = _tuple([f"edge({names[i]})" for i in self.trace.wrt])
-            inputs = _tuple([f"({n}._array, {n}._storage, {n}._storage.version)" for n in names])
+            inputs = _tuple([self._kept(k) for k in range(len(names))])
             lines.append(f"node = CompiledBackward(trace, {edges}, {residuals}, {inputs})")
             for number, k in enumerate(outputs):
                 lines.append(f"out_{k}._requires_grad = True")
@@ -130,10 +152,22 @@ class LauncherBuilder:
         lines.append("trace.hits += 1")
         return lines
 
+    def _shown(self) -> list[tuple[int, tuple[str, int]]]:
+        """The outputs that the caller gets, with their places; others are only written back."""
+        returned = {k for kind, k in self.capture.returns if kind == "output"}
+        return [(k, place) for k, place in enumerate(self.trace.places) if k in returned]
+
+    def _kept(self, k: int) -> str:
+        """Python text of input k for the backward: a copy where the launch writes to it."""
+        name = self.names[k]
+        if any(w.source == k for w in self.capture.writes):
+            return f"({name}._array.copy(), None, 0)"
+        return f"({name}._array, {name}._storage, {name}._storage.version)"
+
     def _owners(self) -> dict[int, int]:
         """For each array of the forward that the caller sees, the first output that wraps it."""
         owners: dict[int, int] = {}
-        for k, (kind, at) in enumerate(self.trace.places[: len(self.capture.graph.outputs)]):
+        for k, (kind, at) in self._shown():
             if kind == "array":
                 owners.setdefault(at, k)
         return owners
@@ -150,9 +184,13 @@ class LauncherBuilder:
         assert cut is not None
         if value in cut.forward.inputs:
             k = cut.forward.inputs.index(value)
+            if any(w.source == k for w in self.capture.writes):
+                return self._kept(k)
             array = f"copy_{k}" if k in self.trace.copied else f"{names[k]}._array"
             return f"({array}, {names[k]}._storage, {names[k]}._storage.version)"
         kind, at = self.trace.places[cut.forward.outputs.index(value)]
+        if kind == "input" and any(w.source == at for w in self.capture.writes):
+            return f"(contiguous({names[at]}._array.copy()), None, 0)"
         if kind == "input":  # simplification found it to be one
             array = f"{names[at]}._array"
             if not self.capture.sources[at].contiguous:

@@ -56,8 +56,12 @@ class Storage:
 
     def bump(self, name: str) -> None:
         """Note that operation `name` wrote to the memory."""
+        self.note(name, here())
+
+    def note(self, name: str, location: Location | None) -> None:
+        """As `bump`, for a write at a known line."""
         self.version += 1
-        self.changes = (*self.changes[1 - _KEPT :], Change(self.version, name, here()))
+        self.changes = (*self.changes[1 - _KEPT :], Change(self.version, name, location))
 
     def change_after(self, version: int) -> Change | None:
         """The earliest kept change that came after `version`."""
@@ -134,6 +138,9 @@ class InferenceStorage(Storage):
 
     def bump(self, name: str) -> None:
         """Nothing: see `inplace.check_layout`, which refuses writes outside inference mode."""
+
+    def note(self, name: str, location: Location | None) -> None:
+        """Nothing, as `bump`."""
 
 
 def new_storage() -> Storage:
