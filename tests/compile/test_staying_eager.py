@@ -31,22 +31,6 @@ def reads_numpy(x: Any) -> Any:
     return x * float(x.detach().numpy().sum())
 
 
-def writes_its_argument(x: Any) -> Any:
-    x.add_(1)
-    return x * 2
-
-
-def writes_a_view(x: Any) -> Any:
-    x[0] = 5
-    return x * 2
-
-
-def writes_a_view_of_a_local(x: Any) -> Any:
-    y = x * 1
-    y[0].fill_(3)
-    return y
-
-
 def mask_index(x: Any) -> Any:
     return x[x > 0]
 
@@ -81,9 +65,6 @@ def returns_an_array(x: Any) -> Any:
         (item_inside, r"reads the values of a tensor \(item\)", r"x \* x.sum\(\).item\(\)"),
         (branch_on_values, r"reads the values of a tensor \(bool\)", r"if x.sum\(\) > 0:"),
         (reads_numpy, r"reads the values of a tensor \(numpy\)", r"x.detach\(\).numpy\(\)"),
-        (writes_its_argument, "add_ writes to a tensor from outside", r"x.add_\(1\)"),
-        (writes_a_view, "writes to a tensor from outside", r"x\[0\] = 5"),
-        (writes_a_view_of_a_local, "memory that several tensors share", r"y\[0\].fill_\(3\)"),
         (mask_index, "reads the values of a tensor", r"x\[x > 0\]"),
         (prints, "side effect: .*print", r'print\("seen"'),
         (draws_a_python_number, "depends on random numbers: random.random", r"random.random\(\)"),

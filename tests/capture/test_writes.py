@@ -1,0 +1,441 @@
+"""Compiled functions that write to memory: results, inputs, versions, identity and gradients after
+each call are those of the eager function, and the calls are replays.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tracegrad as tg
+
+
+@pytest.fixture(autouse=True)
+def no_eager_runs() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", tg.EagerWarning)
+        yield
+
+
+def ramp(*shape: int, dtype: Any = tg.float32, scale: float = 1.0) -> tg.Tensor:
+    n = int(np.prod(shape))
+    return (tg.arange(n).to(dtype) * scale + 1).reshape(*shape)
+
+
+def same(got: Any, want: Any) -> None:
+    if isinstance(want, tg.Tensor):
+        assert (got.dtype, got.shape, got._version) == (want.dtype, want.shape, want._version)
+        np.testing.assert_allclose(
+            got.detach().numpy(), want.detach().numpy(), rtol=1e-5, atol=1e-6
+        )
+    elif isinstance(want, tuple | list):
+        assert len(got) == len(want)
+        for a, b in zip(got, want, strict=True):
+            same(a, b)
+    else:
+        assert got == want
+
+
+def beside(
+    fn: Callable[..., Any],
+    make: Callable[[int], Sequence[Any]],
+    calls: int = 4,
+    hits: int | None = None,
+) -> Any:
+    """Call `fn` and its compiled self on equal arguments; `make(k)` makes those of call k."""
+    compiled = tg.compile(fn)
+    for k in range(calls):
+        mine, theirs = list(make(k)), list(make(k))
+        want, got = fn(*mine), compiled(*theirs)
+        same(got, want)
+        same(theirs, mine)
+        for x, y in zip(mine, theirs, strict=True):
+            assert (want is x) == (got is y)
+    assert compiled.cache_info().hits == (calls - 1 if hits is None else hits), compiled.explain()
+    return compiled
+
+
+def doubled(x: Any) -> Any:
+    x.mul_(2)
+    return x
+
+
+def row_from(x: Any, y: Any) -> Any:
+    x[1] = y[0]
+    return x.sum()
+
+
+def swapped(x: Any, y: Any) -> None:
+    kept = x.clone()
+    x.copy_(y)
+    y.copy_(kept)
+
+
+def through_views(x: Any) -> Any:
+    part = x[1:, ::2]
+    part += 1
+    part.mul_(x[0, 0] + 2)
+    return part.sum() + x.sum()
+
+
+def through_a_transpose(x: Any, y: Any) -> Any:
+    x.t()[1].add_(y[:, 0])
+    x.view(-1)[3:5] = 0.0
+    return y * 2
+
+
+def into_out(x: Any, y: Any) -> Any:
+    tg.add(x, y, out=x)
+    return x
+
+
+def many_writes(x: Any) -> None:
+    x.zero_()
+    x += 3
+    x[0, 0] = 7
+    x[:, 1] -= 1
+
+
+def nothing_new(x: Any) -> Any:
+    x.copy_(x * 1)
+    return x * 2
+
+
+def masked(x: Any, y: Any) -> Any:
+    x.masked_fill_(y > 4, -1.0)
+    return x.amax()
+
+
+def flipped(x: Any, y: Any) -> Any:
+    x.flip(0)  # a copy: the write below is not to x
+    x.select(1, 2).copy_(y.narrow(1, 0, 1).squeeze(1))
+    x.unsqueeze(0)[0, -1].neg_()
+    return x.permute(1, 0) * 1
+
+
+def written_twice(x: Any, y: Any) -> Any:
+    x.add_(y)
+    first = x * 1
+    x.add_(y)
+    return first, x
+
+
+def data_of(x: Any) -> Any:
+    x.data.add_(1)
+    x.detach().mul_(2)
+    return x * 1
+
+
+TWO = (swapped, row_from, through_a_transpose, into_out, masked, flipped, written_twice)
+ONE = (doubled, through_views, many_writes, nothing_new, data_of)
+
+
+@pytest.mark.parametrize("fn", TWO + ONE, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("dtype", [tg.float32, tg.float64, tg.int64], ids=str)
+def test_arguments(fn: Callable[..., Any], dtype: Any) -> None:
+    count = 2 if fn in TWO else 1
+    beside(fn, lambda k: [ramp(3, 4, dtype=dtype, scale=k + i + 1) for i in range(count)])
+
+
+@pytest.mark.parametrize("fn", TWO + ONE, ids=lambda f: f.__name__)
+def test_arguments_that_lie_otherwise_in_memory(fn: Callable[..., Any]) -> None:
+    count = 2 if fn in TWO else 1
+    if fn is not through_a_transpose:  # `view` of a transpose is refused
+        beside(fn, lambda k: [ramp(4, 3, scale=k + i + 1).t() for i in range(count)])
+    beside(fn, lambda k: [ramp(6, 4, scale=k + i + 1)[::2] for i in range(count)]
+           if fn is not through_a_transpose else [ramp(3, 4), ramp(6, 4, scale=k + 1)[::2]])  # fmt: skip
+
+
+def test_a_view_as_argument_writes_to_its_base() -> None:
+    compiled = tg.compile(doubled)
+    for k in range(3):
+        base, other = ramp(4, 4, scale=k + 1), ramp(4, 4, scale=k + 1)
+        part, twin = base[1:3, 1:], other[1:3, 1:]
+        assert compiled(twin) is twin and doubled(part) is part
+        same([other, twin], [base, part])
+    assert compiled.cache_info().hits == 2
+
+
+def test_tensors_from_outside_keep_their_state() -> None:
+    mean, count = tg.zeros(3), tg.zeros((), dtype=tg.int64)
+    expected, counted = tg.zeros(3), tg.zeros((), dtype=tg.int64)
+
+    def update(x: Any, mean: Any, count: Any) -> Any:
+        count += 1
+        mean.mul_(0.9).add_(x, alpha=0.1)
+        return x - mean
+
+    compiled = tg.compile(lambda x: update(x, mean, count))
+    for k in range(5):
+        x = ramp(3, scale=k)
+        same(compiled(x), update(x, expected, counted))
+        same([mean, count], [expected, counted])
+    assert compiled.cache_info().hits == 4
+
+
+def test_a_step_of_gradient_descent_under_no_grad() -> None:
+    weight, twin = (ramp(2, 2).requires_grad_() for _ in range(2))
+
+    def step(weight: Any, slope: Any) -> None:
+        with tg.no_grad():
+            weight.sub_(slope, alpha=0.1)
+
+    compiled = tg.compile(lambda slope: step(weight, slope))
+    for k in range(4):
+        compiled(ramp(2, 2, scale=k))
+        step(twin, ramp(2, 2, scale=k))
+        same(weight, twin)
+        assert weight.is_leaf and weight.requires_grad
+        (weight * weight).sum().backward()
+        (twin * twin).sum().backward()
+        same(weight.grad, twin.grad)
+    assert compiled.cache_info().hits == 3
+
+
+def test_gradients_go_on_while_a_buffer_is_written() -> None:
+    buffer, twin = tg.ones(3), tg.ones(3)
+
+    def f(x: Any, buffer: Any) -> Any:
+        y = x * buffer.clone()
+        buffer.add_(x.detach())
+        return (y * y).sum()
+
+    compiled = tg.compile(lambda x: f(x, buffer))
+    for k in range(4):
+        x, z = (ramp(3, scale=k + 1).requires_grad_() for _ in range(2))
+        compiled(x).backward()
+        f(z, twin).backward()
+        same([x.grad, buffer], [z.grad, twin])
+        (slope,) = tg.autograd.grad(compiled(x), x, create_graph=True)
+        (wanted,) = tg.autograd.grad(f(z, twin), z, create_graph=True)
+        same(tg.autograd.grad(slope.sum(), x), tg.autograd.grad(wanted.sum(), z))
+        same(buffer, twin)
+    assert compiled.cache_info().hits == 7
+
+
+def test_what_a_later_write_would_spoil_is_kept() -> None:
+    """x is read by the backward, and written at the end: eagerly an error, here a copy is kept."""
+    w = ramp(3).requires_grad_()
+
+    def f(x: Any) -> Any:
+        y = (w * x).sum()
+        x.zero_()
+        return y
+
+    compiled = tg.compile(f)
+    for _ in range(2):
+        compiled(ramp(3))
+    x = ramp(3, scale=2)
+    compiled(x).backward()
+    assert x.tolist() == [0.0, 0.0, 0.0] and w.grad.tolist() == [1.0, 3.0, 5.0]
+
+
+def local_views(x: Any) -> Any:
+    y = x * 2
+    part = y[1:]
+    part.mul_(y[0].clone())
+    y[:, 1] = part.sum()
+    y.t()[0].sub_(1)
+    return part * y[1:], y.sum()
+
+
+def local_history(x: Any) -> Any:
+    y = x * 1
+    rows = y.view(-1)
+    rows[2:6] *= x.view(-1)[1:5]
+    y[0] = y[1]
+    with tg.no_grad():
+        z = y * 1
+        z[0] = 5
+    return (rows * rows).sum() + (y * z).sum()
+
+
+@pytest.mark.parametrize("fn", [local_views, local_history], ids=lambda f: f.__name__)
+def test_views_of_locals_with_history(fn: Callable[..., Any]) -> None:
+    compiled = tg.compile(fn)
+    for k in range(4):
+        x, z = (
+            ramp(3, 4, dtype=tg.float64, scale=0.1 * k + 0.1).requires_grad_() for _ in range(2)
+        )
+        got, want = compiled(x), fn(z)
+        same(got, want)
+        first = got[0].sum() + got[1] if isinstance(got, tuple) else got
+        second = want[0].sum() + want[1] if isinstance(want, tuple) else want
+        first.backward()
+        second.backward()
+        same(x.grad, z.grad)
+    assert compiled.cache_info().hits == 3
+
+
+def test_random_writes_draw_eagers_numbers() -> None:
+    def noise(x: Any) -> Any:
+        x.uniform_()
+        x[0].normal_()
+        return x.sum()
+
+    compiled = tg.compile(noise)
+    for k in range(4):
+        x, z = ramp(2, 3), ramp(2, 3)
+        tg.manual_seed(k)
+        got = compiled(x)
+        after = tg.rand(1)
+        tg.manual_seed(k)
+        same([got, x], [noise(z), z])
+        same(after, tg.rand(1))
+    assert compiled.cache_info().hits == 3
+
+
+# ---- what cannot be replayed stays right ----------------------------------------------------------
+
+
+def staying_eager(
+    fn: Callable[..., Any], make: Callable[[int], Sequence[Any]], reason: str
+) -> None:
+    compiled = tg.compile(fn)
+    for k in range(3):
+        mine, theirs = list(make(k)), list(make(k))
+        if k == 0:
+            with pytest.warns(tg.EagerWarning, match=reason):
+                got = compiled(*theirs)
+        else:
+            got = compiled(*theirs)
+        same(got, fn(*mine))
+        same(theirs, mine)
+    assert compiled.cache_info().hits == 0
+
+
+def test_a_leaf_used_after_it_was_written_to() -> None:
+    def f(w: Any) -> Any:
+        with tg.no_grad():
+            w.mul_(2)
+        return (w * w).sum()
+
+    staying_eager(
+        f, lambda k: [ramp(3).requires_grad_()], "a leaf that requires grad is used after"
+    )
+
+
+def test_a_write_with_history_to_an_argument() -> None:
+    def f(x: Any, w: Any) -> Any:
+        x.mul_(w)
+        return x.sum()
+
+    staying_eager(f, lambda k: [ramp(3), ramp(3).requires_grad_()], "writes with history")
+
+
+def test_two_views_of_one_tensor_as_arguments() -> None:
+    def f(x: Any, y: Any) -> Any:
+        x.add_(1)
+        return y * 2
+
+    def overlapping(k: int) -> list[tg.Tensor]:
+        base = ramp(4, scale=k + 1)
+        return [base[:3], base[1:]]
+
+    staying_eager(f, overlapping, "several tensors from outside share")
+
+
+def test_inputs_that_overlap_at_a_later_call() -> None:
+    """By address, where the tensors know nothing of one another."""
+
+    def f(x: Any, y: Any) -> Any:
+        x.add_(y)
+        return y * 2
+
+    compiled = tg.compile(f)
+    for k in range(6):
+
+        def arguments(k: int = k) -> list[tg.Tensor]:
+            memory = np.arange(1, 8, dtype=np.float32) * (k + 1)
+            other = memory[2:5] if k % 2 else memory[2:5].copy()
+            return [tg.from_numpy(memory[1:4]), tg.from_numpy(other)]
+
+        mine, theirs = arguments(), arguments()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", tg.EagerWarning)
+            same(compiled(*theirs), f(*mine))
+        same(theirs, mine)
+    assert compiled.cache_info().hits == 2
+
+
+def test_memory_that_may_not_be_written_is_refused_and_nothing_is_half_written() -> None:
+    def f(x: Any, y: Any) -> Any:
+        y.add_(1)
+        x.add_(1)
+        return x
+
+    compiled = tg.compile(f)
+    for _ in range(2):
+        compiled(ramp(3), ramp(3))
+    y = ramp(3)
+    frozen = np.ones(3, np.float32)
+    frozen.flags.writeable = False
+    for fn in (f, compiled):
+        with pytest.raises(RuntimeError, match="read-only"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)
+                fn(tg.as_tensor(np.broadcast_to(frozen, (3,))), y)
+    assert y.tolist() == [2.0, 3.0, 4.0]  # of the eager call; the replay wrote nothing
+    assert compiled(ramp(3), y).tolist() == [2.0, 3.0, 4.0]
+
+
+def test_an_error_inside_a_replay_writes_nothing() -> None:
+    def f(x: Any, index: Any) -> Any:
+        x.add_(1)
+        return x[index]
+
+    compiled = tg.compile(f)
+    for k in range(2):
+        compiled(ramp(3), tg.tensor([k]))
+    x = ramp(3)
+    with pytest.raises(IndexError):
+        compiled(x, tg.tensor([5]))
+    assert x.tolist() == [1.0, 2.0, 3.0] and x._version == 0
+    assert compiled(x, tg.tensor([2])).tolist() == [4.0]
+
+
+# ---- random programs ------------------------------------------------------------------------------
+
+VIEWS: tuple[Callable[[Any], Any], ...] = (
+    lambda t: t[1:], lambda t: t[:, ::2], lambda t: t.t(), lambda t: t.reshape(-1), lambda t: t[0],
+    lambda t: t.unsqueeze(0), lambda t: t.detach(), lambda t: t[..., -1], lambda t: t.transpose(0, -1),
+)  # fmt: skip
+WRITES: tuple[Callable[[Any, Any], Any], ...] = (
+    lambda t, s: t.mul_(s), lambda t, s: t.add_(1), lambda t, s: t.fill_(2), lambda t, s: t.sin_(),
+    lambda t, s: t.copy_(t * s + 1), lambda t, s: t.sub_(t.sum() * 0.1), lambda t, s: t.clamp_(-2, 2),
+)  # fmt: skip
+
+
+def program(steps: Sequence[tuple[int, int, int]]) -> Callable[..., Any]:
+    def f(x: Any, scale: Any) -> Any:
+        seen = [x, x * 1]
+        for which, view, write in steps:
+            chosen = seen[which % len(seen)]
+            if view < len(VIEWS) and (chosen.ndim > 1 or view not in (1, 2, 8)) and chosen.ndim:
+                if chosen.shape[0] and chosen.shape[-1]:
+                    seen.append(VIEWS[view](chosen))
+            if write < len(WRITES):
+                WRITES[write](seen[-1 - which % min(2, len(seen))], scale)
+        return sum(t.sum() for t in seen)
+
+    return f
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 10), st.integers(0, 8)), max_size=8))
+def test_random_programs_of_views_and_writes(steps: list[tuple[int, int, int]]) -> None:
+    fn = program(steps)
+    compiled = tg.compile(fn)
+    for k in range(3):
+        x, z = (ramp(3, 4, dtype=tg.float64, scale=0.1 + 0.1 * k) for _ in range(2))
+        scale = tg.tensor(0.5 + k, dtype=tg.float64)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", tg.EagerWarning)
+            same(compiled(z, scale), fn(x, scale))
+        same(z, x)
