@@ -22,7 +22,9 @@ from tracegrad.ir.primitive import Primitive
 from tracegrad.ir.types import Shape, contiguous_strides
 from tracegrad.tracer.capture_hook import Recorder
 from tracegrad.tracer.capture_memory import Memory, WriteBack, path, put, taken, with_strides
+from tracegrad.tracer.engine import reachable
 from tracegrad.tracer.state import state
+from tracegrad.tracer.tape import AccumulateGrad, BackwardNode, OperationNode
 from tracegrad.tracer.tensor import Tensor, wrap
 
 if TYPE_CHECKING:
@@ -87,6 +89,7 @@ class Capture:
         returns: for each tensor returned, ("output", k) or ("input", k).
         differentiable: for each graph output, whether it required grad.
         writes: the inputs that hold other values afterwards.
+        freed: outputs whose history a backward of the run has used up.
         reasons: why this run must not be replayed; empty where it may.
     """
 
@@ -96,6 +99,7 @@ class Capture:
     differentiable: tuple[bool, ...]
     reasons: tuple[Reason, ...]
     writes: tuple[WriteBack, ...] = ()
+    freed: tuple[int, ...] = ()
 
 
 @dataclass
@@ -116,6 +120,8 @@ class GraphRecorder(Recorder):
         self._alive: list[Any] = []  # keeps ids from being reused
         self._memories: dict[int, Memory] = {}
         self._given: dict[int, int] = {}  # numbers of the sources, by the tensor
+        self._holders: dict[int, Tensor] = {}  # a known tensor by its array
+        self._first = BackwardNode((), ()).sequence  # older nodes are from before the run
         self._names: dict[Value, str] = {}  # by the user's variables
 
     # ---- inputs ---------------------------------------------------------------------------------
@@ -150,6 +156,7 @@ class GraphRecorder(Recorder):
         memory = self._memories.get(id(tensor._storage.memory))
         if memory is None:
             memory = self._memories[id(tensor._storage.memory)] = Memory(tensor, value)
+        self._holders.setdefault(id(tensor._array), tensor)
         self._set(tensor, value, memory)
 
     def _set(self, tensor: Tensor, value: Value, memory: Memory) -> None:
@@ -160,12 +167,24 @@ class GraphRecorder(Recorder):
         """The value of a tensor; one not seen before is captured from outside."""
         found = self._values.get(id(tensor))
         if found is None:
+            holder = self._holders.get(id(tensor._array))
+            if holder is not None and holder._storage is tensor._storage:
+                return self._kept(tensor, holder)
             return self._input(tensor, "captured", "", tensor=tensor)
         memory = self._memories[id(tensor._storage.memory)]
         if self._current[id(tensor)] != memory.writes:
             found = self._anew(tensor, memory) or found
             self._set(tensor, found, memory)
         return found
+
+    def _kept(self, tensor: Tensor, holder: Tensor) -> Value:
+        """What a node of the tape kept of `holder`: its value, cut off where it has no history."""
+        value = self.value_of(holder)
+        if holder._requires_grad and not tensor._requires_grad:
+            detach = primitive.TABLE["detach"]
+            value = self.builder.append(detach, [value], {}, location=here())
+        self._know(tensor, value)
+        return value
 
     def _anew(self, tensor: Tensor, memory: Memory) -> Value | None:
         """What `tensor` shows after a write through another tensor over its memory."""
@@ -316,6 +335,17 @@ class GraphRecorder(Recorder):
         self.note(f"autograd.Function {node._function.__name__}")
         return self
 
+    def backward(self, nodes: Sequence[BackwardNode | None], into_leaves: bool) -> None:
+        """A backward over operations of this run is operations itself."""
+        if into_leaves:
+            self.note("backward")
+            return
+        for node in reachable(nodes):
+            if node.hooks is not None or node.retained:
+                self.note(f"a hook on {node.name()}")
+            elif not isinstance(node, AccumulateGrad) and node.sequence < self._first:
+                self.stay_eager(f"the backward goes through {node.name()} from before the call")
+
     def note(self, what: str, tensor: Tensor | None = None) -> None:
         """Something that has no place in a graph."""
         self.stay_eager(f"{what} is used inside the function")
@@ -345,9 +375,13 @@ class GraphRecorder(Recorder):
             for t, v in zip(results, values, strict=True)
         ]
         differentiable = [False] * len(outputs)
+        freed = []
         for tensor, (kind, k) in zip(results, returns, strict=True):
-            if kind == "output":
-                differentiable[k] = tensor.requires_grad
+            if kind == "output" and tensor.requires_grad:
+                if _is_freed(tensor._grad_fn):
+                    freed.append(k)
+                else:
+                    differentiable[k] = True
         writes = []
         for memory in self._memories.values():
             if memory.source is not None and memory.writes:
@@ -356,7 +390,7 @@ class GraphRecorder(Recorder):
         differentiable += [False] * (len(outputs) - len(differentiable))
         return Capture(
             with_names(self.builder.finish(outputs), self._names), tuple(self.sources), tuple(returns),
-            tuple(differentiable), tuple(self.reasons), tuple(writes),
+            tuple(differentiable), tuple(self.reasons), tuple(writes), tuple(freed),
         )  # fmt: skip
 
     def _check_apart(self, written: Memory) -> None:
@@ -382,3 +416,8 @@ class GraphRecorder(Recorder):
                 tensor._array.base is None or tensor._array.flags.c_contiguous
             ):
                 self.stay_eager("a result is not contiguous in memory")
+
+
+def _is_freed(node: BackwardNode | None) -> bool:
+    """Whether a backward that reaches `node` would find that what it needs was let go of."""
+    return any(isinstance(n, OperationNode) and n.saved is None for n in reachable([node]))

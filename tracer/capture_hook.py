@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tracegrad.ir.primitive import Primitive
     from tracegrad.tracer.function_node import FunctionNode
     from tracegrad.tracer.random import Generator
+    from tracegrad.tracer.tape import BackwardNode
     from tracegrad.tracer.tensor import Tensor
     from tracegrad.tracer.views import Region
 
@@ -93,6 +94,10 @@ class Recorder:
     def shown(self, tensor: Tensor) -> str | None:
         """What `repr(tensor)` should be, where it is not that of its values."""
         return None
+
+    def backward(self, nodes: Sequence[BackwardNode | None], into_leaves: bool) -> None:
+        """A backward from `nodes` is about to run; `into_leaves` if it changes `.grad`."""
+        self.note("backward")
 
     def note(self, what: str, tensor: Tensor | None = None) -> None:
         """Something else worth knowing happened: "backward", ".grad", "requires_grad_"."""

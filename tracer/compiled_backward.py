@@ -201,6 +201,20 @@ class CompiledBackward(tape.BackwardNode):
         return [x if isinstance(x, Tensor) else wrap(np.array(x)) for x in found], wrt
 
 
+class FreedBackward(tape.BackwardNode):
+    """The tape node of a result whose history a backward inside of the function has used up."""
+
+    __slots__ = ()
+
+    def name(self) -> str:
+        """As of other results."""
+        return "CompiledBackward0"
+
+    def apply(self, cotangents: list[Tensor | None], create_graph: bool) -> list[Tensor | None]:
+        """Refuse: there is nothing left to go through."""
+        raise GradientError(tape.FREED)
+
+
 def passed_through(graph: Graph) -> tuple[tuple[Value, ...], list[tuple[str, int]]]:
     """The distinct computed outputs, and for each output ("array", k) or ("input", k)."""
     inputs = {v: k for k, v in enumerate(graph.inputs)}

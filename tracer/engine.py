@@ -25,7 +25,7 @@ from tracegrad.tracer.roots import Root, many, roots_of, seed, target_edge, type
 from tracegrad.tracer.state import state
 from tracegrad.tracer.storage import announce, before_write
 from tracegrad.tracer.tape import AccumulateGrad, BackwardNode, Edge, OperationNode
-from tracegrad.tracer.tensor import Tensor, wrap
+from tracegrad.tracer.tensor import Tensor, literal, wrap
 
 _UNUSED = (
     "The differentiated Tensor at index {i} appears to not have been used in the graph. Set "
@@ -75,7 +75,7 @@ def backward(
         warnings.warn(_CYCLE, UserWarning, stacklevel=user_stacklevel())
     roots = roots_of(tensors, grad_tensors)
     if state.recorder is not None:
-        state.recorder.note("backward")
+        state.recorder.backward([edge[0] for edge, _ in roots], True)
     if inputs is None:
         run(roots, keep, create_graph, None)
         return
@@ -125,7 +125,7 @@ def grad(
         raise GradientError(_NO_INPUTS.format(name="grad"))
     edges = [target_edge(t) for t in targets]
     if state.recorder is not None:
-        state.recorder.note("backward")
+        state.recorder.backward([edge[0] for edge, _ in roots], False)
     keep = create_graph if retain_graph is None else retain_graph
     go = _run_batch if is_grads_batched else run
     found = go(roots, keep, create_graph, edges)
@@ -141,7 +141,7 @@ def grad(
 
 def _zeros(target: Any, batch: tuple[int, ...]) -> Tensor:
     type = type_at(target)
-    return wrap(np.zeros((*batch, *type.shape), type.dtype.numpy))
+    return literal(np.zeros((*batch, *type.shape), type.dtype.numpy))
 
 
 def _run_batch(
@@ -184,7 +184,7 @@ def _run_batch(
 
 def _runs_user_code(roots: Sequence[BackwardNode | None]) -> bool:
     """Whether a backward from these nodes calls functions that may read or keep cotangents."""
-    return any(n.runs_user_code or n.hooks is not None or n.retained for n in _reachable(roots))
+    return any(n.runs_user_code or n.hooks is not None or n.retained for n in reachable(roots))
 
 
 @contextmanager
@@ -284,7 +284,7 @@ def run(
     try:
         for edge, ct in roots:
             _deliver(cotangents, edge, ct, False, create_graph)
-        order = _reachable([edge[0] for edge, _ in roots])
+        order = reachable([edge[0] for edge, _ in roots])
         useful = None if targets is None else _leading_to(order, targets)
         state.run = this = Run(
             set(order) if useful is None else useful, before[1], useful is not None
@@ -441,7 +441,7 @@ def _arrived(node: BackwardNode, slots: list[_Slot | None], create_graph: bool) 
             accumulate(tensor, ct, create_graph, fresh=False)
 
 
-def _reachable(roots: Sequence[BackwardNode | None]) -> list[BackwardNode]:
+def reachable(roots: Sequence[BackwardNode | None]) -> list[BackwardNode]:
     """All nodes that the roots depend on, newest first."""
     seen: set[BackwardNode] = {r for r in roots if r is not None}
     stack = list(seen)

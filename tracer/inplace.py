@@ -22,7 +22,7 @@ from tracegrad.tracer.profiling import profilers
 from tracegrad.tracer.state import state
 from tracegrad.tracer.storage import Transform, announce, before_write, made_in
 from tracegrad.tracer.tape import scalar_type_name
-from tracegrad.tracer.tensor import Tensor, wrap
+from tracegrad.tracer.tensor import Tensor, literal, wrap
 from tracegrad.tracer.views import rebase, refusal
 
 _LEAF = "a leaf Variable that requires grad is being used in an in-place operation."
@@ -295,7 +295,7 @@ class Overwrite(tape.BackwardNode):
         assert ct is not None, "the engine runs a node with one output only with its cotangent"
         old = None
         if self.edges[0][0] is not None:
-            old = wrap(np.zeros(ct._array.shape, ct._array.dtype))
+            old = literal(np.zeros(ct._array.shape, ct._array.dtype))
         return [old, ct][: len(self.edges)]
 
 

@@ -15,7 +15,7 @@ from tracegrad.runtime.kernels import pointer
 from tracegrad.tracer import tape, verification
 from tracegrad.tracer.capture import Source
 from tracegrad.tracer.capture_memory import apart, write_back
-from tracegrad.tracer.compiled_backward import CompiledBackward, plain_memory
+from tracegrad.tracer.compiled_backward import CompiledBackward, FreedBackward, plain_memory
 from tracegrad.tracer.tensor import wrap
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class LauncherBuilder:
             "MISS": MISS, "trace": trace, "wrap": wrap, "pointer": pointer, "missed": trace.missed,
             "contiguous": plain_memory, "CompiledBackward": CompiledBackward,
             "edge": tape.gradient_edge, "apart": apart, "write_back": write_back,
+            "FreedBackward": FreedBackward,
         }  # fmt: skip
         guards = self._guard_views(namespace)
         inputs: list[str] = []
@@ -149,6 +150,9 @@ class LauncherBuilder:
                 lines.append(f"out_{k}._grad_fn = node")
                 if number:
                     lines.append(f"out_{k}._output_nr = {number}")
+        for k in self.capture.freed:
+            lines.append(f"out_{k}._requires_grad = True")
+            lines.append(f"out_{k}._grad_fn = FreedBackward((), (out_{k}.type_info,))")
         lines.append("trace.hits += 1")
         return lines
 

@@ -238,6 +238,11 @@ class Lockstep(Recorder):
         if self.above is not None:
             self.above.random_state(tensor, generator)
 
+    def backward(self, nodes: Sequence[BackwardNode | None], into_leaves: bool) -> None:
+        """Pass it on."""
+        if self.above is not None:
+            self.above.backward(nodes, into_leaves)
+
     def note(self, what: str, tensor: Tensor | None = None) -> None:
         """Pass it on."""
         if self.above is not None:

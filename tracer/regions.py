@@ -18,7 +18,7 @@ from tracegrad.tracer.dispatch import make_view
 from tracegrad.tracer.pointwise import need_tensor
 from tracegrad.tracer.shapes import slice_dim, wrap_dim
 from tracegrad.tracer.state import state
-from tracegrad.tracer.tensor import Tensor, literal, wrap
+from tracegrad.tracer.tensor import Tensor, literal
 from tracegrad.tracer.views import Region, class_of_views
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
@@ -52,7 +52,7 @@ def lay(region: Region, source: Any, params: dict[str, Any]) -> Any:
 
 def _spread(ct: Any, shape: tuple[int, ...], arrays: tuple[Any, ...], axes: Any) -> Any:
     """The cotangent of an operand of `shape`, given that of what a gather took of it."""
-    zeros = wrap(np.zeros(shape, ct._array.dtype))
+    zeros = literal(np.zeros(shape, ct._array.dtype))
     return ops.scatter_add(zeros, ct, *arrays, axes=axes)
 
 

@@ -15,7 +15,7 @@ from tracegrad.ir.errors import GradientError, OperandError, ParameterError, Sha
 from tracegrad.ir.types import TensorType
 from tracegrad.tracer.device import Size
 from tracegrad.tracer.tape import AccumulateGrad, BackwardNode, Edge, gradient_edge
-from tracegrad.tracer.tensor import Tensor, wrap
+from tracegrad.tracer.tensor import Tensor, literal
 
 _BATCH = (
     "If `is_grads_batched=True`, we interpret the first dimension of each grad_output as the batch "
@@ -127,7 +127,7 @@ def _given(i: int, type: TensorType, given: Any, batched: bool) -> Tensor:
             )
         if type.shape and any(n != 1 for n in type.shape):
             raise GradientError("grad can be implicitly created only for scalar outputs")
-        return wrap(np.ones(type.shape, type.dtype.numpy))
+        return literal(np.ones(type.shape, type.dtype.numpy))
     if not isinstance(given, Tensor):
         raise OperandError(
             f"gradients can be either Tensors or None, but got {given.__class__.__name__}"

@@ -33,7 +33,7 @@ from tracegrad.tracer.hooks import NodeHooks, RemovableHandle, hooks_of
 from tracegrad.tracer.saved import Packed
 from tracegrad.tracer.state import state
 from tracegrad.tracer.storage import Storage
-from tracegrad.tracer.tensor import wrap
+from tracegrad.tracer.tensor import literal, wrap
 
 if TYPE_CHECKING:
     from tracegrad.tracer.tensor import Tensor
@@ -340,7 +340,7 @@ class OperationNode(BackwardNode):
             if edge[0] is not None:
                 part = plan.op.cotangent(i, ct, out, args, self.params)
                 if part is None:
-                    part = wrap(np.zeros(plan.types[i].shape, plan.types[i].dtype.numpy))
+                    part = literal(np.zeros(plan.types[i].shape, plan.types[i].dtype.numpy))
                 elif part._array.shape != plan.types[i].shape:
                     part = ops.unbroadcast(part, plan.types[i].shape)
             result.append(part)
@@ -401,7 +401,7 @@ class OperationNode(BackwardNode):
             saved = (given._array, given._storage, given._storage.version)
         array, storage, version = saved
         if storage is None:
-            return wrap(np.asarray(array))
+            return literal(np.asarray(array))
         if storage.version != version:
             raise GradientError(_overwritten(storage, version, edge, type))
         tensor = wrap(array, storage)

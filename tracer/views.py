@@ -18,7 +18,7 @@ from tracegrad.ir.errors import GradientError
 from tracegrad.ir.primitive import bind
 from tracegrad.ir.types import TensorType
 from tracegrad.tracer import tape
-from tracegrad.tracer.tensor import Tensor, View, wrap
+from tracegrad.tracer.tensor import Tensor, View, literal, wrap
 
 _MODES = {
     "no_grad": ("no_grad mode", " with grad mode enabled", "no_grad"),
@@ -226,7 +226,7 @@ class SeveralViews(tape.BackwardNode):
         """The parts' cotangents side by side; zeros where nothing depends on a part."""
         parts: list[Any] = []
         for ct, type in zip(cotangents, self.types, strict=True):
-            part: Any = wrap(np.zeros(type.shape, type.dtype.numpy)) if ct is None else ct
+            part: Any = literal(np.zeros(type.shape, type.dtype.numpy)) if ct is None else ct
             if not self.keeps:
                 shape = (*type.shape[: self.axis], 1, *type.shape[self.axis :])
                 part = ops.reshape(part, shape=shape)
