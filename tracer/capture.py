@@ -20,6 +20,7 @@ from tracegrad.ir.graph import Graph, GraphBuilder, Value, with_names
 from tracegrad.ir.location import Location, here, user_frame
 from tracegrad.ir.primitive import Primitive
 from tracegrad.ir.types import Shape, contiguous_strides
+from tracegrad.tracer.capture_grads import Gradient, GradientChange
 from tracegrad.tracer.capture_hook import Recorder
 from tracegrad.tracer.capture_memory import Memory, WriteBack, path, put, taken, with_strides
 from tracegrad.tracer.engine import reachable
@@ -60,9 +61,10 @@ class Source:
     """Where the launcher finds an input of the graph.
 
     `kind` is "argument" (position among the flattened arguments), "captured" (a tensor from
-    outside, the same object each time), "literal" (made by the function from Python data) or
-    "random" (the next state of a generator). `strides` count elements; None where generated code
-    cannot use the memory as it lies. `tensor` is kept for captured and literal inputs.
+    outside, the same object each time), "grad" (the `.grad` of input `position`), "literal" (made
+    by the function from Python data) or "random" (the next state of a generator). `strides` count
+    elements; None where generated code cannot use the memory as it lies. `tensor` is kept for
+    captured and literal inputs.
     """
 
     kind: str
@@ -89,6 +91,8 @@ class Capture:
         returns: for each tensor returned, ("output", k) or ("input", k).
         differentiable: for each graph output, whether it required grad.
         writes: the inputs that hold other values afterwards.
+        gradients: inputs whose `.grad` the run had to do with.
+        gradient_changes: what became of them.
         freed: outputs whose history a backward of the run has used up.
         reasons: why this run must not be replayed; empty where it may.
     """
@@ -99,6 +103,8 @@ class Capture:
     differentiable: tuple[bool, ...]
     reasons: tuple[Reason, ...]
     writes: tuple[WriteBack, ...] = ()
+    gradients: tuple[Gradient, ...] = ()
+    gradient_changes: tuple[GradientChange, ...] = ()
     freed: tuple[int, ...] = ()
 
 
@@ -120,6 +126,7 @@ class GraphRecorder(Recorder):
         self._alive: list[Any] = []  # keeps ids from being reused
         self._memories: dict[int, Memory] = {}
         self._given: dict[int, int] = {}  # numbers of the sources, by the tensor
+        self._gradients: dict[int, Gradient] = {}  # by the leaf
         self._holders: dict[int, Tensor] = {}  # a known tensor by its array
         self._first = BackwardNode((), ()).sequence  # older nodes are from before the run
         self._names: dict[Value, str] = {}  # by the user's variables
@@ -337,14 +344,37 @@ class GraphRecorder(Recorder):
 
     def backward(self, nodes: Sequence[BackwardNode | None], into_leaves: bool) -> None:
         """A backward over operations of this run is operations itself."""
-        if into_leaves:
-            self.note("backward")
-            return
         for node in reachable(nodes):
             if node.hooks is not None or node.retained:
                 self.note(f"a hook on {node.name()}")
             elif not isinstance(node, AccumulateGrad) and node.sequence < self._first:
                 self.stay_eager(f"the backward goes through {node.name()} from before the call")
+
+    def grad_read(self, tensor: Tensor) -> None:
+        """Make the gradient an input, or its absence a condition."""
+        gradient = self._gradient(tensor, True)
+        if gradient is not None and gradient.read and gradient.initial is not None:
+            if gradient.initial is tensor._grad and not self.knows(gradient.initial):
+                name = f"{self.sources[gradient.source].value.name}_grad"
+                self._input(gradient.initial, "grad", name, position=gradient.source)
+
+    def grad_set(self, tensor: Tensor, value: Tensor | None) -> None:
+        """What it was matters no more, unless it was read before."""
+        self._gradient(tensor, False)
+
+    def _gradient(self, tensor: Tensor, read: bool) -> Gradient | None:
+        if tensor._grad_fn is not None or not tensor._requires_grad:
+            self.note(".grad of a tensor that is no leaf that requires grad", tensor)
+            return None
+        if id(tensor) not in self._given:
+            if self.knows(tensor):
+                return None  # a leaf of the run's own
+            self.value_of(tensor)
+        found = self._gradients.get(id(tensor))
+        if found is None:
+            source = self._given[id(tensor)]
+            found = self._gradients[id(tensor)] = Gradient(tensor, source, tensor._grad, read)
+        return found
 
     def note(self, what: str, tensor: Tensor | None = None) -> None:
         """Something that has no place in a graph."""
@@ -359,7 +389,13 @@ class GraphRecorder(Recorder):
     def finish(self, results: Sequence[Tensor]) -> Capture:
         """The capture, given the tensors that the function returned."""
         values = [self.value_of(t) for t in results]
-        self._check_aliases(results)
+        changed = [g for g in self._gradients.values() if g.leaf._grad is not g.initial]
+        made = [g.leaf._grad for g in changed if g.leaf._grad is not None]
+        self._check_aliases([*results, *made])
+        if any(g._requires_grad for g in made):
+            self.stay_eager("a gradient that it leaves in .grad has a history")
+        if any(t._grad is not None and id(t) not in self._given for t in results):
+            self.stay_eager("a result has a .grad of its own")
         inputs = {s.value: k for k, s in enumerate(self.sources)}
         outputs: list[Value] = []
 
@@ -387,10 +423,20 @@ class GraphRecorder(Recorder):
             if memory.source is not None and memory.writes:
                 self._check_apart(memory)
                 writes.append(WriteBack(memory.source, *place(memory.value), tuple(memory.noted)))
+        gradients = []
+        for g in changed:
+            final = g.leaf._grad
+            if final is None:
+                gradients.append(GradientChange(g.source, "none"))
+            elif id(final) in self._given:
+                gradients.append(GradientChange(g.source, "input", self._given[id(final)]))
+            else:
+                gradients.append(GradientChange(g.source, *place(self.value_of(final))))
         differentiable += [False] * (len(outputs) - len(differentiable))
         return Capture(
             with_names(self.builder.finish(outputs), self._names), tuple(self.sources), tuple(returns),
-            tuple(differentiable), tuple(self.reasons), tuple(writes), tuple(freed),
+            tuple(differentiable), tuple(self.reasons), tuple(writes),
+            tuple(self._gradients.values()), tuple(gradients), tuple(freed),
         )  # fmt: skip
 
     def _check_apart(self, written: Memory) -> None:

@@ -99,6 +99,14 @@ class Recorder:
         """A backward from `nodes` is about to run; `into_leaves` if it changes `.grad`."""
         self.note("backward")
 
+    def grad_read(self, tensor: Tensor) -> None:
+        """Something depends on the `.grad` that `tensor` has now, or on its not having one."""
+        self.note(".grad", tensor)
+
+    def grad_set(self, tensor: Tensor, value: Tensor | None) -> None:
+        """`tensor.grad` is about to be `value`."""
+        self.note(".grad", tensor)
+
     def note(self, what: str, tensor: Tensor | None = None) -> None:
         """Something else worth knowing happened: "backward", ".grad", "requires_grad_"."""
         raise NotImplementedError

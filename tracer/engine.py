@@ -471,10 +471,10 @@ _LOCKS = tuple(threading.RLock() for _ in range(16))  # a leaf has one of them, 
 def _laid_out(ct: Tensor, leaf: Tensor, fresh: bool) -> Tensor:
     """The first gradient of a leaf: memory of its own, in the leaf's layout where that is dense."""
     array, like = ct._array, leaf._array
-    if array.strides == like.strides or (like.flags.c_contiguous and array.flags.c_contiguous):
-        return wrap(array) if fresh else ct.detach().clone()
     if state.recorder is not None:
         return ct.detach().clone()
+    if array.strides == like.strides or (like.flags.c_contiguous and array.flags.c_contiguous):
+        return wrap(array) if fresh else ct.detach().clone()
     dense = like.size == 0 or (like.strides and 0 not in like.strides)
     made = np.empty_like(like) if dense else np.empty(like.shape, like.dtype)
     if made.strides != like.strides:  # gaps: row by row
@@ -490,6 +490,8 @@ def accumulate(leaf: Tensor, ct: Tensor, create_graph: bool, *, fresh: bool) -> 
     """
     if ct.dtype is not leaf.dtype:
         ct = ct.to(leaf.dtype)
+    if state.recorder is not None:
+        state.recorder.grad_read(leaf)
     lock = _LOCKS[id(leaf) >> 6 & 15]
     if create_graph:
         added = False

@@ -14,12 +14,16 @@ from tracegrad.ir.graph import Value
 from tracegrad.runtime.kernels import pointer
 from tracegrad.tracer import tape, verification
 from tracegrad.tracer.capture import Source
+from tracegrad.tracer.capture_grads import unhooked
 from tracegrad.tracer.capture_memory import apart, write_back
 from tracegrad.tracer.compiled_backward import CompiledBackward, FreedBackward, plain_memory
 from tracegrad.tracer.tensor import wrap
 
 if TYPE_CHECKING:
     from tracegrad.tracer.trace import Trace
+
+GRADIENT = -4
+"""The position that a launcher reports where a `.grad` is there, or not, unlike at the capture."""
 
 OVERLAP = -3
 """The position that a launcher reports where a tensor that it writes to overlaps another input."""
@@ -43,7 +47,7 @@ class LauncherBuilder:
             "MISS": MISS, "trace": trace, "wrap": wrap, "pointer": pointer, "missed": trace.missed,
             "contiguous": plain_memory, "CompiledBackward": CompiledBackward,
             "edge": tape.gradient_edge, "apart": apart, "write_back": write_back,
-            "FreedBackward": FreedBackward,
+            "FreedBackward": FreedBackward, "unhooked": unhooked,
         }  # fmt: skip
         guards = self._guard_views(namespace)
         inputs: list[str] = []
@@ -51,6 +55,8 @@ class LauncherBuilder:
         for k, (source, name) in enumerate(zip(self.capture.sources, names, strict=True)):
             if source.kind == "argument":
                 inputs.append(f"{name} = leaves[{source.position}]")
+            elif source.kind == "grad":
+                inputs.append(f"{name} = {names[source.position]}._grad")
             elif source.kind == "random":
                 namespace[f"generator_{k}"] = source.generator
                 inputs.append(f"{name} = generator_{k}.next_state()")
@@ -76,9 +82,12 @@ class LauncherBuilder:
                 call += f"\n    {made}, = verified({arrays}, ({made},))"
         else:
             call = "pass  # nothing is computed"
+        after = (
+            *self._result_lines(), *self._write_lines(namespace), *self._gradient_lines()
+        )  # fmt: skip
         launcher = Launcher(
             f"Replay of {trace.name}, captured because {trace.why}.", tuple(guards), tuple(inputs),
-            call, (*self._result_lines(), *self._write_lines(namespace)), self._returned(),
+            call, after, self._returned(),
         )  # fmt: skip
         text = launcher_text(launcher)
         exec(compile(text, f"<tracegrad launcher of {trace.name}>", "exec"), namespace)
@@ -109,11 +118,48 @@ class LauncherBuilder:
                 f"captured_{k}.requires_grad is {s.tensor.requires_grad}"
             )
             views.append(GuardLine(text, f"{name}: {s.value.type}", len(self.trace.guards) + k))
+        views += self._gradient_views(namespace)
         for position, tensor in self.trace.same:
             namespace[f"same_{position}"] = tensor
             text = f"leaves[{position}] is same_{position}"
             views.append(GuardLine(text, "the argument was also read from outside", -1))
         return views
+
+    def _gradient_views(self, namespace: dict[str, Any]) -> list[GuardLine]:
+        """Gradients that the run read are there or not as they were, and nobody waits for others."""
+        views = []
+        for g in self.capture.gradients:
+            source = self.capture.sources[g.source]
+            leaf = f"leaves[{source.position}]"
+            if source.kind != "argument":
+                leaf = f"leaf_{g.source}"
+                namespace[leaf] = g.leaf
+            text = f"unhooked({leaf})"
+            if g.read and g.initial is None:
+                text += f" and {leaf}._grad is None"
+            elif g.read and g.initial is not None:
+                array = g.initial._array
+                namespace[f"grad_dtype_{g.source}"] = array.dtype
+                text += (
+                    f" and {leaf}._grad is not None and {leaf}._grad._array.shape == {array.shape}"
+                    f" and {leaf}._grad._array.strides == {array.strides}"
+                    f" and {leaf}._grad._array.dtype == grad_dtype_{g.source}"
+                    f" and not {leaf}._grad._requires_grad"
+                )
+            views.append(GuardLine(text, f"{source.value.name or 'a leaf'}.grad", GRADIENT))
+        return views
+
+    def _gradient_lines(self) -> list[str]:
+        """Leave the gradients that the run left."""
+        lines = []
+        for change in self.capture.gradient_changes:
+            value = "None"
+            if change.kind == "input":
+                value = self.names[change.at]
+            elif change.kind == "output":
+                value = f"out_{change.at}"
+            lines.append(f"{self.names[change.source]}._grad = {value}")
+        return lines
 
     def _write_lines(self, namespace: dict[str, Any]) -> list[str]:
         """Write to the inputs; what comes from another input is read before the first write."""
@@ -159,6 +205,7 @@ class LauncherBuilder:
     def _shown(self) -> list[tuple[int, tuple[str, int]]]:
         """The outputs that the caller gets, with their places; others are only written back."""
         returned = {k for kind, k in self.capture.returns if kind == "output"}
+        returned |= {c.at for c in self.capture.gradient_changes if c.kind == "output"}
         return [(k, place) for k, place in enumerate(self.trace.places) if k in returned]
 
     def _kept(self, k: int) -> str:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tracegrad.ir.primitive import Primitive
     from tracegrad.tracer.function_node import FunctionNode
     from tracegrad.tracer.random import Generator
+    from tracegrad.tracer.tape import BackwardNode
 
 
 _NONE = (None, None)
@@ -242,6 +243,16 @@ class Lockstep(Recorder):
         """Pass it on."""
         if self.above is not None:
             self.above.backward(nodes, into_leaves)
+
+    def grad_read(self, tensor: Tensor) -> None:
+        """Pass it on."""
+        if self.above is not None:
+            self.above.grad_read(tensor)
+
+    def grad_set(self, tensor: Tensor, value: Tensor | None) -> None:
+        """Pass it on."""
+        if self.above is not None:
+            self.above.grad_set(tensor, value)
 
     def note(self, what: str, tensor: Tensor | None = None) -> None:
         """Pass it on."""

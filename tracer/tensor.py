@@ -193,7 +193,7 @@ class Tensor(Operators):
             )
         if flag and not self.dtype.is_floating_point:
             raise GradientError("only Tensors of floating point dtype can require gradients")
-        if state.recorder is not None:
+        if state.recorder is not None and flag != self._requires_grad:
             state.recorder.note("requires_grad_", self)
         self._requires_grad = flag
 
@@ -234,22 +234,22 @@ class Tensor(Operators):
     def grad(self) -> Tensor | None:
         """The accumulated gradient of a leaf (or after `retain_grad()`), or None."""
         if state.recorder is not None:
-            state.recorder.note(".grad", self)
+            state.recorder.grad_read(self)
         if self._grad is None and self._grad_fn is not None and not self.retains_grad:
             warnings.warn(_NON_LEAF_GRAD, UserWarning, stacklevel=user_stacklevel())
         return self._grad
 
     @grad.setter
     def grad(self, value: Tensor | None) -> None:
-        if state.recorder is not None:
-            state.recorder.note(".grad", self)
         if value is not None:
             self._check_grad(value)
+        if state.recorder is not None:
+            state.recorder.grad_set(self, value)
         self._grad = value
 
     @grad.deleter
     def grad(self) -> None:
-        self._grad = None
+        self.grad = None
 
     def _check_grad(self, value: Any) -> None:
         if not isinstance(value, Tensor):

@@ -26,7 +26,7 @@ from tracegrad.runtime.executable import Executable
 from tracegrad.runtime.kernels import pointer
 from tracegrad.tracer.capture import Capture
 from tracegrad.tracer.compiled_backward import Backward, passed_through, plain_memory
-from tracegrad.tracer.launcher import MISS, OVERLAP, LauncherBuilder
+from tracegrad.tracer.launcher import GRADIENT, MISS, OVERLAP, LauncherBuilder
 from tracegrad.tracer.pytree import LEAF, Structure
 from tracegrad.tracer.tensor import Tensor
 
@@ -181,6 +181,8 @@ class Trace:
         if position == GUARD_RAISED:
             gone = next((g for g in self.guards if not g.holds()), None)
             return gone.explain() if gone is not None else "what it read could not be looked up"
+        if position == GRADIENT:
+            return "a .grad was there, or was not, unlike at the capture, or a hook waits for it"
         if position == OVERLAP:
             return "a tensor that it writes to overlapped another input"
         if position < 0:

@@ -16,6 +16,7 @@ from tracegrad.nn.loading import clear_gradient
 from tracegrad.nn.naming import type_name
 from tracegrad.tracer.grad_mode import enable_grad, no_grad
 from tracegrad.tracer.profiling import labelled
+from tracegrad.tracer.state import state
 from tracegrad.tracer.tensor import Tensor
 
 _DUPLICATES = (
@@ -101,6 +102,8 @@ class Optimizer:
 
     def _step(self, closure: Callable[[], Any] | None) -> Any:
         loss = None
+        if state.recorder is not None:
+            state.recorder.note("Optimizer.step()")
         if closure is not None:
             with enable_grad():
                 loss = closure()
