@@ -88,7 +88,8 @@ class Composite(Plan):
         passed: operands that have an edge, and whether a gradient is wanted.
         recorded: class of the node; None where nothing is recorded.
         kept_operands, kept_outputs, kept_between: what the backward reads: which operands, which
-            results, and which entries of what `forward` returned.
+            results, and which entries of what `forward` returned, with the operand whose memory
+            each may be.
     """
 
     __slots__ = ("forward", "between", "count", "first", "passed", "kept_operands", "kept_outputs",
@@ -110,7 +111,8 @@ class Composite(Plan):
         self.between = between = tuple(
             s.out for s in program.steps if s.out in reads and s.out not in program.results
         )
-        self.kept_between = tuple(range(self.count, self.count + len(between)))
+        roots = _roots(program)
+        self.kept_between = tuple((self.count + i, roots.get(k)) for i, k in enumerate(between))
         self._numbers = (
             *self.kept_operands, *(program.results[i] for i in self.kept_outputs), *between
         )  # fmt: skip
@@ -163,7 +165,13 @@ class Composite(Plan):
         kept = [operands[i] for i in self.kept_operands]
         kept += [outputs[i] for i in self.kept_outputs]
         saved: list[Any] = [(x._array, x._storage, x._storage.version) for x in kept]
-        saved += [(made[i], None, 0) for i in self.kept_between]
+        for i, root in self.kept_between:
+            array = made[i]
+            if root is not None and np.may_share_memory(array, operands[root]._array):
+                storage = operands[root]._storage  # writes to the operand are writes to this
+                saved.append((array, storage, storage.version))
+            else:
+                saved.append((array, None, 0))
         out = outputs[self.differentiable]
         assert self.recorded is not None, "there is something to track"
         out._grad_fn = self.recorded(self, _NO_PARAMS, tuple(edges), 1, tuple(saved))
@@ -305,6 +313,7 @@ def _forward(program: Program, between: Sequence[int]) -> Callable[..., Any]:
         names[number] = f"k{number}"
         lines.globals[f"k{number}"] = x
     own = _exact(program)
+    finish = "owned" if all(s.plan.op.family == "pointwise" for s in program.steps) else "laid_out"
     for at, step in enumerate(program.steps):
         names[step.out] = f"t{step.out}"
         lines.step(step.plan.op, step.plan.types, step.params, step.plan.out_type,
@@ -315,8 +324,11 @@ def _forward(program: Program, between: Sequence[int]) -> Callable[..., Any]:
             lines.lines.append(f"del {', '.join(names[k] for k in sorted(gone))}")
     arguments = [f"x{i}" for i in range(len(program.operands))]
     others = ", ".join([*arguments, *(names[k] for k in between)])
-    lines.globals["owned"] = owned
-    returned = [names[k] if k in own else f"owned({names[k]}, {others})" for k in program.results]
+    lines.globals |= {"owned": owned, "laid_out": laid_out}
+    returned = [
+        names[k] if k in own and finish == "owned" else f"{finish}({names[k]}, {others})"
+        for k in program.results
+    ]
     returned += [names[k] for k in between]
     made: Callable[..., Any] = lines.function(f"forward({', '.join(arguments)})", returned)
     return made
@@ -328,6 +340,23 @@ def _exact(program: Program) -> set[int]:
         s.out for s in program.steps
         if s.plan.plain
     }  # fmt: skip
+
+
+def _roots(program: Program) -> dict[int, int]:
+    """Values that may be views of an operand, by number: that operand."""
+    roots = {i: i for i in range(len(program.operands))}
+    for step in program.steps:
+        may_alias = step.plan.op.family != "reduction" and not step.plan.plain
+        if may_alias and step.inputs and step.inputs[0] in roots:
+            roots[step.out] = roots[step.inputs[0]]
+    return roots
+
+
+def laid_out(array: np.ndarray, *others: np.ndarray) -> np.ndarray:
+    """As `owned`, row-major: what PyTorch makes of anything that is not element by element."""
+    if not array.flags.c_contiguous:
+        return array.copy()
+    return owned(array, *others)
 
 
 def owned(array: np.ndarray, *others: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 
 from tracegrad.ir.quiet import IGNORE, QUIET
 from tracegrad.tracer.array_rules import function_of
-from tracegrad.tracer.composite_plan import Program, Step, owned
+from tracegrad.tracer.composite_plan import Program, Step, laid_out, owned
 from tracegrad.tracer.tape import NO_EDGE, accumulator, node_class
 from tracegrad.tracer.tensor import wrap
 
@@ -34,7 +34,7 @@ class Single:
                     array = as_array(kernel(a._array), dtype)
                 finally:
                     loud(token)
-                out = wrap(owned(array, a._array))
+                out = wrap(laid_out(array, a._array))
                 node = a._grad_fn
                 to_a = (node, a._output_nr) if node is not None else (accumulator(a), 0)
                 out._grad_fn = Node(plan, params, (to_a,), 1, ())
@@ -50,7 +50,8 @@ class Single:
         names: dict[int, str] = {}  # of the operands, by number
         known: dict[str, Any] = {
             "quiet": QUIET.set, "loud": QUIET.reset, "IGNORE": IGNORE, "kernel": plan.kernel,
-            "as_array": np.asarray, "dtype": plan.dtype, "owned": owned, "wrap": wrap, "plan": plan,
+            "as_array": np.asarray, "dtype": plan.dtype, "owned": owned, "laid_out": laid_out,
+            "wrap": wrap, "plan": plan,
             "params": step.params, "accumulator": accumulator, "NO_EDGE": NO_EDGE,
         }  # fmt: skip
         body: list[str] = []
@@ -66,7 +67,8 @@ class Single:
         result = "array"
         if not plan.plain:
             call = f"as_array({call}, dtype)"
-            result = f"owned(array, {', '.join(a for a in arrays.values() if '.' in a)})"
+            finish = "owned" if plan.op.family == "pointwise" else "laid_out"
+            result = f"{finish}(array, {', '.join(a for a in arrays.values() if '.' in a)})"
         body += ["token = quiet(IGNORE)", "try:", f"    array = {call}",
                  "finally:", "    loud(token)", f"out = wrap({result})"]  # fmt: skip
         if program.name is not None:

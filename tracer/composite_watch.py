@@ -9,7 +9,7 @@ import numpy as np
 
 from tracegrad.ir.primitive import Primitive
 from tracegrad.tracer.capture_hook import Recorder
-from tracegrad.tracer.composite_plan import Composite, Program, Step, owned
+from tracegrad.tracer.composite_plan import Composite, Program, Step, laid_out, owned
 from tracegrad.tracer.composite_views import Viewing
 from tracegrad.tracer.dispatch import planned
 from tracegrad.tracer.tape import OperationNode
@@ -84,7 +84,9 @@ class Watch(Recorder):
         """What `plan.forward` would return: the results, and what is kept of the way between."""
         between = [self.held[k]._array for k in plan.between]
         given = [x._array for x in self.operands]
-        results = [owned(self.held[k]._array, *given, *between) for k in plan.program.results]
+        pointwise = all(s.plan.op.family == "pointwise" for s in plan.program.steps)
+        finish = owned if pointwise else laid_out
+        results = [finish(self.held[k]._array, *given, *between) for k in plan.program.results]
         return [*results, *between]
 
     def viewing(self, result: Any) -> Viewing | None:
@@ -136,7 +138,13 @@ class Watch(Recorder):
 
 def _reaches_operand(x: Tensor, operands: Sequence[Tensor]) -> bool:
     """True for a view of an operand (a view of what was computed on the way is not one)."""
-    return any(np.may_share_memory(x._array, y._array) for y in operands)
+    for y in operands:
+        above = y if y._view is None else y._view.base
+        if x._view is not None and x._view.base is above:
+            return True  # also where there are no elements
+        if np.may_share_memory(x._array, y._array):
+            return True
+    return False
 
 
 def _leading_to(results: Sequence[int], steps: Sequence[Step]) -> tuple[Step, ...]:

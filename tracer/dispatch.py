@@ -105,12 +105,14 @@ Tensor.__tracegrad_bind__ = staticmethod(dispatch)  # type: ignore[attr-defined]
 
 
 def _extend(key: list[Any], params: Mapping[str, Any]) -> None:
-    """Add parameters to a key; 0.0 and -0.0, and 0 and 0.0, are not the same."""
+    """Add parameters to a key; 0.0 and -0.0 are not the same, nor 0 and False."""
     for name, value in params.items():
-        key.append(name)
-        key.append(value)
-        if type(value) is float:
+        kind = value.__class__
+        key += (name, kind, value)
+        if kind is float:
             key.append(math.copysign(1.0, value))
+        elif kind is tuple:
+            key.append(tuple([v.__class__ for v in value]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,12 +285,16 @@ def _wrapped(
                 out = out.view() if plan.views else out.copy()
                 break
         else:
-            if out is made and plan.op.family == "pointwise":
-                plan.plain = True  # what a kernel makes depends on types only
+            if plan.op.family == "pointwise":
+                plan.plain = out is made  # what a kernel makes depends on types only
+            elif not out.flags.c_contiguous:
+                out = out.copy()
             return wrap(out)
     if plan.views and isinstance(operands[0], Tensor) and _aliases(out, arrays[0]):
         return make_view(operands[0], out, plan.op, params)
-    if not out.flags.owndata and (not out.flags.writeable or _shares(out, arrays)):
+    if plan.op.family != "pointwise" and not out.flags.c_contiguous:
+        out = out.copy()
+    elif not out.flags.owndata and (not out.flags.writeable or _shares(out, arrays)):
         out = out.copy()
     return wrap(out)
 
@@ -319,7 +325,7 @@ def viewed(source: Tensor, array: np.ndarray, steps: tuple[Any, ...]) -> Tensor:
     if above is None:
         view = out._view = View(source, steps, storage.version, "")
     else:
-        view = out._view = View(above.base, (*above.chain, *steps), storage.version, above.made)
+        view = out._view = View(above.base, steps, storage.version, above.made, above)
     if not state.grad_enabled:
         view.made = "inference" if state.inference else "no_grad"
         out._requires_grad = source.requires_grad  # of a leaf of its own, as in PyTorch

@@ -383,8 +383,16 @@ def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
     if index.ndim > 1:
         raise DimensionError("index_select(): Index is supposed to be a vector")
     d = wrap_dim(dim, input.ndim)
-    out = _gathered(input, {d: ops.reshape(index, shape=(-1,))})
-    return named(out, "IndexSelectBackward0")
+    places = ops.reshape(index, shape=(-1,))
+    if input.ndim == 0:  # as a vector of one
+        if places._array.size != 1:
+            raise ShapeError(
+                "index_select(): Index to scalar can have only 1 value, got "
+                f"{places._array.size} value(s)"
+            )
+        taken = _gathered(ops.reshape(input, shape=(1,)), {0: places})
+        return named(ops.reshape(taken, shape=()), "IndexSelectBackward0")
+    return named(_gathered(input, {d: places}), "IndexSelectBackward0")
 
 
 @composite
@@ -398,6 +406,8 @@ def gather(input: Tensor, dim: int, index: Tensor) -> Tensor:
     need_tensor("gather", "index", 3, index)
     from tracegrad.tracer.reductions import take_along
 
+    if input.ndim == 0 and index.ndim == 1:  # as a vector of one
+        return named(gather(ops.reshape(input, shape=(1,)), dim, index), "GatherBackward0")
     d = _check_gather("gather", input, wrap_dim(dim, input.ndim), index)
     return named(take_along(input, d, index), "GatherBackward0")
 

@@ -131,7 +131,8 @@ def _is_captured(target: Tensor, transform: Transform) -> bool:
         if x is target or (view is not None and view.base is x):
             return False
         if view is not None and x._view is not None:
-            if any(step is x._view.chain[-1] for step in view.chain):
+            last = x._view.steps[-1] if x._view.steps else None
+            if any(step is last for step in view.chain):
                 return False
     return True
 
@@ -286,8 +287,8 @@ class Overwrite(tape.BackwardNode):
         self.label = label
 
     def name(self) -> str:
-        """The name that PyTorch prints."""
-        return self.label
+        """PyTorch's name."""
+        return f"torch::autograd::{self.label}" if self.label == "CopyBackwards" else self.label
 
     def apply(self, cotangents: list[Tensor | None], create_graph: bool) -> list[Tensor | None]:
         """Zeros for what the memory held before; the cotangent itself for the new value."""

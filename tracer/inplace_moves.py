@@ -46,7 +46,7 @@ def _move(name: str, label: str, target: Tensor, compute: Callable[..., Any], *a
         back = _way_back(before, moved._view.chain[-1])
         target._moves = (back, *getattr(target, "_moves", ()))
     else:
-        view.chain = moved._view.chain
+        view.steps, view.above = moved._view.chain, None
     _place(target, moved._array)
     if recorded:  # else a view makes its history anew, for its new layout
         target._grad_fn, target._output_nr = named(moved, label)._grad_fn, 0

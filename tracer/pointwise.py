@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from tracegrad.ir import dtypes, ops
@@ -229,6 +230,7 @@ def sub(input: Any, other: Any, *, alpha: Any = 1) -> Any:
     plain = type(alpha) is int and alpha == 1
     if not plain:
         need_number("sub", "alpha", alpha)
+        check_no_bool(input, other)
     return apply2("sub", input, other if plain else _scaled(input, other, alpha))
 
 
@@ -574,7 +576,7 @@ def nan_to_num(
             raise wrong_type("nan_to_num", name, 0, "float", x)
     if not input.dtype.is_floating_point:
         return TABLE["cast"](input, dtype=input.dtype)
-    limits = np.finfo(input.dtype.numpy)
+    limits = ml_dtypes.finfo(input.dtype.numpy)
     high = float(limits.max) if posinf is None else posinf
     low = float(limits.min) if neginf is None else neginf
     result = where(apply1("isnan", input), nan, input)

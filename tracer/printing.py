@@ -152,7 +152,7 @@ def text(
     except GradientError:  # a view whose base was written to, and whose history cannot follow
         name = "Invalid"
     else:
-        name = node.name() if node is not None else ""
+        name = node.name().rpartition("::")[2] if node is not None else ""
     if name:
         suffixes.append(f"grad_fn=<{name}>")
     elif x.requires_grad:

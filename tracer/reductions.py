@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import namedtuple
 from collections.abc import Callable, Sequence
 from math import prod as product
@@ -18,6 +19,7 @@ from tracegrad.ir.errors import (
     OptionError,
     ShapeError,
 )
+from tracegrad.ir.location import user_stacklevel
 from tracegrad.ir.primitive import is_scalar
 from tracegrad.ir.primitives.reduction import kept
 from tracegrad.tracer import shapes
@@ -147,7 +149,12 @@ def amin(input: Any, dim: Any = (), keepdim: bool = False) -> Any:
 def any(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
     """True where some element over `dim` is not zero."""
     need_tensor("any", "input", 1, input)
-    return ops.reduce_any(input, axes=_axes(input, dim), keepdims=keepdim)
+    return _as_bytes(input, ops.reduce_any(input, axes=_axes(input, dim), keepdims=keepdim))
+
+
+def _as_bytes(input: Any, out: Any) -> Any:
+    """Truth values of bytes are bytes, as in PyTorch."""
+    return out.to(dtypes.uint8) if input.dtype is dtypes.uint8 else out
 
 
 @_public
@@ -155,7 +162,7 @@ def any(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
 def all(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
     """True where every element over `dim` is not zero."""
     need_tensor("all", "input", 1, input)
-    return ops.reduce_all(input, axes=_axes(input, dim), keepdims=keepdim)
+    return _as_bytes(input, ops.reduce_all(input, axes=_axes(input, dim), keepdims=keepdim))
 
 
 def _check_search(function: str, input: Any, dim: Any) -> None:
@@ -249,17 +256,24 @@ def take_along(input: Any, dim: int, index: Any) -> Any:
 
 
 @_public
-@composite
 def var(
     input: Any, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *,
     correction: float | None = None,
 ) -> Any:  # fmt: skip
     """Mean squared distance from the mean, divided by n - correction (default 1).
 
+    Warns where n - correction is not positive; the result is NaN or infinite then.
+
     Raises:
         DTypeError: `input` is not floating.
     """
-    need_tensor("var", "input", 1, input)
+    dim, less = _degrees("var", input, dim, unbiased, correction)
+    return _var(input, dim, less, keepdim)
+
+
+def _degrees(name: str, input: Any, dim: Any, unbiased: Any, correction: Any) -> tuple[Any, float]:
+    """The dimensions, and what is taken from the count; refuses wrong arguments."""
+    need_tensor(name, "input", 1, input)
     if isinstance(dim, bool):  # var(x, unbiased)
         dim, unbiased = None, dim
     if not input.dtype.is_floating_point:
@@ -269,6 +283,19 @@ def var(
     if correction is not None and not is_scalar(correction):
         raise OperandError(f"argument 'correction' must be Number, not {type_name(correction)}")
     less = correction if correction is not None else (1 if unbiased else 0)
+    if _count(input, dim) - less <= 0:
+        warnings.warn(_NO_FREEDOM.format(name), UserWarning, stacklevel=user_stacklevel())
+    return dim, less
+
+
+_NO_FREEDOM = (
+    "{}(): degrees of freedom is <= 0. Correction should be strictly less than the reduction factor "
+    "(input numel divided by output numel)."
+)
+
+
+@composite
+def _var(input: Any, dim: Any, less: float, keepdim: bool) -> Any:
     centered = apply2("sub", input, mean(input, _all(input, dim), keepdim=True))
     total = ops.reduce_sum(
         apply2("mul", centered, centered), axes=_axes(input, dim), keepdims=keepdim
@@ -288,14 +315,18 @@ def builtin_max(a: float, b: float) -> float:
 
 
 @_public
-@composite
 def std(
     input: Any, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *,
     correction: float | None = None,
 ) -> Any:  # fmt: skip
-    """Square root of `var`; its gradient is 0 where the variance is 0."""
-    squared = var(input, dim, unbiased, keepdim, correction=correction)
-    return named(_safe_sqrt(squared), "StdBackward0")
+    """Square root of `var`, with its warning; its gradient is 0 where the variance is 0."""
+    dim, less = _degrees("std", input, dim, unbiased, correction)
+    return _std(input, dim, less, keepdim)
+
+
+@composite
+def _std(input: Any, dim: Any, less: float, keepdim: bool) -> Any:
+    return named(_safe_sqrt(_var(input, dim, less, keepdim)), "StdBackward0")
 
 
 def _safe_sqrt(x: Any) -> Any:

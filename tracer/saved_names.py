@@ -25,7 +25,7 @@ RESULT = -1  # the position of what the operation returned
 
 _OF_SELF = ("Abs Acos Acosh Asin Asinh Atan Atanh Cos Cosh Digamma Erf Lgamma Log Log10 "
             "Log1P Log2 Sin Sinh")  # fmt: skip
-_OF_RESULT = "Exp Exp2 Expm1 Reciprocal Rsqrt Sigmoid Softmax Sqrt Tan Tanh"
+_OF_RESULT = "Exp Exp2 Expm1 Reciprocal Rsqrt Sigmoid Sqrt Tan Tanh"
 _OF_TWO = "Atan2 Div Maximum Minimum Mul"
 
 TENSORS: dict[str, dict[str, int]] = {

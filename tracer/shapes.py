@@ -278,9 +278,9 @@ def expand_as(input: Any, other: Any) -> Any:
 
 @_public
 @viewing
-def broadcast_to(input: Any, shape: Any) -> Any:
+def broadcast_to(input: Any, *shape: Any) -> Any:
     """`expand` under its other name."""
-    return expand(input, shape)
+    return expand(input, *shape)
 
 
 @_public

@@ -72,13 +72,29 @@ class View:
     "several" results, or was returned by a custom "function".
     """
 
-    __slots__ = ("base", "chain", "version", "made")
+    __slots__ = ("base", "steps", "above", "version", "made")
 
-    def __init__(self, base: Tensor, chain: tuple[Any, ...], version: int, made: str) -> None:
+    def __init__(
+        self, base: Tensor, steps: tuple[Any, ...], version: int, made: str,
+        above: View | None = None,
+    ) -> None:  # fmt: skip
         self.base = base
-        self.chain = chain
+        self.steps = steps
+        self.above = above  # the view of which it is one, whose steps come first
         self.version = version
         self.made = made
+
+    @property
+    def chain(self) -> tuple[Any, ...]:
+        """All movement operations from the base on."""
+        if self.above is None:
+            return self.steps
+        parts: list[tuple[Any, ...]] = []
+        view: View | None = self
+        while view is not None:
+            parts.append(view.steps)
+            view = view.above
+        return tuple(step for part in reversed(parts) for step in part)
 
 
 class Tensor(Operators):

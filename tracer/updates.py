@@ -47,7 +47,8 @@ def _triangle(name: str, input: Any, diagonal: Any, mask: Callable[..., np.ndarr
     if input.ndim < 2:
         raise ShapeError(f"{name}: input tensor must have at least 2 dimensions")
     kept = literal(mask(np.ones(tuple(input.shape[-2:]), np.bool_), diagonal))
-    return named(ops.where(kept, input, 0), f"{name.title()}Backward0")
+    nothing = False if input.dtype is dtypes.bool_ else 0
+    return named(ops.where(kept, input, nothing), f"{name.title()}Backward0")
 
 
 @_public

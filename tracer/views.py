@@ -283,6 +283,10 @@ class CopySlices(tape.BackwardNode):
         self.chain = tuple(chain)
         self.outside = _outside(base._array, self.chain)
 
+    def name(self) -> str:
+        """PyTorch's name of it."""
+        return "torch::autograd::CopySlices"
+
     def apply(self, cotangents: list[Tensor | None], create_graph: bool) -> list[Tensor | None]:
         """The old base's cotangent outside the region, the new value's inside."""
         ct = cotangents[0]

@@ -20,6 +20,7 @@ from tracegrad.ir.primitive import (
     ZERO,
     Primitive,
     Refusal,
+    get,
     is_scalar,
     type_of,
 )  # fmt: skip
@@ -120,7 +121,7 @@ mul = binary(
 )  # fmt: skip
 div = binary(
     "div", np.divide, "{x} / {y}", promotion=FLOAT, ranges=(REAL, nonzero(0.5, 3.0)), cost=4,
-    vjp=(lambda ct, out, x, y: ct / y, lambda ct, out, x, y: -ct * out / y),
+    vjp=(lambda ct, out, x, y: ct / y, lambda ct, out, x, y: -ct * (x / y) / y),
     jvp=(lambda dx, out, x, y: dx / y, lambda dy, out, x, y: -dy * out / y), source="definition",
     doc="True quotient: integers become the default float.",
 )  # fmt: skip
@@ -184,7 +185,7 @@ def _same(ct: Any, out: Any, x: Any, y: Any) -> Any:
 
 # x = n*y + out with n a whole number, constant nearby: d out/d y = -n.
 def _less_truncated(ct: Any, out: Any, x: Any, y: Any) -> Any:
-    return -ct * round((x - out) / y)
+    return -ct * get("trunc")(x / y)
 
 
 def _less_floored(ct: Any, out: Any, x: Any, y: Any) -> Any:

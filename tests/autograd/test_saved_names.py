@@ -57,7 +57,6 @@ SAVED: list[tuple[Any, dict[str, Any]]] = [
     (M.min(), {"self": M, "result": 1.0}),
     (M.amax(0), {"self": M, "result": M[1], "dim": (0,), "keepdim": False}),
     (M.amin(0), {"self": M, "result": M[0], "dim": (0,), "keepdim": False}),
-    (M.softmax(1), {"result": M.softmax(1)}),
     (M @ M, {"self": M, "mat2": M}),
     (tg.nn.functional.linear(M, M), {"self": M, "mat2": M.t()}),
     (X.dot(Y), {"self": X, "tensor": Y}),

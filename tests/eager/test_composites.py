@@ -236,24 +236,82 @@ def test_the_graph_has_one_node_as_in_pytorch_from_the_first_call_on(name: str) 
         ]
 
 
-def test_saved_values_are_checked_and_named() -> None:
-    x, _ = operands()
+def test_a_write_to_what_the_backward_reads_is_noticed() -> None:
+    """Also where it is kept as a view, or as what was made of it without a copy (an index)."""
+    w = tg.eye(2).requires_grad_()
+    x = tg.ones(3, 2, 2, requires_grad=True)
+    index = tg.tensor([0, 0])
+    vector = tg.ones(3, requires_grad=True)
+    cases = [
+        (lambda: w @ x, w), (lambda: tg.outer(vector, vector * 1), vector),
+        (lambda: x.index_select(0, index), index), (lambda: vector.softmax(0).var(), None),
+        (lambda: tg.addr(tg.zeros(3, 3), vector, vector * 2), vector),
+        (lambda: vector.norm(3), vector),
+    ]  # fmt: skip
+    for function, written in cases:
+        for turn in range(3):
+            out = function()
+            out.sum().backward(retain_graph=True)
+            if written is not None:
+                with tg.no_grad():
+                    written.mul_(1)
+                with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                    out.sum().backward()
+                    pytest.fail(f"{out.grad_fn} at call {turn}")
+            else:
+                out.sum().backward()
+                with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+                    out.sum().backward()
+
+
+def test_layout_is_the_same_at_every_call() -> None:
+    """PyTorch: row-major, but for functions that go element by element."""
+    i = tg.tensor([0, 2, 1])
+    x = tg.ones(2, 3)
+    moved = tg.ones(4, 2, 3).permute(2, 0, 1)
+    cases = {
+        "index": lambda: x[:, i], "list": lambda: x[:, [0, 1]], "after a slice": lambda: x[1:, i],
+        "index_select": lambda: x.index_select(1, i), "softmax": lambda: x.t().softmax(0),
+        "log_softmax": lambda: x.t().log_softmax(1), "sum": lambda: moved.sum(1),
+        "mean": lambda: moved.mean(0), "cat": lambda: tg.cat([x.t(), x.t()]),
+        "stack": lambda: tg.stack([x.t(), x.t()]), "roll": lambda: x.t().roll(1, 0),
+        "repeat": lambda: x.t().repeat(2, 1), "amax": lambda: moved.amax(0),
+        "std": lambda: moved.std(0), "any": lambda: moved.any(0),
+        "einsum": lambda: tg.einsum("ij,kj->ki", x, x), "flip": lambda: x.t().flip(0),
+    }  # fmt: skip
+    for name, function in cases.items():
+        for _ in range(3):
+            out = function()
+            assert out.is_contiguous() and out.view(-1).shape == (out.numel(),), name
     for _ in range(3):
-        z = x * 1
-        y = z.softmax(1)
-        same(y.grad_fn._saved_result, y)
-        y.mul_(2)
-        with pytest.raises(RuntimeError, match="output 0 of SoftmaxBackward0, is at version 1"):
-            y.sum().backward()
-        z = x * 1
-        y = z.var()
-        z.add_(1)
-        y.backward()  # of the variance only what lies between is kept
-        x.grad = None
-        y = x.softmax(1)
-        y.sum().backward()
-        with pytest.raises(RuntimeError, match="backward through the graph a second time"):
-            y.sum().backward()
+        assert x.t().exp().stride() == (1, 3) == tg.nn.functional.gelu(x.t()).stride()
+
+
+@pytest.mark.parametrize(
+    "name", ["slice", "t", "view", "flatten", "permute", "unsqueeze", "narrow"]
+)
+def test_views_of_nothing_are_views(name: str) -> None:
+    views = {
+        "slice": lambda w: w[:0], "t": lambda w: w[:, :0].t(), "view": lambda w: w[:0].view(-1),
+        "flatten": lambda w: w[:0].flatten(), "permute": lambda w: w[:0].permute(1, 0),
+        "unsqueeze": lambda w: w[:0].unsqueeze(0), "narrow": lambda w: w.narrow(0, 0, 0),
+    }  # fmt: skip
+    leaf = tg.zeros(4, 2, requires_grad=True)
+    for _ in range(3):
+        assert views[name](leaf)._is_view() and views[name](leaf)._base is leaf
+        with pytest.raises(RuntimeError, match="a view of a leaf Variable that requires grad"):
+            views[name](leaf).add_(1)
+
+
+def test_a_bool_is_no_int_whatever_was_called_before() -> None:
+    x = tg.ones(2, 3)
+    for _ in range(3):
+        x.prod(1, False)
+        x.any(1, False)
+        x.sum(1, keepdim=False)
+        for call in (lambda: x.prod(1, 0), lambda: x.any(1, 0), lambda: x.amax(1, keepdim=0)):
+            with pytest.raises(TypeError, match="keepdim"):
+                call()
 
 
 def test_writing_to_a_result_leaves_what_the_backward_reads() -> None:
@@ -378,6 +436,17 @@ def test_views_share_memory_version_and_base() -> None:
         assert part.grad_fn.name() == "AsStridedBackward0"
         assert tg.autograd.grad(part.sum(), leaf, retain_graph=True)[0].tolist() == [3.0, 3.0, 0.0]
         assert tg.autograd.grad(whole[0] * 2, leaf)[0].tolist() == [6.0, 0.0, 0.0]
+
+
+def test_a_long_chain_of_views_is_made_and_freed() -> None:
+    """Linear in its length: 50,000 took seconds when each view copied the chain before it."""
+    base = tg.ones(2, 3, requires_grad=True)
+    view = base * 1
+    for _ in range(50_000):
+        view = view.t()
+    assert len(view._view.chain) == 50_000
+    view.sum().backward()
+    assert base.grad.tolist() == [[1.0] * 3] * 2
 
 
 def test_functions_that_do_more_than_compute_run_as_written() -> None:

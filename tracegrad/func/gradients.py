@@ -13,11 +13,11 @@ from tracegrad.func.levels import (
     differentiating,
     flat_outputs,
     printed,
+    recording_gradients,
     with_aux,
 )  # fmt: skip
 from tracegrad.ir.errors import GradientError
 from tracegrad.tracer.factories import zeros_like
-from tracegrad.tracer.grad_mode import enable_grad
 from tracegrad.tracer.pytree import flatten
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tensor import Tensor
@@ -73,7 +73,7 @@ def grad_and_value(
     @functools.wraps(func, updated=())
     def both(*args: Any, **kwargs: Any) -> Any:
         level = Level()
-        with enable_grad():
+        with recording_gradients():
             chosen = Chosen(args, argnums)
             at = level.enter(chosen.leaves)
             with differentiating(at, (args, kwargs)):
@@ -125,7 +125,7 @@ def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
         (tensor([ 2., 40.]),)
     """
     level = Level()
-    with enable_grad():
+    with recording_gradients():
         given: list[Any] = []
         structure = flatten(primals, given)
         at = level.enter(given)

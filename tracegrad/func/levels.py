@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tracegrad.ir.errors import GradientError, ParameterError
+from tracegrad.tracer.grad_mode import enable_grad
 from tracegrad.tracer.pytree import Structure, flatten
 from tracegrad.tracer.shapes import view_as
 from tracegrad.tracer.state import state
@@ -26,14 +27,30 @@ Tensors = tuple[Tensor, ...]
 @contextmanager
 def transforming() -> Iterator[None]:
     """A block in which a transform runs the user's code: `backward()` is refused there."""
-    before = state.inference  # what is made inside may be differentiated
     state.transforms += 1
+    try:
+        with out_of_inference():
+            yield
+    finally:
+        state.transforms -= 1
+
+
+@contextmanager
+def out_of_inference() -> Iterator[None]:
+    """A block in which what is made may be differentiated, whatever surrounds it."""
+    before = state.inference
     state.inference = False
     try:
         yield
     finally:
-        state.transforms -= 1
         state.inference = before
+
+
+@contextmanager
+def recording_gradients() -> Iterator[None]:
+    """Grad mode, inside of `inference_mode()` too: where a transform makes its own inputs."""
+    with out_of_inference(), enable_grad():
+        yield
 
 
 @contextmanager

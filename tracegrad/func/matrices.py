@@ -20,6 +20,7 @@ from tracegrad.func.levels import (
     differentiating,
     flat_outputs,
     printed,
+    recording_gradients,
     transforming,
     with_aux,
 )  # fmt: skip
@@ -27,7 +28,6 @@ from tracegrad.ir.errors import GradientError, ParameterError
 from tracegrad.tracer.capture_hook import recording
 from tracegrad.tracer.factories import zeros_like
 from tracegrad.tracer.forward import Tangents
-from tracegrad.tracer.grad_mode import enable_grad
 from tracegrad.tracer.pytree import Structure, flatten
 from tracegrad.tracer.shapes import movedim
 from tracegrad.tracer.state import state
@@ -144,7 +144,7 @@ class _Linear:
         given: list[Any] = []
         self.structure = flatten(primals, given)
         self.count = len(given)
-        with enable_grad():
+        with recording_gradients():
             self.at = self.level.enter(given)
             with differentiating(self.at):
                 self.output = func(*self.structure.build(iter(self.at)))
@@ -234,7 +234,7 @@ def jacrev(
     @functools.wraps(func, updated=())
     def jacobian(*args: Any, **kwargs: Any) -> Any:
         level = Level()
-        with enable_grad():
+        with recording_gradients():
             chosen = Chosen(args, argnums)
             at = level.enter(chosen.leaves)
             with differentiating(at, (args, kwargs)):
