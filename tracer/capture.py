@@ -160,13 +160,15 @@ class GraphRecorder(Recorder):
     def _know(self, tensor: Tensor, value: Value) -> None:
         self._alive.append(tensor)
         self._alive.append(tensor._storage.memory)
+        self._holders.setdefault(id(tensor._array), tensor)
+        self._alive.append(tensor._array)
         memory = self._memories.get(id(tensor._storage.memory))
         if memory is None:
             memory = self._memories[id(tensor._storage.memory)] = Memory(tensor, value)
-        self._holders.setdefault(id(tensor._array), tensor)
         self._set(tensor, value, memory)
 
     def _set(self, tensor: Tensor, value: Value, memory: Memory) -> None:
+        memory.tracked |= tensor._requires_grad
         self._values[id(tensor)] = value
         self._current[id(tensor)] = memory.writes
 
@@ -174,23 +176,32 @@ class GraphRecorder(Recorder):
         """The value of a tensor; one not seen before is captured from outside."""
         found = self._values.get(id(tensor))
         if found is None:
-            holder = self._holders.get(id(tensor._array))
-            if holder is not None and holder._storage is tensor._storage:
-                return self._kept(tensor, holder)
-            return self._input(tensor, "captured", "", tensor=tensor)
+            kept = self._kept(tensor)
+            return self._input(tensor, "captured", "", tensor=tensor) if kept is None else kept
         memory = self._memories[id(tensor._storage.memory)]
         if self._current[id(tensor)] != memory.writes:
             found = self._anew(tensor, memory) or found
             self._set(tensor, found, memory)
         return found
 
-    def _kept(self, tensor: Tensor, holder: Tensor) -> Value:
-        """What a node of the tape kept of `holder`: its value, cut off where it has no history."""
-        value = self.value_of(holder)
-        if holder._requires_grad and not tensor._requires_grad:
-            detach = primitive.TABLE["detach"]
-            value = self.builder.append(detach, [value], {}, location=here())
-        self._know(tensor, value)
+    def _kept(self, tensor: Tensor) -> Value | None:
+        """The value of another object over memory that is known, as nodes of the tape make for what
+        they keep; cut off where it has no history.
+        """
+        memory = self._memories.get(id(tensor._storage.memory))
+        if memory is None:
+            return None
+        holder = self._holders.get(id(tensor._array))
+        value = None
+        if holder is not None and holder._storage.memory is tensor._storage.memory:
+            value = self.value_of(holder)
+        elif (steps := path(memory.root, tensor)) is not None:
+            value = taken(self.builder, memory.value, steps, here())
+        if value is not None:
+            if memory.tracked and not tensor._requires_grad:
+                detach = primitive.TABLE["detach"]
+                value = self.builder.append(detach, [value], {}, location=here())
+            self._know(tensor, value)
         return value
 
     def _anew(self, tensor: Tensor, memory: Memory) -> Value | None:
@@ -376,6 +387,11 @@ class GraphRecorder(Recorder):
             found = self._gradients[id(tensor)] = Gradient(tensor, source, tensor._grad, read)
         return found
 
+    def requires_grad(self, tensor: Tensor, flag: bool) -> None:
+        """A tensor of the run's own may become a leaf: nobody outside sees it."""
+        if not self.knows(tensor) or id(tensor) in self._given:
+            self.note("requires_grad_", tensor)
+
     def note(self, what: str, tensor: Tensor | None = None) -> None:
         """Something that has no place in a graph."""
         self.stay_eager(f"{what} is used inside the function")
@@ -414,6 +430,8 @@ class GraphRecorder(Recorder):
         freed = []
         for tensor, (kind, k) in zip(results, returns, strict=True):
             if kind == "output" and tensor.requires_grad:
+                if self._leads_inside(tensor._grad_fn):
+                    self.stay_eager("the history of a result leads to a leaf that the run made")
                 if _is_freed(tensor._grad_fn):
                     freed.append(k)
                 else:
@@ -438,6 +456,14 @@ class GraphRecorder(Recorder):
             tuple(differentiable), tuple(self.reasons), tuple(writes),
             tuple(self._gradients.values()), tuple(gradients), tuple(freed),
         )  # fmt: skip
+
+    def _leads_inside(self, node: BackwardNode | None) -> bool:
+        return any(
+            isinstance(n, AccumulateGrad)
+            and n.sequence > self._first  # leaves of an argument's history are from before
+            and id(n.variable) not in self._given
+            for n in reachable([node])
+        )
 
     def _check_apart(self, written: Memory) -> None:
         """Refuse to replay writes to memory that another input lies in, too."""

@@ -99,6 +99,10 @@ class Recorder:
         """A backward from `nodes` is about to run; `into_leaves` if it changes `.grad`."""
         self.note("backward")
 
+    def requires_grad(self, tensor: Tensor, flag: bool) -> None:
+        """`tensor.requires_grad` is about to change to `flag`."""
+        self.note("requires_grad_", tensor)
+
     def grad_read(self, tensor: Tensor) -> None:
         """Something depends on the `.grad` that `tensor` has now, or on its not having one."""
         self.note(".grad", tensor)

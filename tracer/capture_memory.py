@@ -34,6 +34,7 @@ class Memory:
         value: what `root` holds now.
         source: number of the input that it is; None where the run made it.
         shared: several inputs look at it.
+        tracked: a tensor that looks at it has required grad.
         writes: how many writes there were; a tensor's value is stale when it is from before one.
         noted: (operation, line) of the writes that count in the version of `root`.
     """
@@ -42,6 +43,7 @@ class Memory:
     value: Value
     source: int | None = None
     shared: bool = False
+    tracked: bool = False
     writes: int = 0
     noted: list[tuple[str, Location | None]] = field(default_factory=list)
 

@@ -169,8 +169,10 @@ class Lockstep(Recorder):
             self.above.constant(tensor)
 
     def alias(self, made: Tensor, tensor: Tensor) -> None:
-        """Pass it on; where the array is another, it gets the companion too."""
-        if self.above is not None:
+        """Pass it on, unless it stands for many; where the array is another, it gets the companion
+        too.
+        """
+        if self.above is not None and not self.varies(tensor):
             self.above.alias(made, tensor)
         companion = self.companion(tensor)
         if companion is not None and made._array is not tensor._array:
@@ -243,6 +245,11 @@ class Lockstep(Recorder):
         """Pass it on."""
         if self.above is not None:
             self.above.backward(nodes, into_leaves)
+
+    def requires_grad(self, tensor: Tensor, flag: bool) -> None:
+        """Pass it on, unless it stands for many."""
+        if self.above is not None and not self.varies(tensor):
+            self.above.requires_grad(tensor, flag)
 
     def grad_read(self, tensor: Tensor) -> None:
         """Pass it on."""

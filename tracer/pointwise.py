@@ -558,6 +558,9 @@ def isclose(
     return apply2("bitwise_or", near, equal)
 
 
+_LARGEST = {t.name: float(ml_dtypes.finfo(t.numpy).max) for t in dtypes.FLOATS}
+
+
 @_public
 @composite
 def nan_to_num(
@@ -576,9 +579,9 @@ def nan_to_num(
             raise wrong_type("nan_to_num", name, 0, "float", x)
     if not input.dtype.is_floating_point:
         return TABLE["cast"](input, dtype=input.dtype)
-    limits = ml_dtypes.finfo(input.dtype.numpy)
-    high = float(limits.max) if posinf is None else posinf
-    low = float(limits.min) if neginf is None else neginf
+    largest = _LARGEST[input.dtype.name]
+    high = largest if posinf is None else posinf
+    low = -largest if neginf is None else neginf
     result = where(apply1("isnan", input), nan, input)
     result = where(apply2("equal", input, float("inf")), high, result)
     out = where(apply2("equal", input, float("-inf")), low, result)

@@ -210,7 +210,7 @@ class Tensor(Operators):
         if flag and not self.dtype.is_floating_point:
             raise GradientError("only Tensors of floating point dtype can require gradients")
         if state.recorder is not None and flag != self._requires_grad:
-            state.recorder.note("requires_grad_", self)
+            state.recorder.requires_grad(self, flag)
         self._requires_grad = flag
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:

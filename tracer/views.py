@@ -18,7 +18,7 @@ from tracegrad.ir.errors import GradientError
 from tracegrad.ir.primitive import bind
 from tracegrad.ir.types import TensorType
 from tracegrad.tracer import tape
-from tracegrad.tracer.tensor import Tensor, View, literal, wrap
+from tracegrad.tracer.tensor import Tensor, View, literal
 
 _MODES = {
     "no_grad": ("no_grad mode", " with grad mode enabled", "no_grad"),
@@ -294,7 +294,7 @@ class CopySlices(tape.BackwardNode):
         old = new = None
         if self.edges[0][0] is not None:
             zero = np.zeros((), ct._array.dtype)
-            old = ops.where(wrap(self.outside), ct, wrap(zero))
+            old = ops.where(literal(self.outside), ct, literal(zero))
         if self.edges[1][0] is not None:
             new = replay(ct, self.chain) + 0  # memory of its own
         return [old, new]
