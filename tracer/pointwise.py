@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from tracegrad.ir import dtypes, ops
@@ -558,7 +557,8 @@ def isclose(
     return apply2("bitwise_or", near, equal)
 
 
-_LARGEST = {t.name: float(ml_dtypes.finfo(t.numpy).max) for t in dtypes.FLOATS}
+_LARGEST = {t: float(np.finfo(t).max) for t in ("float16", "float32", "float64")}
+_LARGEST["bfloat16"] = float.fromhex("0x1.fep127")
 
 
 @_public
