@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from tracegrad.tracer.capture_hook import Recorder
 from tracegrad.tracer.composite_plan import Composite, Program, Step, laid_out, owned
 from tracegrad.tracer.composite_views import Viewing
 from tracegrad.tracer.dispatch import planned
+from tracegrad.tracer.saved import Packed
 from tracegrad.tracer.tape import OperationNode
 from tracegrad.tracer.tensor import Tensor
 
@@ -27,9 +29,12 @@ class Watch(Recorder):
     """Notes the primitives that a function runs, or that it does something else."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self.numbers: dict[int, int] = {}  # of the operands and of what was computed, by identity
-        self.held: list[Any] = []  # keeps them, so that no identity is used twice
+        self.numbers: dict[int, int] = {}  # of what is alive of the values, by identity
+        self.held: dict[int, Any] = {}  # operands, numbers and views, by number
         self.steps: list[Step] = []
+        self.nodes: list[Any] = []  # of the steps: what a backward needs is kept there
+        self._counted = 0
+        self._endings: list[weakref.ref[Tensor]] = []
         self.constants: dict[int, np.ndarray] = {}
         self.computes = True
         self.operands = [x for i, x in enumerate(tensors) if first_place(x, tensors) == i]
@@ -38,8 +43,18 @@ class Watch(Recorder):
             self._number(x)
 
     def _number(self, x: Any) -> int:
-        self.held.append(x)
-        number = self.numbers[id(x)] = len(self.held) - 1
+        number = self.numbers[id(x)] = self._counted
+        self._counted += 1
+        self.held[number] = x
+        return number
+
+    def _computed(self, out: Tensor) -> int:
+        """The number of what a step made; its memory is let go when the function lets go of it."""
+        number = self._number(out)
+        if out._view is None:
+            del self.held[number]
+            place, numbers = id(out), self.numbers
+            self._endings.append(weakref.ref(out, lambda _: numbers.pop(place, None)))
         return number
 
     def record(
@@ -58,7 +73,8 @@ class Watch(Recorder):
         node = out._grad_fn
         wanted = node.wanted if isinstance(node, OperationNode) else 0
         plan = planned(op, [x._array if isinstance(x, Tensor) else x for x in operands], params)
-        self.steps.append(Step(plan, dict(params), tuple(given), self._number(out), wanted))
+        self.steps.append(Step(plan, dict(params), tuple(given), self._computed(out), wanted))
+        self.nodes.append(node)
 
     def _more(self, *what: Any) -> None:
         """The function does more than compute."""
@@ -80,26 +96,34 @@ class Watch(Recorder):
             self.computes = False
         self.constants[self._number(tensor)] = tensor._array
 
-    def arrays(self, plan: Composite) -> list[np.ndarray]:
+    def arrays(self, plan: Composite, result: Any) -> list[np.ndarray]:
         """What `plan.forward` would return: the results, and what is kept of the way between."""
-        between = [self.held[k]._array for k in plan.between]
+        kept: dict[int, np.ndarray] = {}
+        for step, node in zip(self.steps, self.nodes, strict=True):
+            if isinstance(node, OperationNode) and node.saved:
+                for at, saved in zip(step.plan.kept(step.wanted), node.saved, strict=True):
+                    assert not isinstance(saved, Packed), "composites know of no hooks"
+                    number = step.out if at == len(step.inputs) else step.inputs[at]
+                    kept[number] = saved[0]
+        between = [kept[k] for k in plan.between]
         given = [x._array for x in self.operands]
         pointwise = all(s.plan.op.family == "pointwise" for s in plan.program.steps)
         finish = owned if pointwise else laid_out
-        results = [finish(self.held[k]._array, *given, *between) for k in plan.program.results]
-        return [*results, *between]
+        outputs = result if isinstance(result, tuple) else (result,)
+        return [*(finish(x._array, *given, *between) for x in outputs), *between]
 
     def viewing(self, result: Any) -> Viewing | None:
         """What was done, if it was only to look at the memory of the one operand in another way."""
         if not self.computes or len(self.operands) > 1 or not isinstance(result, Tensor):
             return None
-        made = [self.held[step.out] for step in self.steps]
-        before = self.operands[0]
-        for step, out in zip(self.steps, made, strict=True):
-            if out._view is None or len(step.inputs) > 1 or self.held[step.inputs[0]] is not before:
+        made = []
+        before = 0  # the number of the operand
+        for step in self.steps:
+            if step.out not in self.held or step.inputs != (before,):
                 return None
-            before = out
-        return Viewing.of(self.steps, made) if made and before is result else None
+            before = step.out
+            made.append(self.held[before])
+        return Viewing.of(self.steps, made) if made and made[-1] is result else None
 
     def program(self, result: Any) -> Program | None:
         """What was done, if it was only to compute `result`."""

@@ -116,7 +116,7 @@ def _learned(
         _known[key] = Single(program)  # one primitive keeps its own plan and node
     else:
         plan = _known[key] = Composite(program)
-        return plan.finished(watch.operands, watch.arrays(plan))
+        return plan.finished(watch.operands, watch.arrays(plan, result))
     return result
 
 

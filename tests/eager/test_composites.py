@@ -449,6 +449,27 @@ def test_a_long_chain_of_views_is_made_and_freed() -> None:
     assert base.grad.tolist() == [[1.0] * 3] * 2
 
 
+def test_the_first_call_lets_go_of_what_lies_between() -> None:
+    """As of any function: what no backward needs is freed while the function runs."""
+    import tracemalloc
+
+    x = tg.rand(200, 1000)
+
+    @composites.composite
+    def long(a: tg.Tensor) -> tg.Tensor:
+        for _ in range(20):
+            a = a.sin()
+        return a
+
+    long(tg.rand(2))
+    for _ in range(2):
+        tracemalloc.start()
+        long(x)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 4 * x._array.nbytes, peak
+
+
 def test_functions_that_do_more_than_compute_run_as_written() -> None:
     x, _ = operands()
     for _ in range(3):
