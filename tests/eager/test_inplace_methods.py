@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import tracegrad as tg
+from tracegrad.tracer.inplace_methods import INPLACE_FUNCTIONS
 
 F64 = tg.float64
 
@@ -393,3 +394,30 @@ def test_inference_mode_counts_writes_to_normal_tensors() -> None:
         x.add_(1)
     with pytest.raises(RuntimeError, match="is at version 1; expected version 0"):
         total.backward()
+
+
+@pytest.mark.parametrize("name", sorted(INPLACE_FUNCTIONS))
+def test_a_refused_write_leaves_the_tensor_as_it_was(name: str) -> None:
+    """Whatever is wrong with the arguments: values, version, shape, memory and history stay."""
+    base = leaf(2, 3)
+    x = base * 1
+    before = (x.tolist(), x._version, x.shape, x.stride(), x.data_ptr(), x.grad_fn, x.requires_grad)
+    refused = 0
+    wrong = (
+        ("text",),
+        (object(), object()),
+        (tg.ones(7, 5),),
+        (tg.ones(7), tg.ones(5)),
+        ("a", "b", "c"),
+    )
+    for arguments in wrong:
+        try:
+            getattr(x, name)(*arguments)
+        except (TypeError, ValueError, RuntimeError, IndexError):
+            refused += 1
+            after = (x.tolist(), x._version, x.shape, x.stride(), x.data_ptr(), x.grad_fn)
+            assert (*after, x.requires_grad) == before, arguments
+        else:  # some read tensors as numbers or sizes, or take any number of arguments
+            x = base * 1
+            before = (x.tolist(), x._version, x.shape, x.stride(), x.data_ptr(), x.grad_fn, True)
+    assert refused >= 2

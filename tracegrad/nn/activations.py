@@ -10,10 +10,11 @@ import warnings
 from typing import Any
 
 from tracegrad.ir import ops
-from tracegrad.ir.errors import ParameterError
+from tracegrad.ir.errors import OptionError
 from tracegrad.tracer import linalg, pointwise
 from tracegrad.tracer.composites import composite
 from tracegrad.tracer.pointwise import apply1, apply2, named, need_tensor
+from tracegrad.tracer.pointwise_checks import need_floating
 
 
 def relu(input: Any, inplace: bool = False) -> Any:
@@ -36,6 +37,7 @@ def leaky_relu(input: Any, negative_slope: float = 0.01, inplace: bool = False) 
         input: floating, any shape.
     """
     need_tensor("leaky_relu", "input", 1, input)
+    need_floating("leaky_relu_cpu", input)
     scaled = apply2("mul", input, float(negative_slope))
     out = ops.where(apply2("greater", input, 0), input, scaled)
     return input.copy_(out) if inplace else named(out, "LeakyReluBackward0")
@@ -58,6 +60,7 @@ def silu(input: Any, inplace: bool = False) -> Any:
     Source: Hendrycks and Gimpel, arXiv:1606.08415.
     """
     need_tensor("silu", "input", 1, input)
+    need_floating("silu_cpu", input)
     out = apply2("mul", input, apply1("sigmoid", input))
     return input.copy_(out) if inplace else named(out, "SiluBackward0")
 
@@ -66,6 +69,7 @@ def silu(input: Any, inplace: bool = False) -> Any:
 def softplus(input: Any, beta: float = 1.0, threshold: float = 20.0) -> Any:
     """log(1 + exp(beta x)) / beta; x itself where beta x > `threshold`."""
     need_tensor("softplus", "input", 1, input)
+    need_floating("softplus_cpu", input)
     scaled = apply2("mul", input, float(beta))
     linear = apply2("greater", scaled, float(threshold))
     safe = ops.where(linear, 0, scaled)  # no overflow, and no NaN gradient, where x is taken
@@ -84,7 +88,8 @@ def gelu(input: Any, approximate: str = "none") -> Any:
     Returns:
         Same dtype and shape.
     Raises:
-        ParameterError: another `approximate`.
+        OptionError: another `approximate`.
+        KernelError: not floating.
     Source: Hendrycks and Gimpel, arXiv:1606.08415.
     Example:
         >>> import tracegrad as tg
@@ -92,13 +97,14 @@ def gelu(input: Any, approximate: str = "none") -> Any:
         tensor([0.0000, 0.8413])
     """
     need_tensor("gelu", "input", 1, input)
+    need_floating("GeluKernelImpl", input)
     if approximate == "none":
         inner = apply1("erf", apply2("mul", input, math.sqrt(0.5)))
     elif approximate == "tanh":
         cubic = apply2("mul", apply2("mul", apply2("mul", input, input), input), 0.044715)
         inner = apply1("tanh", apply2("mul", apply2("add", input, cubic), math.sqrt(2 / math.pi)))
     else:
-        raise ParameterError("approximate argument must be either none or tanh.")
+        raise OptionError("approximate argument must be either none or tanh.")
     half = apply2("mul", input, 0.5)
     return named(apply2("mul", half, apply2("add", inner, 1)), "GeluBackward0")
 

@@ -20,6 +20,7 @@ from tracegrad.ir.errors import DimensionError, DTypeError, ParameterError, Shap
 from tracegrad.tracer import linalg, reductions
 from tracegrad.tracer.composites import composite as as_one
 from tracegrad.tracer.pointwise import apply1, apply2, named, need_tensor
+from tracegrad.tracer.pointwise_checks import need_floating
 
 _TARGET_DTYPES = (dtypes.int64, dtypes.uint8)
 
@@ -34,6 +35,7 @@ def mse_loss(input: Any, target: Any, reduction: str = "mean") -> Any:
         0-d; the common shape for "none".
     Raises:
         ParameterError: another reduction.
+        KernelError: both are integers.
     Example:
         >>> import tracegrad as tg
         >>> tg.nn.functional.mse_loss(tg.tensor([1.0, 3.0]), tg.tensor([1.0, 1.0]))
@@ -41,6 +43,8 @@ def mse_loss(input: Any, target: Any, reduction: str = "mean") -> Any:
     """
     _check_pair("mse_loss", input, target)
     _check_reduction(reduction)
+    if not target.dtype.is_floating_point:
+        need_floating("mse_cpu", input)
     return _mse(input, target, reduction)
 
 
