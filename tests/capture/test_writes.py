@@ -4,6 +4,7 @@ each call are those of the eager function, and the calls are replays.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -403,7 +404,7 @@ def test_an_error_inside_a_replay_writes_nothing() -> None:
 # ---- random programs ------------------------------------------------------------------------------
 
 VIEWS: tuple[Callable[[Any], Any], ...] = (
-    lambda t: t[1:], lambda t: t[:, ::2], lambda t: t.t(), lambda t: t.reshape(-1), lambda t: t[0],
+    lambda t: t[1:], lambda t: t[:, ::2], lambda t: t.movedim(0, -1), lambda t: t.reshape(-1), lambda t: t[0],
     lambda t: t.unsqueeze(0), lambda t: t.detach(), lambda t: t[..., -1], lambda t: t.transpose(0, -1),
 )  # fmt: skip
 WRITES: tuple[Callable[[Any, Any], Any], ...] = (
@@ -427,7 +428,7 @@ def program(steps: Sequence[tuple[int, int, int]]) -> Callable[..., Any]:
     return f
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 10), st.integers(0, 8)), max_size=8))
 def test_random_programs_of_views_and_writes(steps: list[tuple[int, int, int]]) -> None:
     fn = program(steps)
@@ -437,5 +438,11 @@ def test_random_programs_of_views_and_writes(steps: list[tuple[int, int, int]]) 
         scale = tg.tensor(0.5 + k, dtype=tg.float64)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", tg.EagerWarning)
-            same(compiled(z, scale), fn(x, scale))
+            try:
+                want = fn(x, scale)
+            except RuntimeError as error:  # of overlapping memory, say
+                with pytest.raises(type(error), match=re.escape(str(error))):
+                    compiled(z, scale)
+            else:
+                same(compiled(z, scale), want)
         same(z, x)
