@@ -9,7 +9,7 @@ Start reading at `GraphRecorder.record`, then `Capture`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -130,6 +130,7 @@ class GraphRecorder(Recorder):
         self._holders: dict[int, Tensor] = {}  # a known tensor by its array
         self._first = BackwardNode((), ()).sequence  # older nodes are from before the run
         self._names: dict[Value, str] = {}  # by the user's variables
+        self.existed: Callable[[object], bool] = lambda value: False  # before the run
 
     # ---- inputs ---------------------------------------------------------------------------------
 
@@ -186,10 +187,11 @@ class GraphRecorder(Recorder):
 
     def _kept(self, tensor: Tensor) -> Value | None:
         """The value of another object over memory that is known, as nodes of the tape make for what
-        they keep; cut off where it has no history.
+        they keep; cut off where it has no history. One from before the run is an input of its own:
+        at another call it may look at other memory than now.
         """
         memory = self._memories.get(id(tensor._storage.memory))
-        if memory is None:
+        if memory is None or self.existed(tensor):
             return None
         holder = self._holders.get(id(tensor._array))
         value = None
@@ -371,7 +373,8 @@ class GraphRecorder(Recorder):
 
     def grad_set(self, tensor: Tensor, value: Tensor | None) -> None:
         """What it was matters no more, unless it was read before."""
-        self._gradient(tensor, False)
+        if self._gradient(tensor, False) is not None and value is not None:
+            self.value_of(value)
 
     def _gradient(self, tensor: Tensor, read: bool) -> Gradient | None:
         if tensor._grad_fn is not None or not tensor._requires_grad:
@@ -405,7 +408,9 @@ class GraphRecorder(Recorder):
     def finish(self, results: Sequence[Tensor]) -> Capture:
         """The capture, given the tensors that the function returned."""
         values = [self.value_of(t) for t in results]
-        changed = [g for g in self._gradients.values() if g.leaf._grad is not g.initial]
+        changed = [
+            g for g in self._gradients.values() if not g.read or g.leaf._grad is not g.initial
+        ]
         made = [g.leaf._grad for g in changed if g.leaf._grad is not None]
         self._check_aliases([*results, *made])
         if any(g._requires_grad for g in made):

@@ -180,6 +180,7 @@ class CompiledFunction:
             if isinstance(leaf, Tensor) and not recorder.knows(leaf):
                 recorder.argument(leaf, position, names[position])
         observer = Observer(self._fn, (args, kwargs, *leaves))
+        recorder.existed = observer.existed
         before = (state.grad_enabled, state.inference, dtypes.get_default_dtype())
         with _no_collection(), observer, recording(recorder):
             result = self._fn(*args, **kwargs)

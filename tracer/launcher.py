@@ -51,6 +51,7 @@ class LauncherBuilder:
         }  # fmt: skip
         guards = self._guard_views(namespace)
         inputs: list[str] = []
+        draws: list[str] = []
         addresses: list[str] = []
         for k, (source, name) in enumerate(zip(self.capture.sources, names, strict=True)):
             if source.kind == "argument":
@@ -59,19 +60,23 @@ class LauncherBuilder:
                 inputs.append(f"{name} = {names[source.position]}._grad")
             elif source.kind == "random":
                 namespace[f"generator_{k}"] = source.generator
-                inputs.append(f"{name} = generator_{k}.next_state()")
+                draws.append(f"{name} = generator_{k}.next_state()")
             else:
                 namespace[name] = source.tensor
             if k in self.trace.copied:
-                inputs.append(f"copy_{k} = contiguous({name}._array)")
+                draws.append(f"copy_{k} = contiguous({name}._array)")
                 addresses.append(f"pointer(copy_{k})")
             else:
                 addresses.append(f"{name}._ptr()")
         written = [names[w.source] for w in self.capture.writes]
         if written:
-            others = [n for n in names if n not in written]
+            others = [
+                n for n, s in zip(names, self.capture.sources, strict=True)
+                if n not in written and s.kind != "random"
+            ]  # fmt: skip
             inputs.append(f"if not apart({_tuple(written)}, {_tuple(others)}):")
             inputs.append(f"    return missed({OVERLAP})  # a write would be seen by another input")
+        inputs += draws  # last: a launch that misses draws nothing
         if trace.executable is not None:
             namespace["forward"] = trace.executable.call
             made = ", ".join(f"array_{k}" for k in range(len(trace.distinct)))

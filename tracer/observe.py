@@ -106,7 +106,7 @@ class Observer:
         self._base: types.FrameType | None = None
         self._previous: Any = None
         self._importing: types.FrameType | None = None
-        self._reads = Reads(lambda value: self._before is not None and self._before.holds(value))
+        self._reads = Reads(self.existed)
         self._frames = Frames(self._reads, arguments)
 
     # ---- the with block -------------------------------------------------------------------------
@@ -121,6 +121,10 @@ class Observer:
         self._previous = sys.getprofile()
         sys.setprofile(self._hook())
         return self
+
+    def existed(self, value: object) -> bool:
+        """Whether an object that the garbage collector tracks was there before the run."""
+        return self._before is not None and self._before.holds(value)
 
     def _functions(self, code: types.CodeType) -> Sequence[types.FunctionType]:
         return () if self._before is None else self._before.functions(code)

@@ -197,6 +197,28 @@ def test_the_gradient_of_an_argument() -> None:
     assert compiled.cache_info().hits == 2
 
 
+def test_a_gradient_that_is_set_without_being_read() -> None:
+    """Also where the capture found it as it was left."""
+    w, kept = at(0), tg.ones(4)
+
+    def clear(x: Any) -> Any:
+        w.grad = None
+        return x * 1
+
+    def put(x: Any) -> Any:
+        w.grad = kept
+        return x * 1
+
+    for f, before, after in ((clear, tg.zeros(4), None), (put, None, kept)):
+        compiled = tg.compile(f)
+        w.grad = after
+        for _ in range(3):
+            compiled(at(1))
+            assert w.grad is after
+            w.grad = before
+        assert compiled.cache_info().hits == 2
+
+
 def test_a_graph_used_up_inside_is_used_up_outside() -> None:
     def f(x: Any) -> Any:
         y = (x**3).sum()

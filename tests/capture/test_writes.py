@@ -401,6 +401,39 @@ def test_an_error_inside_a_replay_writes_nothing() -> None:
     assert compiled(x, tg.tensor([2])).tolist() == [4.0]
 
 
+def test_a_view_from_outside_is_not_one_of_another_argument() -> None:
+    """It looked at the argument of the captured call only."""
+    base = ramp(3)
+    for outside in (base[:2], base.detach(), base.data):
+        compiled = tg.compile(lambda x, outside=outside: x.sum() + outside.sum())
+        for argument in (base, ramp(3, scale=5), base, ramp(3, scale=7)):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", tg.EagerWarning)
+                got = compiled(argument, outside)
+                alone = tg.compile(lambda x: x.sum() + outside.sum())  # noqa: B023
+                alone(base)
+                assert alone(argument).item() == (argument.sum() + outside.sum()).item()
+            assert got.item() == (argument.sum() + outside.sum()).item()
+
+
+def test_a_launch_that_finds_an_overlap_draws_no_random_numbers() -> None:
+    def f(x: Any, y: Any) -> Any:
+        x.add_(tg.rand(3))
+        return y * 2
+
+    compiled = tg.compile(f)
+    compiled(ramp(3), ramp(3))
+    results = []
+    for fn in (f, compiled):
+        memory = np.arange(1, 8, dtype=np.float32)
+        x, y = tg.from_numpy(memory[1:4]), tg.from_numpy(memory[2:5])
+        tg.manual_seed(5)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", tg.EagerWarning)
+            results.append((fn(x, y), x.clone(), tg.rand(2)))
+    same(results[1], results[0])
+
+
 # ---- random programs ------------------------------------------------------------------------------
 
 VIEWS: tuple[Callable[[Any], Any], ...] = (
