@@ -313,7 +313,7 @@ def _forward(program: Program, between: Sequence[int]) -> Callable[..., Any]:
         names[number] = f"k{number}"
         lines.globals[f"k{number}"] = x
     own = _exact(program)
-    finish = "owned" if all(s.plan.op.family == "pointwise" for s in program.steps) else "laid_out"
+    finish = finisher(program).__name__
     for at, step in enumerate(program.steps):
         names[step.out] = f"t{step.out}"
         lines.step(step.plan.op, step.plan.types, step.params, step.plan.out_type,
@@ -350,6 +350,11 @@ def _roots(program: Program) -> dict[int, int]:
         if may_alias and step.inputs and step.inputs[0] in roots:
             roots[step.out] = roots[step.inputs[0]]
     return roots
+
+
+def finisher(program: Program) -> Callable[..., np.ndarray]:
+    """What results pass through: those of steps that go element by element keep their layout."""
+    return owned if all(s.plan.op.family == "pointwise" for s in program.steps) else laid_out
 
 
 def laid_out(array: np.ndarray, *others: np.ndarray) -> np.ndarray:

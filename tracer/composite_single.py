@@ -12,7 +12,7 @@ import numpy as np
 
 from tracegrad.ir.quiet import IGNORE, QUIET
 from tracegrad.tracer.array_rules import function_of
-from tracegrad.tracer.composite_plan import Program, Step, laid_out, owned
+from tracegrad.tracer.composite_plan import Program, Step, finisher, laid_out, owned
 from tracegrad.tracer.tape import NO_EDGE, accumulator, node_class
 from tracegrad.tracer.tensor import wrap
 
@@ -67,7 +67,7 @@ class Single:
         result = "array"
         if not plan.plain:
             call = f"as_array({call}, dtype)"
-            finish = "owned" if plan.op.family == "pointwise" else "laid_out"
+            finish = finisher(program).__name__
             result = f"{finish}(array, {', '.join(a for a in arrays.values() if '.' in a)})"
         body += ["token = quiet(IGNORE)", "try:", f"    array = {call}",
                  "finally:", "    loud(token)", f"out = wrap({result})"]  # fmt: skip

@@ -10,7 +10,7 @@ import numpy as np
 
 from tracegrad.ir.primitive import Primitive
 from tracegrad.tracer.capture_hook import Recorder
-from tracegrad.tracer.composite_plan import Composite, Program, Step, laid_out, owned
+from tracegrad.tracer.composite_plan import Composite, Program, Step, finisher
 from tracegrad.tracer.composite_views import Viewing
 from tracegrad.tracer.dispatch import planned
 from tracegrad.tracer.saved import Packed
@@ -107,8 +107,7 @@ class Watch(Recorder):
                     kept[number] = saved[0]
         between = [kept[k] for k in plan.between]
         given = [x._array for x in self.operands]
-        pointwise = all(s.plan.op.family == "pointwise" for s in plan.program.steps)
-        finish = owned if pointwise else laid_out
+        finish = finisher(plan.program)
         outputs = result if isinstance(result, tuple) else (result,)
         return [*(finish(x._array, *given, *between) for x in outputs), *between]
 
