@@ -154,6 +154,18 @@ def function_of(text: str, known: dict[str, Any], name: str) -> Any:
     return known[name]
 
 
+def _of_nothing(node: Node) -> bool:
+    """Whether a node sums no elements: its result is known (see `zero_of`)."""
+    return node.primitive.name == "reduce_sum" and not node.inputs[0].type.size
+
+
+def _constant(node: Node) -> np.ndarray:
+    """The value of a node that depends on no data."""
+    if node.inputs:
+        return np.zeros(node.out.type.shape, node.out.type.dtype.numpy)
+    return np.asarray(node.primitive.eager(**node.params))
+
+
 def rule_of(
     nodes: Sequence[Node], parts: Sequence[Value | None], lines: Lines, arguments: Sequence[str],
     zeros: Mapping[int, TensorType],
@@ -167,12 +179,12 @@ def rule_of(
     """
     live = {p for p in parts if p is not None}
     for node in reversed(nodes):
-        if node.out in live:
+        if node.out in live and not _of_nothing(node):
             live.update(node.inputs)
     for number, node in enumerate(n for n in nodes if n.out in live):
-        if node.primitive.name == "constant":
+        if node.primitive.name == "constant" or _of_nothing(node):
             name = lines.names[node.out] = f"c{number}"
-            lines.globals[name] = np.asarray(node.primitive.eager(**node.params))
+            lines.globals[name] = _constant(node)
             continue
         name = f"t{number}"
         given = [lines.names[v] for v in node.inputs]
@@ -192,6 +204,7 @@ def rule_of(
         made = producers.get(part) if part is not None else None
         own = made is not None and made.primitive.family != "movement"
         own = own and made is not None and made.primitive.name not in ("detach", "constant")
+        own = own and made is not None and not _of_nothing(made)
         if part in seen and name not in ("None", "ct"):
             name, own = f"{name}.copy()", True  # operands must not share what may be added to
         seen.add(part)

@@ -189,7 +189,7 @@ class CompiledBackward(tape.BackwardNode):
 
     def _differentiable(self, present: tuple[bool, ...], given: Sequence[Tensor]) -> Any:
         """Gradients computed by eager operations on the inputs, so that they have a history."""
-        graph, wrt = self.trace.vjp_graph(present)
+        graph, wrt = self.trace.history_graph(present)
         inputs, kept = [], self.inputs
         for array, (_, storage, _) in zip(self._unchanged(kept), kept, strict=True):
             inputs.append(wrap(array, storage))

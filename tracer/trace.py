@@ -69,6 +69,7 @@ class Trace:
         self.forward_graph = optimize(forward)
         self.distinct, self.places = passed_through(self.forward_graph)
         self._backwards: dict[tuple[bool, ...], Backward] = {}
+        self._histories: dict[tuple[bool, ...], tuple[Graph, tuple[int, ...]]] = {}
         self.executable: Executable | None = None
         self.launch: Callable[[Sequence[Any]], Any] = lambda leaves: MISS
         self.launcher_text = ""
@@ -150,6 +151,20 @@ class Trace:
         outputs = [k for k, here in zip(self.cotangent_outputs(), present, strict=True) if here]
         wrt = autodiff.connected_inputs(self.capture.graph, self.wrt, outputs)
         return optimize(autodiff.vjp(self.graph, wrt, outputs)), wrt
+
+    def history_graph(self, present: tuple[bool, ...]) -> tuple[Graph, tuple[int, ...]]:
+        """As `vjp_graph`, of the function as captured and not simplified.
+
+        For gradients that are differentiated again: what simplification sees to be constant may
+        have a history all the same.
+        """
+        found = self._histories.get(present)
+        if found is None:
+            outputs = [k for k, here in zip(self.cotangent_outputs(), present, strict=True) if here]
+            wrt = autodiff.connected_inputs(self.capture.graph, self.wrt, outputs)
+            found = autodiff.vjp(self.capture.graph, wrt, outputs), wrt
+            self._histories[present] = found
+        return found
 
     def full_backward(self) -> Backward:
         """The backward for cotangents of all differentiable outputs.

@@ -143,6 +143,7 @@ _MOVEMENT = (
 )  # fmt: skip
 
 _REDUCTION = (
+    Row("reduce_sum(x)", lambda x: 0, "a sum of nothing", when=lambda x: 0 in x.shape),
     Row("reduce_sum(x, axes=())", lambda x: x, "one integer, as int64", kinds="i"),
     Row("reduce_prod(x, axes=())", lambda x: x, "a product of one (integers become int64)"),
     Row("reduce_max(x, axes=())", lambda x: x, "the largest of one element"),

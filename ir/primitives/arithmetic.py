@@ -48,6 +48,7 @@ from tracegrad.ir.primitives.pointwise import (
     unary,
     widened,
 )
+from tracegrad.ir.primitives.support import zero_of
 
 # ---- sign --------------------------------------------------------------------------------------
 
@@ -284,7 +285,7 @@ _NO_BOOL_RELU = "Boolean inputs not supported for relu"
 relu = unary(
     "relu", lambda x: np.maximum(x, x.dtype.type(0)),
     per_dtype(NUMBERS, floats="tg_max_{s}({x}, 0)", ints="tg_max_{s}({x}, 0)"),
-    vjp=lambda ct, out, x: where(less_equal(out, 0), 0, ct), promotion=NUMERIC, dtypes=NUMBERS,
+    vjp=lambda ct, out, x: where(less_equal(out, 0), zero_of(out), ct), promotion=NUMERIC, dtypes=NUMBERS,
     source="definition; a primitive for the sake of one pass over memory",
     doc="The larger of `x` and 0; the gradient at 0 is 0. NaN stays NaN.",
     refused={"bool": _NO_BOOL_RELU}, refusals=(refused_dtype("relu", dtypes.bool_, 1, _NO_BOOL_RELU),),

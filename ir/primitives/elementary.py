@@ -80,7 +80,7 @@ acosh = unary("acosh", np.arccosh, "acosh{f}({x})", vjp=lambda ct, out, x: ct * 
 atanh = unary("atanh", np.arctanh, "atanh{f}({x})", vjp=lambda ct, out, x: ct / (1 - x * x),
               sample=(-0.95, 0.95), cost=25, ulp=8, source="NIST DLMF §4.37")  # fmt: skip
 logit = unary("logit", lambda x: np.log(x / (1 - x)), "log{f}({x} / (1.0{f} - {x}))",
-              vjp=lambda ct, out, x: where(isnan(out), out, ct / (x * (1 - x))), sample=(0.05, 0.95),
+              vjp=lambda ct, out, x: where(isnan(out), math.nan, ct / (x * (1 - x))), sample=(0.05, 0.95),
               cost=25, ulp=8, source="definition; a primitive because its parts are 0 * inf at 0 and 1",
               doc="Log odds; NaN outside [0, 1], as is its slope, which is infinite at 0 and 1.")  # fmt: skip
 

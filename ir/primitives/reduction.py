@@ -34,7 +34,7 @@ from tracegrad.ir.primitive import (
     type_of,
 )
 from tracegrad.ir.primitives.movement import broadcast, permute, reshape
-from tracegrad.ir.primitives.support import filled_like, normal_axes
+from tracegrad.ir.primitives.support import filled_like, normal_axes, zero_of
 from tracegrad.ir.types import Shape, TensorType
 
 Axes = tuple[int, ...]
@@ -184,7 +184,7 @@ def products_of_others(x: Any, axes: Axes) -> Any:
     width = prod(x.shape[a] for a in axes)
     rows = prod(x.shape[i] for i in range(len(x.shape)) if i not in axes)
     if width < 2 or rows == 0:
-        return filled_like(x, 1.0)
+        return get("add")(filled_like(x, 1.0), zero_of(x))
     level = reshape(permute(x, axes=order), shape=(rows, width))
     if dtype.itemsize == 2:
         level = get("cast")(level, dtype=dtypes.float32)

@@ -62,3 +62,14 @@ def filled_like(x: Any, value: bool | int | float, shape: Shape | None = None) -
     dtype = type_of(x).dtype
     scalar = nullary_like(x, "constant", value=dtype.numpy.type(value).item(), dtype=dtype)
     return get("broadcast")(scalar, shape=tuple(wanted))
+
+
+def zero_of(x: Any) -> Any:
+    """The number 0 of the dtype and layer of `x`: it has the history of `x`, and no slope.
+
+    For rules that give zeros, or other constants, of which PyTorch keeps a history. It is the sum
+    of none of the elements, so no element is read; compiled code has a constant in its place.
+    """
+    row = get("reshape")(x, shape=(-1,)) if type_of(x).size else get("reshape")(x, shape=(0,))
+    none = get("slice")(row, start=(0,), stop=(0,), step=(1,))
+    return get("reduce_sum")(none, axes=(0,), keepdims=False)

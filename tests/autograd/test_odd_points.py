@@ -101,6 +101,7 @@ SECOND: list[tuple[str, Function, list[list[float]], list[list[float]]]] = [
     ("max, ties", tg.max, [[3.0, 3.0]], [[0, 0]]),
     ("clamp", lambda x: tg.clamp(x, -1, 1) ** 2, [[-1.0, 1.0, 2.0]], [[2, 8, 0]]),
     ("logsumexp", lambda x: tg.logsumexp(x, 0), [[-inf, 0.0]], [[0, 0]]),
+    ("logit outside", tg.logit, [[-0.5, 0.5, 1.5]], [[0, 0, 0]]),
 ]  # fmt: skip
 
 
@@ -167,6 +168,30 @@ def test_zero_gradients_of_compiled_functions_may_be_asked_for_with_a_graph(f: F
         x = tg.tensor([0.0, 1.5], requires_grad=True)
         (found,) = tg.autograd.grad(weighted(compiled(x)), x, create_graph=True)
         assert found.tolist() == [0.0, 0.0]
+
+
+FLAT: list[tuple[str, Function, list[float]]] = [
+    ("relu", tg.relu, [-1.0, 0.0, 2.0, nan]),
+    ("relu, 0-d", lambda x: tg.relu(x[0]), [2.0]),
+    ("relu_", lambda x: (x * 1).relu_(), [-1.0, 2.0]),
+    ("prod of one", tg.prod, [3.0]),
+    ("prod of none", tg.prod, []),
+    ("prod over one", lambda x: tg.prod(x, 0), [3.0]),
+]
+
+
+@pytest.mark.parametrize("mode", [lambda f: f, tg.compile], ids=["eager", "compiled"])
+@pytest.mark.parametrize(("f", "given"), [r[1:] for r in FLAT], ids=[r[0] for r in FLAT])
+def test_gradients_of_functions_without_curvature_have_a_history(
+    f: Function, given: list[float], mode: Any
+) -> None:
+    """As torch 2.13: with `create_graph=True` one can go on from them, and finds zeros."""
+    g = mode(f)
+    for _ in range(3):
+        x = tg.tensor(given, requires_grad=True)
+        (found,) = tg.autograd.grad(weighted(g(x)), x, create_graph=True)
+        found.sum().backward()
+        assert x.grad is not None and not x.grad.numpy().any()
 
 
 def test_norm_zero_has_a_history_and_counts_nan() -> None:
