@@ -167,3 +167,74 @@ def test_forward_mode_is_checked(fast_mode: bool) -> None:
     with pytest.raises(GradcheckError, match="^Jacobian computed with forward mode mismatch for "):
         gradcheck(WrongTangent.apply, point(2), **options)
     assert not gradcheck(WrongTangent.apply, point(2), raise_exception=False, **options)
+
+
+class DoubledInBatches(tg.autograd.Function):
+    """x, but for a batch rule that doubles it: a wrong tangent of batches alone."""
+
+    @staticmethod
+    def forward(x: Any) -> Any:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, g: Any) -> Any:
+        return g
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Any) -> Any:
+        return x * 2, in_dims[0]
+
+
+class Copied(tg.autograd.Function):
+    """x, whose tangent goes through `DoubledInBatches`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any) -> Any:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: Any) -> Any:
+        return g
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Any) -> Any:
+        return DoubledInBatches.apply(dx)
+
+
+def test_batched_tangents_are_checked() -> None:
+    """As torch 2.13: right tangents, of which those of a batch are wrong."""
+    options = {"check_forward_ad": True, "check_backward_ad": False}
+    assert gradcheck(Copied.apply, point(2), **options)
+    with pytest.raises(GradcheckError, match="batched gradient computation with forward-mode AD"):
+        gradcheck(Copied.apply, point(2), check_batched_forward_grad=True, **options)
+
+
+def cubes(x: Any) -> Any:
+    """The Jacobian of x**3 by a batch of cotangents."""
+    seeds = tg.eye(2, dtype=tg.float64)
+    return tg.autograd.grad(x**3, x, seeds, is_grads_batched=True, create_graph=True)[0]
+
+
+def test_batched_gradients_inside_functional() -> None:
+    """As torch 2.13: row i of `cubes(x)` is 3 x_i^2 in place i, which is differentiated again."""
+    from tracegrad.autograd import functional
+
+    x = tg.tensor([1.0, 2.0], dtype=tg.float64)
+    slopes = np.zeros((2, 2, 2))
+    slopes[0, 0, 0], slopes[1, 1, 1] = 6, 12
+    for options in ({}, {"vectorize": True}, {"create_graph": True}):
+        np.testing.assert_array_equal(functional.jacobian(cubes, x, **options).detach(), slopes)
+    for options in ({}, {"vectorize": True}):
+        found = functional.hessian(lambda x: (cubes(x) ** 2).sum(), x, **options)
+        assert found.tolist() == [[108.0, 0.0], [0.0, 432.0]]
+    ones = tg.ones(2, dtype=tg.float64)
+    _, found = functional.vjp(cubes, x, tg.ones(2, 2, dtype=tg.float64))
+    assert found.tolist() == [6.0, 12.0]
+    _, found = functional.jvp(cubes, x, ones)
+    assert found.tolist() == [[6.0, 0.0], [0.0, 12.0]]
+    for product in (functional.hvp, functional.vhp):
+        assert product(lambda x: (cubes(x) ** 2).sum(), x, ones)[1].tolist() == [108.0, 432.0]
