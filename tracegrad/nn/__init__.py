@@ -1,6 +1,6 @@
 """Modules, losses and initial values under PyTorch's names. Start at `tracegrad.nn.module`."""
 
-from tracegrad.nn import functional, init
+from tracegrad.nn import functional, init, utils
 from tracegrad.nn.containers import ModuleList, Sequential
 from tracegrad.nn.convolution import AvgPool2d, Conv1d, Conv2d, Conv3d, MaxPool2d
 from tracegrad.nn.layers import (
@@ -24,5 +24,5 @@ __all__ = [
     "AvgPool2d", "Conv1d", "Conv2d", "Conv3d", "CrossEntropyLoss", "Dropout", "Flatten", "GELU",
     "Identity", "L1Loss", "LayerNorm", "Linear", "LogSoftmax", "MSELoss", "MaxPool2d", "Module",
     "ModuleList", "NLLLoss", "Parameter", "ReLU", "Sequential", "Sigmoid", "Softmax", "Tanh",
-    "functional", "init",
+    "functional", "init", "utils",
 ]  # fmt: skip

@@ -1,0 +1,17 @@
+"""Gradient clipping, and parameters as one vector, under PyTorch's names.
+
+Start reading at `tracegrad.nn.utils.clip_grad`.
+"""
+
+from tracegrad.nn.utils.clip_grad import (
+    clip_grad_norm_,
+    clip_grad_value_,
+    clip_grads_with_norm_,
+    get_total_norm,
+)
+from tracegrad.nn.utils.convert_parameters import parameters_to_vector, vector_to_parameters
+
+__all__ = [
+    "clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_", "get_total_norm",
+    "parameters_to_vector", "vector_to_parameters",
+]  # fmt: skip
