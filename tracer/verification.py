@@ -14,7 +14,8 @@ Note [Conditioning]
 A sum that cancels to nothing, or a comparison of nearly equal numbers, amplifies rounding without
 limit, and then no scale taken from the result is right. So a difference is held against a second
 measure before it counts: how far the eager result itself moves when the inputs move by a few units
-in the last place. A difference of that order is the problem's, not the code's.
+in the last place. A difference of that order is the problem's, not the code's. A whole number
+without dimension stays where it is: moved, an exponent would make powers of negative numbers NaN.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def nudged(graph: Graph, arrays: Sequence[Any]) -> list[list[np.ndarray]]:
         inputs = []
         for array in map(np.asarray, arrays):
             dtype = dtypes.from_numpy(array.dtype)
-            if dtype.is_floating_point:
+            if dtype.is_floating_point and not (array.ndim == 0 and array == np.floor(array)):
                 sign = np.where(rng.random(array.shape) < 0.5, -1.0, 1.0)
                 factor = 1.0 + NUDGE * epsilon(dtype) * sign
                 array = np.asarray(array * factor).astype(array.dtype)
