@@ -1,8 +1,9 @@
 """Functions behind the modules, under PyTorch's names: `import tracegrad.nn.functional as F`.
 
 Activations are in `tracegrad.nn.activations`, convolution and pooling in `tracegrad.nn.windows`,
-`pad` in `tracegrad.nn.padding`, losses in `tracegrad.nn.costs`; what is left is here. All are
-compositions of the table of primitives. Start reading at `linear`.
+`pad` in `tracegrad.nn.padding`, losses in `tracegrad.nn.costs`, normalisation of channels in
+`tracegrad.nn.norms`; what is left is here. All are compositions of the table of primitives. Start
+reading at `linear`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from tracegrad.nn.activations import (
     tanh,
 )
 from tracegrad.nn.costs import class_index, cross_entropy, l1_loss, mse_loss, nll_loss
+from tracegrad.nn.norms import batch_norm, group_norm, instance_norm
 from tracegrad.nn.padding import pad
 from tracegrad.nn.windows import (
     avg_pool1d,
@@ -43,10 +45,11 @@ from tracegrad.tracer.random import draw
 from tracegrad.tracer.shapes import flatten
 
 __all__ = [
-    "avg_pool1d", "avg_pool2d", "avg_pool3d", "conv1d", "conv2d", "conv3d", "cross_entropy",
-    "dropout", "flatten", "gelu", "l1_loss", "layer_norm", "leaky_relu", "linear", "log_softmax",
-    "max_pool1d", "max_pool2d", "max_pool3d", "mse_loss", "nll_loss", "one_hot", "pad", "relu",
-    "sigmoid", "silu", "softmax", "softplus", "tanh",
+    "avg_pool1d", "avg_pool2d", "avg_pool3d", "batch_norm", "conv1d", "conv2d", "conv3d",
+    "cross_entropy", "dropout", "flatten", "gelu", "group_norm", "instance_norm", "l1_loss",
+    "layer_norm", "leaky_relu", "linear", "log_softmax", "max_pool1d", "max_pool2d", "max_pool3d",
+    "mse_loss", "nll_loss", "one_hot", "pad", "relu", "sigmoid", "silu", "softmax", "softplus",
+    "tanh",
 ]  # fmt: skip
 
 

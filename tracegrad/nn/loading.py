@@ -37,21 +37,32 @@ class IncompatibleKeys(NamedTuple):
 
 def collect(module: Module, destination: Any, prefix: str, keep_vars: bool) -> dict[str, Any]:
     """Parameters and persistent buffers by dotted name."""
-    found = OrderedDict() if destination is None else destination
+    found: Any = OrderedDict() if destination is None else destination
     for path, name, _, tensor in _entries(module):
         found[f"{prefix}{path}{name}"] = tensor if keep_vars else tensor.detach()
+    if destination is None:
+        found._metadata = OrderedDict()
+    if hasattr(found, "_metadata"):
+        for path, part in _parts(module, prefix):
+            found._metadata[path[:-1]] = {"version": part._version}
     return found
+
+
+def _parts(module: Module, prefix: str = "") -> Iterator[tuple[str, Module]]:
+    """(path with dot, module) of this module and all below."""
+    yield prefix, module
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from _parts(child, f"{prefix}{name}.")
 
 
 def _entries(module: Module, prefix: str = "") -> Iterator[tuple[str, str, Any, Tensor]]:
     """(path with dot, name, registry, tensor) of all that belongs into a state_dict."""
-    for registry in (module._parameters, module._buffers):
-        for name, tensor in registry.items():
-            if tensor is not None and name not in module._non_persistent_buffers_set:
-                yield prefix, name, registry, tensor
-    for name, child in module._modules.items():
-        if child is not None:
-            yield from _entries(child, f"{prefix}{name}.")
+    for path, part in _parts(module, prefix):
+        for registry in (part._parameters, part._buffers):
+            for name, tensor in registry.items():
+                if tensor is not None and name not in part._non_persistent_buffers_set:
+                    yield path, name, registry, tensor
 
 
 def load(module: Module, given: Any, strict: bool, assign: bool) -> IncompatibleKeys:
@@ -64,7 +75,8 @@ def load(module: Module, given: Any, strict: bool, assign: bool) -> Incompatible
     if not isinstance(given, Mapping):
         raise OperandError(f"Expected state_dict to be dict-like, got {type(given)}.")
     entries = {path + name: (registry, name, t) for path, name, registry, t in _entries(module)}
-    missing = [key for key in entries if key not in given]
+    optional = _optional_keys(module, getattr(given, "_metadata", {}))
+    missing = [key for key in entries if key not in given and key not in optional]
     unexpected = [key for key in given if key not in entries]
     faults = _faults(missing, unexpected) if strict else []
     for key, (_, _, tensor) in entries.items():
@@ -81,6 +93,15 @@ def load(module: Module, given: Any, strict: bool, assign: bool) -> Incompatible
             elif key in given:
                 tensor.copy_(given[key])
     return IncompatibleKeys(missing, unexpected)
+
+
+def _optional_keys(module: Module, metadata: Mapping[str, Any]) -> set[str]:
+    """Names that state of the versions in `metadata` may lack."""
+    return {
+        path + name
+        for path, part in _parts(module)
+        for name in part._optional_keys(metadata.get(path[:-1], {}).get("version"))
+    }
 
 
 def _faults(missing: list[str], unexpected: list[str]) -> list[str]:

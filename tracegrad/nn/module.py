@@ -46,6 +46,7 @@ class Module(traversal.Traversal, Epoch):
     """
 
     training: bool
+    _version = 1  # of the names in `state_dict()`, which notes it in `_metadata`
 
     def __init__(self) -> None:
         for name in _REGISTRIES:
@@ -313,7 +314,10 @@ class Module(traversal.Traversal, Epoch):
     def state_dict(
         self, *, destination: Any = None, prefix: str = "", keep_vars: bool = False
     ) -> dict[str, Any]:
-        """Parameters and persistent buffers by dotted name, detached unless `keep_vars`."""
+        """Parameters and persistent buffers by dotted name, detached unless `keep_vars`.
+
+        Its attribute `_metadata` holds the version of each module's names, by the module's path.
+        """
         return loading.collect(self, destination, prefix, keep_vars)
 
     def load_state_dict(
@@ -332,6 +336,10 @@ class Module(traversal.Traversal, Epoch):
             OperandError: `state_dict` is no mapping.
         """
         return loading.load(self, state_dict, strict, assign)
+
+    def _optional_keys(self, version: int | None) -> tuple[str, ...]:
+        """Own names that state saved by this version, None if unknown, may lack."""
+        return ()
 
     # ---- text -----------------------------------------------------------------------------------
 
