@@ -22,6 +22,7 @@ from tracegrad.ir.primitive import Primitive
 from tracegrad.ir.types import Shape, contiguous_strides
 from tracegrad.tracer.capture_grads import Gradient, GradientChange
 from tracegrad.tracer.capture_hook import Recorder
+from tracegrad.tracer.capture_state import Number, StateReads
 from tracegrad.tracer.capture_memory import Memory, WriteBack, path, put, taken, with_strides
 from tracegrad.tracer.engine import reachable
 from tracegrad.tracer.state import state
@@ -62,9 +63,9 @@ class Source:
 
     `kind` is "argument" (position among the flattened arguments), "captured" (a tensor from
     outside, the same object each time), "grad" (the `.grad` of input `position`), "literal" (made
-    by the function from Python data) or "random" (the next state of a generator). `strides` count
-    elements; None where generated code cannot use the memory as it lies. `tensor` is kept for
-    captured and literal inputs.
+    by the function from Python data), "random" (the next state of a generator) or "number" (a
+    Python number, read afresh). `strides` count elements; None where generated code cannot use the
+    memory as it lies. `tensor` is kept for captured and literal inputs.
     """
 
     kind: str
@@ -74,6 +75,7 @@ class Source:
     position: int = 0
     tensor: Tensor | None = None
     generator: Generator | None = None
+    number: Number | None = None
 
     @property
     def contiguous(self) -> bool:
@@ -94,6 +96,7 @@ class Capture:
         gradients: inputs whose `.grad` the run had to do with.
         gradient_changes: what became of them.
         freed: outputs whose history a backward of the run has used up.
+        afterwards: what a replay calls once its results are there.
         reasons: why this run must not be replayed; empty where it may.
     """
 
@@ -106,6 +109,7 @@ class Capture:
     gradients: tuple[Gradient, ...] = ()
     gradient_changes: tuple[GradientChange, ...] = ()
     freed: tuple[int, ...] = ()
+    afterwards: tuple[Callable[[], Any], ...] = ()
 
 
 @dataclass
@@ -131,6 +135,8 @@ class GraphRecorder(Recorder):
         self._first = BackwardNode((), ()).sequence  # older nodes are from before the run
         self._names: dict[Value, str] = {}  # by the user's variables
         self.existed: Callable[[object], bool] = lambda value: False  # before the run
+        self.states = StateReads(self)
+        self._called: dict[int, str] = {}  # names of tensors that may become inputs
 
     # ---- inputs ---------------------------------------------------------------------------------
 
@@ -178,7 +184,10 @@ class GraphRecorder(Recorder):
         found = self._values.get(id(tensor))
         if found is None:
             kept = self._kept(tensor)
-            return self._input(tensor, "captured", "", tensor=tensor) if kept is None else kept
+            if kept is not None:
+                return kept
+            name = self._called.get(id(tensor), "")
+            return self._input(tensor, "captured", name, tensor=tensor)
         memory = self._memories[id(tensor._storage.memory)]
         if self._current[id(tensor)] != memory.writes:
             found = self._anew(tensor, memory) or found
@@ -335,6 +344,22 @@ class GraphRecorder(Recorder):
         self._source("random", value, tensor, generator=generator)
         self._know(tensor, value)
 
+    def called(self, tensor: Tensor, name: str) -> None:
+        """How a tensor from outside is named where it lies; numbers are no names."""
+        if name.isidentifier():
+            self._alive.append(tensor)
+            self._called[id(tensor)] = name
+
+    def number(self, tensor: Tensor, name: str, where: Number) -> None:
+        """Make a Python number an input that each replay reads anew."""
+        value = self.builder.input(tensor.type_info, name)
+        self._source("number", value, tensor, number=where)
+        self._know(tensor, value)
+
+    def follows(self, owner: object, what: str) -> StateReads | None:
+        """The reads of this run; an object of the run's own is made anew by each replay."""
+        return self.states if self.existed(owner) else None
+
     def alias(self, made: Tensor, tensor: Tensor) -> None:
         """The same value."""
         if not self.knows(made):
@@ -460,6 +485,7 @@ class GraphRecorder(Recorder):
             with_names(self.builder.finish(outputs), self._names), tuple(self.sources), tuple(returns),
             tuple(differentiable), tuple(self.reasons), tuple(writes),
             tuple(self._gradients.values()), tuple(gradients), tuple(freed),
+            tuple(self.states.afterwards),
         )  # fmt: skip
 
     def _leads_inside(self, node: BackwardNode | None) -> bool:

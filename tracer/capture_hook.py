@@ -15,6 +15,7 @@ from tracegrad.tracer.state import state
 
 if TYPE_CHECKING:
     from tracegrad.ir.primitive import Primitive
+    from tracegrad.tracer.capture_state import StateReads
     from tracegrad.tracer.function_node import FunctionNode
     from tracegrad.tracer.random import Generator
     from tracegrad.tracer.tape import BackwardNode
@@ -110,6 +111,14 @@ class Recorder:
     def grad_set(self, tensor: Tensor, value: Tensor | None) -> None:
         """`tensor.grad` is about to be `value`."""
         self.note(".grad", tensor)
+
+    def follows(self, owner: object, what: str) -> StateReads | None:
+        """Who reads for `what`, a function of the library, what its object `owner` keeps.
+
+        None where `what` may read on its own: each run of it makes `owner` anew, or is eager.
+        """
+        self.note(what)
+        return None
 
     def note(self, what: str, tensor: Tensor | None = None) -> None:
         """Something else worth knowing happened: "backward", ".grad", "requires_grad_"."""

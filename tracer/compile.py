@@ -52,6 +52,7 @@ from tracegrad.tracer.verification import EagerWarning
 BACKENDS = ("c", "eager")
 VERIFY = ("first", "always", "off")
 MANY_TRACES = 8
+MANY_FIRST = 3  # runs that may make state, such as an optimizer's first step
 _RETURNED = (Tensor, Epoch, DType, device, np.generic)
 
 
@@ -121,7 +122,7 @@ class CompiledFunction:
         self._order: list[Trace] = []
         self._eager_keys: dict[Any, tuple[Reason, ...]] = {}
         self._held: list[Any] = []  # objects whose id is part of a key
-        self._structures: dict[int, Any] = {}
+        self._unsettled: Counter[Any] = Counter()
         self._misses = 0
         self._eager_calls = 0
         self._warned: set[str] = set()
@@ -199,19 +200,30 @@ class CompiledFunction:
                 recorder.reasons.append(Reason(f"it returns a {type(x).__name__}", None))
         capture = recorder.finish(tensors)
         self._held.extend(x for x in leaves if isinstance(x, (Epoch, *BY_IDENTITY)))
-        if capture.reasons:
-            self._stay_eager(key, capture.reasons)
+        changed = recorder.states.changed()
+        if changed and not capture.reasons and self._settles(key):
+            return result  # state that is there from now on: the next run may be replayed
+        unsettled = (Reason(f"it changes {g.name} at each call", g.location) for g in changed)
+        reasons = (*capture.reasons, *unsettled)
+        if reasons:
+            self._stay_eager(key, reasons)
             return result
-        self._check_covered(capture, observation.tensors)
+        self._check_covered(capture, (*observation.tensors, *recorder.states.tensors))
         same = [
             (p, x) for p, x in enumerate(leaves)
             if isinstance(x, Tensor) and any(x is t for t in observation.tensors)
         ]  # fmt: skip
         with self._own_faults(key):
-            trace = Trace(self._label, capture, observation.guards, why, self._verify, same)
+            guards = (*observation.guards, *recorder.states.guards)
+            trace = Trace(self._label, capture, guards, why, self._verify, same)
             trace.remember_results(structure, results)
             self._build(key, trace, recorder, tensors)
         return result
+
+    def _settles(self, key: Any) -> bool:
+        """Whether a run that changed what a library object keeps may have been one of the first."""
+        self._unsettled[key] += 1
+        return self._unsettled[key] <= MANY_FIRST
 
     @contextlib.contextmanager
     def _own_faults(self, key: Any) -> Iterator[None]:
@@ -252,6 +264,7 @@ class CompiledFunction:
                 key, (Reason("its first compiled result was wrong", None),), warn=False
             )
             return
+        self._unsettled.pop(key, None)
         self._traces.setdefault(key, []).append(trace)
         self._order.append(trace)
         if len(self._order) == MANY_TRACES + 1:

@@ -32,9 +32,9 @@ _BY_REPR = frozenset({
 
 
 class Names:
-    """Binding names `g3_0`, `g3_1` ... of guard 3, and the objects they stand for."""
+    """Binding names `g3_0`, `g3_1` ... of guard "3", and the objects they stand for."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int | str) -> None:
         self.bindings: dict[str, Any] = {}
         self._number = number
         self._known: dict[int, str] = {}

@@ -16,6 +16,7 @@ from tracegrad.tracer import tape, verification
 from tracegrad.tracer.capture import Source
 from tracegrad.tracer.capture_grads import unhooked
 from tracegrad.tracer.capture_memory import apart, write_back
+from tracegrad.tracer.capture_state import number_tensor
 from tracegrad.tracer.compiled_backward import CompiledBackward, FreedBackward, plain_memory
 from tracegrad.tracer.tensor import wrap
 
@@ -48,6 +49,7 @@ class LauncherBuilder:
             "contiguous": plain_memory, "CompiledBackward": CompiledBackward,
             "edge": tape.gradient_edge, "apart": apart, "write_back": write_back,
             "FreedBackward": FreedBackward, "unhooked": unhooked,
+            "number": number_tensor,
         }  # fmt: skip
         guards = self._guard_views(namespace)
         inputs: list[str] = []
@@ -58,6 +60,9 @@ class LauncherBuilder:
                 inputs.append(f"{name} = leaves[{source.position}]")
             elif source.kind == "grad":
                 inputs.append(f"{name} = {names[source.position]}._grad")
+            elif source.number is not None:
+                namespace.update(source.number.bindings)
+                inputs.append(f"{name} = number({source.number.text})")
             elif source.kind == "random":
                 namespace[f"generator_{k}"] = source.generator
                 draws.append(f"{name} = generator_{k}.next_state()")
@@ -72,7 +77,7 @@ class LauncherBuilder:
         if written:
             others = [
                 n for n, s in zip(names, self.capture.sources, strict=True)
-                if n not in written and s.kind != "random"
+                if n not in written and s.kind not in ("random", "number")
             ]  # fmt: skip
             inputs.append(f"if not apart({_tuple(written)}, {_tuple(others)}):")
             inputs.append(f"    return missed({OVERLAP})  # a write would be seen by another input")
@@ -87,12 +92,15 @@ class LauncherBuilder:
                 call += f"\n    {made}, = verified({arrays}, ({made},))"
         else:
             call = "pass  # nothing is computed"
-        after = (
+        after = [
             *self._result_lines(), *self._write_lines(namespace), *self._gradient_lines()
-        )  # fmt: skip
+        ]  # fmt: skip
+        for k, call_after in enumerate(self.capture.afterwards):
+            namespace[f"after_{k}"] = call_after
+            after.append(f"after_{k}()")
         launcher = Launcher(
             f"Replay of {trace.name}, captured because {trace.why}.", tuple(guards), tuple(inputs),
-            call, after, self._returned(),
+            call, tuple(after), self._returned(),
         )  # fmt: skip
         text = launcher_text(launcher)
         exec(compile(text, f"<tracegrad launcher of {trace.name}>", "exec"), namespace)

@@ -192,11 +192,11 @@ def _convert_in_place(tensor: Tensor, convert: Convert) -> None:
 
 def clear_gradient(parameter: Tensor, set_to_none: bool) -> None:
     """Set the gradient to zeros, in place and without history, or to None."""
+    if set_to_none:
+        parameter.grad = None  # whether there was one does not matter: a trace need not ask
+        return
     gradient = parameter.grad
     if gradient is None:
-        return
-    if set_to_none:
-        parameter.grad = None
         return
     if gradient.grad_fn is not None:
         gradient.detach_()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from tracegrad.optim.optimizer import Optimizer, check
+from tracegrad.tracer.capture_state import number
 from tracegrad.tracer.factories import zeros, zeros_like
 from tracegrad.tracer.pointwise import apply2
 
@@ -38,6 +38,7 @@ class Adam(Optimizer):
         tensor([0.7500], requires_grad=True)
     """
 
+    numbers = ("lr",)
     decoupled_weight_decay = False
 
     def __init__(
@@ -65,7 +66,7 @@ class Adam(Optimizer):
             if group["amsgrad"]:
                 state["max_exp_avg_sq"] = zeros_like(p)
         state["step"].add_(1)
-        step = state["step"].item()
+        step = number(state["step"])
         if group["maximize"]:
             grad = -grad
         if group["weight_decay"] != 0:
@@ -80,7 +81,7 @@ class Adam(Optimizer):
         if group["amsgrad"]:
             largest = state["max_exp_avg_sq"]
             square = largest.copy_(apply2("maximum", largest, square))
-        scale = math.sqrt(1 - beta2**step)
+        scale = (1 - beta2**step) ** 0.5
         p.addcdiv_(
             mean, (square.sqrt() / scale).add_(group["eps"]), value=-group["lr"] / (1 - beta1**step)
         )

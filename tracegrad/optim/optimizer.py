@@ -1,6 +1,13 @@
 """`Optimizer`: parameter groups, state per parameter, saving and loading; rules are subclasses.
 
 A rule writes one method, `update`, which changes one parameter in place. Start reading at `step`.
+
+Note [Steps in compiled functions]
+In a captured run an optimizer from outside reads its groups and state through the recorder, which
+guards them. The settings that a rule lists in `numbers` reach `update` as tensors then, so that each
+replay reads them anew: `update` must calculate with them alike in both cases, and test them with
+`used`. What counts the steps is a tensor; `number` makes it part of the calculation. The step that
+makes the state is not replayed.
 """
 
 from __future__ import annotations
@@ -8,8 +15,8 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tracegrad.ir.errors import OperandError, ParameterError
 from tracegrad.nn.loading import clear_gradient
@@ -18,6 +25,9 @@ from tracegrad.tracer.grad_mode import enable_grad, no_grad
 from tracegrad.tracer.profiling import labelled
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tensor import Tensor
+
+if TYPE_CHECKING:
+    from tracegrad.tracer.capture_state import StateReads
 
 _DUPLICATES = (
     "optimizer contains a parameter group with duplicate parameters; in future, this will cause "
@@ -38,6 +48,8 @@ class Optimizer:
         OperandError, ParameterError: `params` is no list of leaf tensors (PyTorch's texts).
     Source: PyTorch documentation, `torch.optim.Optimizer`.
     """
+
+    numbers: ClassVar[tuple[str, ...]] = ()  # settings that may change without a new trace
 
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
         self.defaults = defaults
@@ -102,19 +114,37 @@ class Optimizer:
 
     def _step(self, closure: Callable[[], Any] | None) -> Any:
         loss = None
-        if state.recorder is not None:
-            state.recorder.note("Optimizer.step()")
         if closure is not None:
             with enable_grad():
                 loss = closure()
         self.stepped = True
+        reads = None
+        if state.recorder is not None:
+            reads = state.recorder.follows(self, "Optimizer.step()")
+        groups = self.param_groups if reads is None else self._guarded_groups(reads)
         with no_grad():
-            for group in self.param_groups:
+            for group in groups:
                 for p in group["params"]:
                     grad = p.grad
                     if grad is not None:
-                        self.update(p, grad, self.state[p], group)
+                        kept = self.state.get(p, {})
+                        self.update(p, grad, kept, group)
+                        if kept:
+                            self.state[p] = kept
         return loss
+
+    def _guarded_groups(self, reads: StateReads) -> Iterator[Mapping[str, Any]]:
+        """The groups; all that a step reads of them and of the state is guarded."""
+        states = reads.attribute(self, "state", "optimizer.state")
+        listed = reads.attribute(self, "param_groups", "optimizer.param_groups")
+        for i, group in enumerate(reads.contents(listed, "optimizer.param_groups")):
+            name = f"optimizer.param_groups[{i}]"
+            listed = f"{name}['params']"
+            for k, p in enumerate(reads.contents(reads.entry(group, "params", listed), listed)):
+                kept = reads.entry(states, p, f"optimizer.state[{listed}[{k}]]")
+                if kept is not None:
+                    reads.contents(kept, f"optimizer.state[{listed}[{k}]]")
+            yield Settings(reads, group, name, _numbers_of(type(self)))
 
     def zero_grad(self, set_to_none: bool = False) -> None:
         """Set all gradients to zeros, in place; with `set_to_none`, to None."""
@@ -175,6 +205,34 @@ class Optimizer:
                 f"    {key}: {group[key]}\n" for key in sorted(group) if key != "params"
             )
         return text + ")"
+
+
+class Settings(Mapping[str, Any]):
+    """The settings of a group in a captured run: guarded as they are read, or numbers."""
+
+    def __init__(
+        self, reads: StateReads, group: dict[str, Any], name: str, numbers: tuple[str, ...]
+    ) -> None:
+        self._reads, self._group, self._name, self._numbers = reads, group, name, numbers
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self._group:
+            raise KeyError(key)
+        if key in self._numbers:
+            return self._reads.number(self._group, key, f"{self._name}[{key!r}]")
+        return self._reads.entry(self._group, key, f"{self._name}[{key!r}]")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._group)
+
+    def __len__(self) -> int:
+        return len(self._group)
+
+
+def _numbers_of(rule: type[Optimizer]) -> tuple[str, ...]:
+    """The `numbers` of the class that defines `update`: another one's may not be meant for it."""
+    owner = next(c for c in rule.__mro__ if "update" in vars(c))
+    return tuple(vars(owner).get("numbers", ()))
 
 
 def _refuse_set(params: Any) -> None:

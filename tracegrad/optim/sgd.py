@@ -33,6 +33,8 @@ class SGD(Optimizer):
         tensor([0.], requires_grad=True)
     """
 
+    numbers = ("lr",)
+
     def __init__(
         self, params: Any, lr: float = 1e-3, momentum: float = 0, dampening: float = 0,
         weight_decay: float = 0, nesterov: bool = False, *, maximize: bool = False,
