@@ -36,6 +36,7 @@ class Launcher:
     call: str
     results: tuple[str, ...]
     returns: str
+    undo: tuple[str, ...] = ()  # lines for a call that finds a fault in the values
 
 
 def executable_text(name: str, inputs: int, outputs: Sequence[TensorType], kernels: int) -> str:
@@ -75,7 +76,8 @@ def executable_text(name: str, inputs: int, outputs: Sequence[TensorType], kerne
 def launcher_text(launcher: Launcher) -> str:
     """The launcher of a trace: guards, inputs, the call, results.
 
-    A guard that raises (what it read is gone) does not hold.
+    A guard that raises (what it read is gone) does not hold. Where the generated code finds an index
+    out of bounds or a division by zero, nothing has been written yet, and eager mode tells the user.
     """
     doc = _one_line(launcher.doc).replace("\\", "\\\\").replace('"', "'")
     lines = ["def launch(leaves):", f'    """{doc}"""']
@@ -85,7 +87,10 @@ def launcher_text(launcher: Launcher) -> str:
             lines.append(f"        if not ({guard.text}):  # {_one_line(guard.comment)}")
             lines.append(f"            return missed({guard.position})")
         lines += ["    except Exception:", f"        return missed({GUARD_RAISED})"]
-    lines += [f"    {line}" for line in (*launcher.inputs, launcher.call, *launcher.results)]
+    lines += [f"    {line}" for line in launcher.inputs]
+    lines += ["    try:", f"        {launcher.call}", "    except faults:"]
+    lines += [f"        {line}" for line in (*launcher.undo, "return FAULT")]
+    lines += [f"    {line}" for line in launcher.results]
     lines.append(f"    return {launcher.returns}")
     return "\n".join(lines) + "\n"
 

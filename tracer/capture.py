@@ -22,8 +22,8 @@ from tracegrad.ir.primitive import Primitive
 from tracegrad.ir.types import Shape, contiguous_strides
 from tracegrad.tracer.capture_grads import Gradient, GradientChange
 from tracegrad.tracer.capture_hook import Recorder
-from tracegrad.tracer.capture_state import Number, StateReads
 from tracegrad.tracer.capture_memory import Memory, WriteBack, path, put, taken, with_strides
+from tracegrad.tracer.capture_state import Number, StateReads
 from tracegrad.tracer.engine import reachable
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tape import AccumulateGrad, BackwardNode, OperationNode
@@ -135,6 +135,7 @@ class GraphRecorder(Recorder):
         self._first = BackwardNode((), ()).sequence  # older nodes are from before the run
         self._names: dict[Value, str] = {}  # by the user's variables
         self.existed: Callable[[object], bool] = lambda value: False  # before the run
+        self._cuts: list[tuple[Value, Reason]] = []
         self.states = StateReads(self)
         self._called: dict[int, str] = {}  # names of tensors that may become inputs
 
@@ -239,8 +240,9 @@ class GraphRecorder(Recorder):
         if self.labels and location is not None:
             location = replace(location, labels=self.labels)
         inputs = [self.value_of(x) if isinstance(x, Tensor) else self._array(x) for x in operands]
-        if state.grad_enabled and any(map(self._written_leaf, operands)):
-            self.stay_eager("a leaf that requires grad is used after it was written to")
+        for x, used in zip(operands, inputs, strict=True):
+            if state.grad_enabled and self._written_leaf(x):
+                self._cut_off(used, "a leaf that requires grad is used after it was written to")
         if state.grad_enabled and op.name != "detach" and any(map(self._cut_view, operands)):
             self.stay_eager("a view that was made under no_grad() is a leaf of its own")
         value = self.builder.append(op, inputs, params, location=location)
@@ -248,6 +250,12 @@ class GraphRecorder(Recorder):
             detach = primitive.TABLE["detach"]
             value = self.builder.append(detach, [value], {}, location=location)
         self._know(out, value)
+
+    def _cut_off(self, value: Value, what: str) -> None:
+        """Stay eager if a derivative of a result goes through `value`: the graph would go on to what
+        `value` is made of, where the tape ends or goes elsewhere.
+        """
+        self._cuts.append((value, Reason(what, here())))
 
     def _read_names(self) -> None:
         """Name values by the local variables of the user's function that hold them by now."""
@@ -307,7 +315,7 @@ class GraphRecorder(Recorder):
             self.stay_eager(f"{name} writes to memory that several tensors from outside share")
         elif not outside and target._requires_grad:
             if not value._requires_grad and not state.grad_enabled:
-                self.stay_eager(f"{name} writes without history to a tensor that has one")
+                self._cut_off(new, f"{name} writes without history to a tensor that has one")
         steps = path(memory.root, target)
         whole = None
         if steps is not None:
@@ -402,8 +410,8 @@ class GraphRecorder(Recorder):
             self.value_of(value)
 
     def _gradient(self, tensor: Tensor, read: bool) -> Gradient | None:
-        if tensor._grad_fn is not None or not tensor._requires_grad:
-            self.note(".grad of a tensor that is no leaf that requires grad", tensor)
+        if tensor._grad_fn is not None:
+            self.note(".grad of a tensor that is no leaf", tensor)
             return None
         if id(tensor) not in self._given:
             if self.knows(tensor):
@@ -466,6 +474,9 @@ class GraphRecorder(Recorder):
                     freed.append(k)
                 else:
                     differentiable[k] = True
+        if self._cuts:
+            derived = self._ancestors([v for v, flag in zip(outputs, differentiable) if flag])
+            self.reasons += [reason for value, reason in self._cuts if value in derived]
         writes = []
         for memory in self._memories.values():
             if memory.source is not None and memory.writes:
@@ -487,6 +498,14 @@ class GraphRecorder(Recorder):
             tuple(self._gradients.values()), tuple(gradients), tuple(freed),
             tuple(self.states.afterwards),
         )  # fmt: skip
+
+    def _ancestors(self, values: Sequence[Value]) -> set[Value]:
+        """`values` and all that they are computed from."""
+        found = set(values)
+        for node in reversed(self.builder.nodes):
+            if node.out in found:
+                found.update(node.inputs)
+        return found
 
     def _leads_inside(self, node: BackwardNode | None) -> bool:
         return any(

@@ -125,6 +125,13 @@ class Recorder:
         raise NotImplementedError
 
 
+class Followed:
+    """Base of the library's objects that read what they keep through the recorder (`follows`).
+
+    A compiled function takes one as an argument, by identity.
+    """
+
+
 def active() -> Recorder | None:
     """The recorder of this thread, or None."""
     return state.recorder

@@ -141,7 +141,6 @@ class StateReads:
         self.guards.append(guard)
 
 
-
 def number(tensor: Tensor) -> float | Tensor:
     """The value of a tensor of one element: a float, or in a captured run a float64 tensor ().
 

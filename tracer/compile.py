@@ -41,7 +41,7 @@ from tracegrad.tracer.capture_hook import recording
 from tracegrad.tracer.device import device
 from tracegrad.tracer.epoch import Epoch
 from tracegrad.tracer.keys import BY_IDENTITY, PLAIN, difference, make_key
-from tracegrad.tracer.launcher import MISS
+from tracegrad.tracer.launcher import FAULT, MISS
 from tracegrad.tracer.profiling import profilers
 from tracegrad.tracer.pytree import flatten
 from tracegrad.tracer.state import state
@@ -142,6 +142,8 @@ class CompiledFunction:
                 result = state.profiler.launch(self._label, trace.launch, leaves)
             else:
                 result = trace.launch(leaves)
+            if result is FAULT:
+                return self._fn(*args, **kwargs)  # raises the error that eager mode raises
             if result is not MISS:
                 return trace.rebuild(result)
         if key in self._eager_keys:
@@ -171,6 +173,8 @@ class CompiledFunction:
 
         for trace in self._traces.get(key, ()):  # another thread may have captured it meanwhile
             result = trace.launch(leaves)
+            if result is FAULT:
+                return self._fn(*args, **kwargs)
             if result is not MISS:
                 return trace.rebuild(result)
         why = self._why(key)

@@ -1,7 +1,7 @@
 """The key of a call: what decides which traces may answer it.
 
 Tensors count by shape, dtype, strides, requires_grad and alignment; numbers and strings by value;
-modules, functions and generators by identity; containers by their contents. Ambient state (grad
+modules, functions, generators and optimizers by identity; containers by their contents. Ambient state (grad
 mode, default dtype) comes first. Start reading at `make_key`.
 """
 
@@ -16,6 +16,7 @@ import numpy as np
 from tracegrad.ir import dtypes
 from tracegrad.ir.dtypes import DType
 from tracegrad.ir.errors import OperandError
+from tracegrad.tracer.capture_hook import Followed
 from tracegrad.tracer.device import device
 from tracegrad.tracer.epoch import Epoch
 from tracegrad.tracer.pytree import is_sequence
@@ -25,7 +26,7 @@ from tracegrad.tracer.tensor import Tensor
 
 PLAIN = (int, float, bool, str, bytes, complex, type(None), type(Ellipsis))
 BY_VALUE = (DType, device)
-BY_IDENTITY = (types.FunctionType, types.BuiltinFunctionType, type, Generator)
+BY_IDENTITY = (types.FunctionType, types.BuiltinFunctionType, type, Generator, Followed)
 
 
 def make_key(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tracegrad.codegen.launchers import GuardLine, Launcher, launcher_text
+from tracegrad.ir.errors import BoundsError, DivisionByZeroError
 from tracegrad.ir.graph import Value
 from tracegrad.runtime.kernels import pointer
 from tracegrad.tracer import tape, verification
@@ -32,6 +33,9 @@ OVERLAP = -3
 MISS = object()
 """What a launcher returns when one of its guards fails."""
 
+FAULT = object()
+"""What a launcher returns when its code found values with which eager mode raises an error."""
+
 
 class LauncherBuilder:
     """Writes the launcher of one compiled trace."""
@@ -45,7 +49,7 @@ class LauncherBuilder:
         """The text of the launcher, and the function."""
         trace, names = self.trace, self.names
         namespace: dict[str, Any] = {
-            "MISS": MISS, "trace": trace, "wrap": wrap, "pointer": pointer, "missed": trace.missed,
+            "MISS": MISS, "FAULT": FAULT, "faults": (BoundsError, DivisionByZeroError), "trace": trace, "wrap": wrap, "pointer": pointer, "missed": trace.missed,
             "contiguous": plain_memory, "CompiledBackward": CompiledBackward,
             "edge": tape.gradient_edge, "apart": apart, "write_back": write_back,
             "FreedBackward": FreedBackward, "unhooked": unhooked,
@@ -54,6 +58,7 @@ class LauncherBuilder:
         guards = self._guard_views(namespace)
         inputs: list[str] = []
         draws: list[str] = []
+        undo: list[str] = []
         addresses: list[str] = []
         for k, (source, name) in enumerate(zip(self.capture.sources, names, strict=True)):
             if source.kind == "argument":
@@ -66,6 +71,7 @@ class LauncherBuilder:
             elif source.kind == "random":
                 namespace[f"generator_{k}"] = source.generator
                 draws.append(f"{name} = generator_{k}.next_state()")
+                undo.append(f"generator_{k}.hand_back()")
             else:
                 namespace[name] = source.tensor
             if k in self.trace.copied:
@@ -89,7 +95,7 @@ class LauncherBuilder:
             if trace.verify == "always":
                 namespace["verified"] = lambda *parts: verification.verified(trace, *parts)
                 arrays = _tuple([f"{name}._array" for name in names])
-                call += f"\n    {made}, = verified({arrays}, ({made},))"
+                call += f"; {made}, = verified({arrays}, ({made},))"
         else:
             call = "pass  # nothing is computed"
         after = [
@@ -100,7 +106,7 @@ class LauncherBuilder:
             after.append(f"after_{k}()")
         launcher = Launcher(
             f"Replay of {trace.name}, captured because {trace.why}.", tuple(guards), tuple(inputs),
-            call, tuple(after), self._returned(),
+            call, tuple(after), self._returned(), tuple(undo),
         )  # fmt: skip
         text = launcher_text(launcher)
         exec(compile(text, f"<tracegrad launcher of {trace.name}>", "exec"), namespace)

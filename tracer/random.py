@@ -109,6 +109,10 @@ class Generator:
             state.recorder.random_state(made, self)
         return made
 
+    def hand_back(self) -> None:
+        """Take back the newest `next_state`: nothing was drawn from it."""
+        self._counter -= 1
+
     def __repr__(self) -> str:
         return f"<Generator seed={self._seed} counter={self._counter} device={self.device}>"
 

@@ -311,23 +311,3 @@ def test_a_backward_through_what_was_computed_before() -> None:
     with pytest.warns(tg.EagerWarning, match="MulBackward0 from before the call"):
         close(compiled(at(1).detach()), f(at(1).detach()))
     close(compiled(at(2).detach()), f(at(2).detach()))
-
-
-def test_a_step_of_an_optimizer() -> None:
-    """It reads settings where no guard looks, so it is run as it is."""
-    w = at(0)
-    optimizer = tg.optim.SGD([w], lr=0.5)
-    w.grad = tg.ones(4)
-
-    @tg.compile
-    def step(x: Any) -> Any:
-        optimizer.step()
-        return x * 1
-
-    before = w.detach().clone()
-    with pytest.warns(tg.EagerWarning, match=r"Optimizer.step\(\)"):
-        step(at(1))
-    close(w.detach(), before - 0.5)
-    optimizer.param_groups[0]["lr"] = 1.0
-    step(at(1))
-    close(w.detach(), before - 1.5)

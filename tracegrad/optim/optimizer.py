@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from tracegrad.ir.errors import OperandError, ParameterError
 from tracegrad.nn.loading import clear_gradient
 from tracegrad.nn.naming import type_name
+from tracegrad.tracer.capture_hook import Followed
 from tracegrad.tracer.grad_mode import enable_grad, no_grad
 from tracegrad.tracer.profiling import labelled
 from tracegrad.tracer.state import state
@@ -35,7 +36,7 @@ _DUPLICATES = (
 )
 
 
-class Optimizer:
+class Optimizer(Followed):
     """Base class of optimizers.
 
     Args:
