@@ -49,7 +49,8 @@ class LauncherBuilder:
         """The text of the launcher, and the function."""
         trace, names = self.trace, self.names
         namespace: dict[str, Any] = {
-            "MISS": MISS, "FAULT": FAULT, "faults": (BoundsError, DivisionByZeroError), "trace": trace, "wrap": wrap, "pointer": pointer, "missed": trace.missed,
+            "MISS": MISS, "FAULT": FAULT, "faults": (BoundsError, DivisionByZeroError),
+            "trace": trace, "wrap": wrap, "pointer": pointer, "missed": trace.missed,
             "contiguous": plain_memory, "CompiledBackward": CompiledBackward,
             "edge": tape.gradient_edge, "apart": apart, "write_back": write_back,
             "FreedBackward": FreedBackward, "unhooked": unhooked,

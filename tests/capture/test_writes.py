@@ -386,7 +386,7 @@ def test_memory_that_may_not_be_written_is_refused_and_nothing_is_half_written()
     assert compiled(ramp(3), y).tolist() == [2.0, 3.0, 4.0]
 
 
-def test_an_error_inside_a_replay_writes_nothing() -> None:
+def test_an_error_inside_a_replay_leaves_what_eager_leaves() -> None:
     def f(x: Any, index: Any) -> Any:
         x.add_(1)
         return x[index]
@@ -394,11 +394,31 @@ def test_an_error_inside_a_replay_writes_nothing() -> None:
     compiled = tg.compile(f)
     for k in range(2):
         compiled(ramp(3), tg.tensor([k]))
-    x = ramp(3)
-    with pytest.raises(IndexError):
-        compiled(x, tg.tensor([5]))
-    assert x.tolist() == [1.0, 2.0, 3.0] and x._version == 0
-    assert compiled(x, tg.tensor([2])).tolist() == [4.0]
+    texts = []
+    for fn in (f, compiled):
+        x = ramp(3)
+        with pytest.raises(IndexError) as caught:
+            fn(x, tg.tensor([5]))
+        texts.append(str(caught.value))
+        assert x.tolist() == [2.0, 3.0, 4.0] and x._version == 1
+    assert texts[0] == texts[1]
+    assert compiled(x, tg.tensor([2])).tolist() == [5.0]
+
+
+def test_a_replay_that_finds_a_fault_draws_what_eager_draws() -> None:
+    def f(x: Any, index: Any) -> Any:
+        return x[index] + tg.rand(1)
+
+    compiled = tg.compile(f)
+    for k in range(2):
+        compiled(ramp(3), tg.tensor([k]))
+    drawn = []
+    for fn in (f, compiled):
+        tg.manual_seed(5)
+        with pytest.raises(IndexError):
+            fn(ramp(3), tg.tensor([5]))
+        drawn.append(fn(ramp(3), tg.tensor([1])).tolist())
+    assert drawn[0] == drawn[1]
 
 
 def test_a_view_from_outside_is_not_one_of_another_argument() -> None:
