@@ -30,6 +30,12 @@ RULES: dict[str, Callable[[Any], Any]] = {
     "adam decay": lambda p: optim.Adam(p, lr=0.01, weight_decay=0.1, betas=(0.8, 0.9)),
     "amsgrad": lambda p: optim.Adam(p, lr=0.01, amsgrad=True),
     "adamw": lambda p: optim.AdamW(p, lr=0.01),
+    "rmsprop": lambda p: optim.RMSprop(p, lr=0.01),
+    "rmsprop all": lambda p: optim.RMSprop(
+        p, lr=0.01, momentum=0.5, centered=True, weight_decay=0.1
+    ),
+    "adagrad": lambda p: optim.Adagrad(p, lr=0.01),
+    "adagrad all": lambda p: optim.Adagrad(p, lr=0.1, lr_decay=0.1, weight_decay=0.01),
     "adamw maximize": lambda p: optim.AdamW(p, lr=0.01, maximize=True),
 }
 
@@ -304,6 +310,47 @@ def test_gradients_that_are_zeroed_or_accumulated() -> None:
                 for p in t.model.parameters():
                     p.grad.add_(0.25)
     assert step.cache_info().hits >= 4, step.explain()
+
+
+@pytest.mark.parametrize("clip", ["norm", "infinity", "value"])
+def test_clipping_and_batch_norm(clip: str) -> None:
+    class Convolutional(Trainer):
+        def __init__(self) -> None:
+            tg.manual_seed(2)
+            self.model = nn.Sequential(
+                nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(),
+                nn.Linear(48, 5), nn.BatchNorm1d(5), nn.Linear(5, 3),
+            )  # fmt: skip
+            self.optimizer = optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
+
+        def step(self, x: Any, y: Any) -> Any:
+            self.optimizer.zero_grad(set_to_none=True)
+            loss = F.cross_entropy(self.model(x), y)
+            loss.backward()
+            norm = None
+            if clip == "value":
+                nn.utils.clip_grad_value_(self.model.parameters(), 0.01)
+            else:
+                kind = 2.0 if clip == "norm" else float("inf")
+                norm = nn.utils.clip_grad_norm_(self.model.parameters(), 0.1, kind)
+            self.optimizer.step()
+            return loss.detach(), norm
+
+    eager, compiled = Convolutional(), Convolutional()
+    step = tg.compile(compiled.step)
+    rng = np.random.default_rng(0)
+    for k in range(8):
+        if k == 6:  # another mode: the statistics stay as they are
+            eager.model.eval()
+            compiled.model.eval()
+        x = tg.tensor(rng.normal(size=(8, 1, 6, 6)).astype(np.float32))
+        y = tg.tensor(rng.integers(0, 3, 8))
+        same(step(x, y), eager.step(x, y), 1024)
+        same_trainers(compiled, eager, 4096)
+        same(list(compiled.model.buffers()), list(eager.model.buffers()), 1024)
+        versions = [[b._version for b in t.model.buffers()] for t in (compiled, eager)]
+        assert versions[0] == versions[1]
+    assert step.cache_info().hits == 5, step.explain()
 
 
 def test_two_optimizers_and_two_steps_in_one_function() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tracegrad.ir.dtypes import float64
 from tracegrad.optim.optimizer import Optimizer, check
 from tracegrad.optim.settings import check_lr, implementation
+from tracegrad.tracer.capture_state import number
 from tracegrad.tracer.factories import full_like, zeros
 
 
@@ -83,6 +83,6 @@ class Adagrad(Optimizer):
         if weight_decay != 0:
             grad = grad.add(p, alpha=weight_decay)
         if lr_decay != 0:
-            lr = lr / (1 + (state["step"].to(float64) - 1) * lr_decay)
+            lr = lr / (1 + (number(state["step"]) - 1) * lr_decay)
         root = state["sum"].addcmul_(grad, grad, value=1).sqrt().add_(group["eps"])
         p.addcdiv_(grad, root, value=-lr)
