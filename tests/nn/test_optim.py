@@ -224,9 +224,11 @@ def test_a_parameter_listed_twice_warns():
 
 def test_prints_its_settings():
     assert repr(optim.SGD([{"params": [P]}, {"params": [Q], "lr": 0.5}])) == (
-        "SGD (\nParameter Group 0\n    dampening: 0\n    lr: 0.001\n    maximize: False\n"
+        "SGD (\nParameter Group 0\n    dampening: 0\n    differentiable: False\n"
+        "    foreach: None\n    fused: None\n    lr: 0.001\n    maximize: False\n"
         "    momentum: 0\n    nesterov: False\n    weight_decay: 0\n\nParameter Group 1\n"
-        "    dampening: 0\n    lr: 0.5\n    maximize: False\n    momentum: 0\n"
+        "    dampening: 0\n    differentiable: False\n    foreach: None\n    fused: None\n"
+        "    lr: 0.5\n    maximize: False\n    momentum: 0\n"
         "    nesterov: False\n    weight_decay: 0\n)"
     )
 

@@ -178,3 +178,43 @@ def test_refused_settings(rule, settings, kind, text):
     with pytest.raises(kind) as raised:
         rule([nn.Parameter(tg.ones(1))], **settings)
     assert str(raised.value) == text
+
+
+@pytest.mark.parametrize(("rule", "settings"), [
+    (optim.SGD, ["foreach", "differentiable", "fused"]),
+    (optim.Adam, ["foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay"]),
+    (optim.AdamW, ["foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay"]),
+])  # fmt: skip
+def test_settings_of_other_implementations_are_kept_but_change_nothing(rule, settings):
+    p, q = (nn.Parameter(tg.tensor(START)) for _ in range(2))
+    plain, chosen = rule([p]), rule([q], foreach=True, differentiable=False)
+    assert set(settings) <= set(plain.state_dict()["param_groups"][0])
+    steps(p, plain, 3)
+    steps(q, chosen, 3)
+    assert p.tolist() == q.tolist()
+    assert rule([p], fused=True).param_groups[0]["fused"] is True
+    with pytest.raises(NotImplementedError, match=f"^{rule.__name__}: differentiable=True is not"):
+        rule([p], differentiable=True)
+    with pytest.raises(RuntimeError, match="^`fused` and `foreach` cannot be `True` together"):
+        rule([p], fused=True, foreach=True)
+    with pytest.raises(ValueError, match="^Tensor lr must be 1-element$"):
+        rule([p], lr=tg.ones(2))
+
+
+def test_adam_with_decoupled_decay_is_adamw():
+    p, q = (nn.Parameter(tg.tensor(START)) for _ in range(2))
+    steps(p, optim.Adam([p], weight_decay=0.25, decoupled_weight_decay=True), 3)
+    steps(q, optim.AdamW([q], weight_decay=0.25), 3)
+    assert p.tolist() == q.tolist()
+
+
+def test_loaded_settings_that_were_not_saved_get_their_defaults_and_adamw_stays_adamw():
+    p = nn.Parameter(tg.tensor(START))
+    optimizer = optim.AdamW([p], lr=0.5)
+    saved = optimizer.state_dict()
+    del saved["param_groups"][0]["fused"]
+    saved["param_groups"][0].update(lr=0.125, decoupled_weight_decay=False)
+    optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["fused"] is None
+    assert optimizer.param_groups[0]["decoupled_weight_decay"] is True
+    assert optimizer.param_groups[0]["lr"] == 0.125

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tracegrad.optim.optimizer import Optimizer, check
+from tracegrad.optim.settings import check_lr, implementation
 from tracegrad.tracer.capture_state import number
 from tracegrad.tracer.factories import zeros, zeros_like
 from tracegrad.tracer.pointwise import apply2
@@ -25,8 +26,13 @@ class Adam(Optimizer):
         weight_decay: g is the gradient plus this times p.
         amsgrad: use the largest v seen so far.
         maximize: go up instead of down.
+        decoupled_weight_decay: as `AdamW`.
+        foreach, capturable, fused: accepted, without effect.
+        differentiable: only False.
     Raises:
         ParameterError: a setting is out of range (PyTorch's texts).
+        OptionError: `fused` together with `foreach` or `differentiable`.
+        UnsupportedError: `differentiable` is set.
     Source: Kingma and Ba, arXiv:1412.6980; Reddi, Kale and Kumar, arXiv:1904.09237 (amsgrad).
     Example:
         >>> import tracegrad as tg
@@ -39,21 +45,27 @@ class Adam(Optimizer):
     """
 
     numbers = ("lr",)
-    decoupled_weight_decay = False
 
     def __init__(
         self, params: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8, weight_decay: float = 0, amsgrad: bool = False, *,
-        maximize: bool = False,
+        foreach: bool | None = None, maximize: bool = False, capturable: bool = False,
+        differentiable: bool = False, fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
     ) -> None:  # fmt: skip
-        check("learning rate", lr, lr >= 0.0)
+        check_lr(lr)
         check("epsilon value", eps, eps >= 0.0)
         for i, beta in enumerate(betas):
             check(f"beta parameter at index {i}", beta, 0.0 <= beta < 1.0)
         check("weight_decay value", weight_decay, weight_decay >= 0.0)
+        chosen = implementation(
+            type(self).__name__, foreach=foreach, capturable=capturable,
+            differentiable=differentiable, fused=fused,
+        )  # fmt: skip
         defaults = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay,
-            "amsgrad": amsgrad, "maximize": maximize,
+            "amsgrad": amsgrad, "maximize": maximize, **chosen,
+            "decoupled_weight_decay": decoupled_weight_decay,
         }  # fmt: skip
         super().__init__(params, defaults)
 
@@ -70,7 +82,7 @@ class Adam(Optimizer):
         if group["maximize"]:
             grad = -grad
         if group["weight_decay"] != 0:
-            if self.decoupled_weight_decay:
+            if group["decoupled_weight_decay"]:
                 p.mul_(1 - group["lr"] * group["weight_decay"])
             else:
                 grad = grad.add(p, alpha=group["weight_decay"])
@@ -91,18 +103,27 @@ class AdamW(Adam):
     """Adam whose weight decay is `p = p - lr * weight_decay * p`, apart from the gradient.
 
     Args:
-        params, lr, betas, eps, amsgrad, maximize: as for `Adam`.
+        params, lr, betas, eps, amsgrad, and the keywords: as for `Adam`.
         weight_decay: 0.01 by default.
     Raises:
-        ParameterError: a setting is out of range (PyTorch's texts).
+        ParameterError, OptionError, UnsupportedError: as for `Adam`.
     Source: Loshchilov and Hutter, arXiv:1711.05101.
     """
-
-    decoupled_weight_decay = True
 
     def __init__(
         self, params: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8, weight_decay: float = 1e-2, amsgrad: bool = False, *,
-        maximize: bool = False,
+        maximize: bool = False, foreach: bool | None = None, capturable: bool = False,
+        differentiable: bool = False, fused: bool | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize)
+        super().__init__(
+            params, lr, betas, eps, weight_decay, amsgrad, foreach=foreach, maximize=maximize,
+            capturable=capturable, differentiable=differentiable, fused=fused,
+            decoupled_weight_decay=True,
+        )  # fmt: skip
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """As `Optimizer.load_state_dict`; the rule stays this one, also with the state of `Adam`."""
+        super().load_state_dict(state_dict)
+        for group in self.param_groups:
+            group["decoupled_weight_decay"] = True

@@ -176,6 +176,8 @@ class Optimizer(Followed):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over settings and state (copied, cast to the parameters' dtypes).
 
+        Settings that were not saved, by an older version, get their default values.
+
         Raises:
             ParameterError: the groups do not have the sizes of this optimizer's.
         """
@@ -191,7 +193,7 @@ class Optimizer(Followed):
         groups = []
         for old, mine in zip(saved, self.param_groups, strict=True):
             of_number.update(zip(old["params"], mine["params"], strict=True))
-            groups.append({**copy.deepcopy(dict(old)), "params": mine["params"]})
+            groups.append({**self.defaults, **copy.deepcopy(dict(old)), "params": mine["params"]})
         state: dict[Any, dict[str, Any]] = defaultdict(dict)
         for number, kept in state_dict["state"].items():
             p = of_number.get(number, number)

@@ -7,6 +7,7 @@ from typing import Any
 
 from tracegrad.ir.errors import ParameterError
 from tracegrad.optim.optimizer import Optimizer, check
+from tracegrad.optim.settings import check_lr, implementation
 
 
 class SGD(Optimizer):
@@ -20,8 +21,12 @@ class SGD(Optimizer):
         lr, momentum, dampening, weight_decay: numbers, none negative.
         nesterov: needs momentum and no dampening.
         maximize: go up instead of down.
+        foreach, fused: accepted, without effect.
+        differentiable: only False.
     Raises:
         ParameterError: a setting is out of range (PyTorch's texts).
+        OptionError: `fused` together with `foreach` or `differentiable`.
+        UnsupportedError: `differentiable` is set.
     Source: Sutskever et al., ICML 2013; PyTorch documentation, `torch.optim.SGD`.
     Example:
         >>> import tracegrad as tg
@@ -38,15 +43,17 @@ class SGD(Optimizer):
     def __init__(
         self, params: Any, lr: float = 1e-3, momentum: float = 0, dampening: float = 0,
         weight_decay: float = 0, nesterov: bool = False, *, maximize: bool = False,
+        foreach: bool | None = None, differentiable: bool = False, fused: bool | None = None,
     ) -> None:  # fmt: skip
-        check("learning rate", lr, lr >= 0.0)
+        check_lr(lr)
         check("momentum value", momentum, momentum >= 0.0)
         check("weight_decay value", weight_decay, weight_decay >= 0.0)
         if nesterov and (momentum <= 0 or dampening != 0):
             raise ParameterError("Nesterov momentum requires a momentum and zero dampening")
+        chosen = implementation("SGD", foreach=foreach, differentiable=differentiable, fused=fused)
         defaults = {
             "lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay,
-            "nesterov": nesterov, "maximize": maximize,
+            "nesterov": nesterov, "maximize": maximize, **chosen,
         }  # fmt: skip
         super().__init__(params, defaults)
 
