@@ -343,6 +343,8 @@ def norm(
 ) -> Any:
     """Vector p-norm over `dim` (all dimensions for None); "fro" is p = 2.
 
+    The half types are computed in float32.
+
     Raises:
         DTypeError: `input` is not floating.
         OptionError: `p` is text other than "fro".
@@ -361,8 +363,10 @@ def norm(
         raise OptionError(f"linalg.matrix_norm: Order {p} not supported. Use a number or 'fro'.")
     if not is_scalar(p):
         raise OperandError(f"norm(): argument 'p' must be Number or 'fro', not {type_name(p)}")
-    out = _vector_norm(x, float(p), _axes(x, dim), keepdim)
-    return named(out, "LinalgVectorNormBackward0")
+    half = x.dtype.itemsize == 2  # their powers overflow, and their sums lose digits
+    wide = ops.cast(x, dtype=dtypes.float32) if half else x
+    out = _vector_norm(wide, float(p), _axes(x, dim), keepdim)
+    return named(ops.cast(out, dtype=x.dtype) if half else out, "LinalgVectorNormBackward0")
 
 
 def _refuse_empty_norm(x: Any, p: float, axes: Any) -> None:

@@ -184,3 +184,16 @@ def test_results_beyond_the_range_are_infinite_without_a_warning(dtype: Any) -> 
         for result in (x.sum(), x.sum(0, keepdim=True), (x * 2).prod(), x @ x, x * x, x + x):
             assert bool(result.isinf().all())
             result.sum().backward()
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [
+    (tg.float16, [700.0, 500.0, 449.75, 3.0, 400.0, 1417.0]),
+    (tg.bfloat16, [700.0, 500.0, 450.0, 3.0, 400.0, 1416.0]),
+], ids=str)  # fmt: skip
+def test_norms_of_halves_do_not_overflow(dtype: Any, expected: list[float]) -> None:
+    # figures of PyTorch 2.13
+    x = tg.tensor([300.0, 400.0, 0.1]).half().to(dtype).requires_grad_()
+    norms = [x.norm(p) for p in (1, 2, 3, 0, float("inf"), 0.5)]
+    assert [n.item() for n in norms] == expected and norms[0].dtype is dtype
+    norms[1].backward()
+    np.testing.assert_allclose(x.grad.float().numpy(), [0.6, 0.8, 2e-4], rtol=8e-3)  # 1 ulp

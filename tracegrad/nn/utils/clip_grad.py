@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
-from tracegrad.ir import dtypes
 from tracegrad.ir.errors import GradientError, OptionError
 from tracegrad.tracer.factories import zeros
 from tracegrad.tracer.grad_mode import no_grad
@@ -148,12 +147,10 @@ def _gradients(parameters: list[Any]) -> list[Any]:
 
 
 def _norm(x: Any, p: float) -> Any:
-    """The norm of one tensor; of half types summed in float32, where squares do not overflow."""
+    """The norm of one tensor."""
     if p == float("inf") and x.numel() == 0:
         raise OptionError(
             "_foreach_norm cannot compute the infinity norm on an empty tensor because the "
             "operation does not have an identity"
         )
-    if x.dtype.is_floating_point and x.dtype.itemsize == 2:
-        return norm(x, p, dtype=dtypes.float32).to(x.dtype)
     return norm(x, p)
