@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tracegrad.tracer.state import state
 
@@ -128,8 +128,11 @@ class Recorder:
 class Followed:
     """Base of the library's objects that read what they keep through the recorder (`follows`).
 
-    A compiled function takes one as an argument, by identity.
+    A compiled function takes one as an argument, by identity. Its methods in `followed` may be
+    called in compiled functions; what others would read or change goes unseen.
     """
+
+    followed: ClassVar[frozenset[str]] = frozenset()
 
 
 def active() -> Recorder | None:

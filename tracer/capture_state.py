@@ -8,7 +8,7 @@ each replay, so that a learning rate may change at every step. Start reading at 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -42,12 +42,14 @@ class StateReads:
         guards: what must hold for a replay.
         tensors: those found in guarded places, whose identity is thereby guarded.
         afterwards: what each replay does once its results are there.
+        changed_later: the objects that `afterwards` writes to.
     """
 
     def __init__(self, recorder: GraphRecorder) -> None:
         self.guards: list[Guard] = []
         self.tensors: list[Tensor] = []
         self.afterwards: list[Callable[[], Any]] = []
+        self.changed_later: list[Any] = []
         self._recorder = recorder
         self._known: dict[tuple[Any, ...], Any] = {}
         self._held: list[Any] = []  # keeps ids from being reused
@@ -78,6 +80,7 @@ class StateReads:
 
     def entry(self, holder: dict[Any, Any], key: Any, name: str) -> Any:
         """`holder[key]`, or None where it has none."""
+        self._in_time(holder)
         value = holder.get(key, MISSING)
         shown = (lambda names: repr(key)) if is_atom(key) else (lambda names: names(key))
         if value is MISSING:
@@ -98,6 +101,7 @@ class StateReads:
         """`holder[key]`, a number, as a float64 tensor () that has its value at each replay; what is
         no number is guarded by value.
         """
+        self._in_time(holder)
         value = holder[key]
         if type(value) not in (float, int):
             return self.entry(holder, key, name)
@@ -113,6 +117,19 @@ class StateReads:
             self._recorder.number(made, key, Number(at, names.bindings))
             self._known[place] = made
         return self._known[place]
+
+    def postpone(self, owner: object, call: Callable[[], Any], changes: Sequence[Any]) -> None:
+        """Let each replay call `call`, which `owner` asks for, after all else; it writes `changes`."""
+        if not self._recorder.existed(owner):
+            kind = type(owner).__name__
+            self._recorder.stay_eager(f"a {kind} of its own changes what comes from outside")
+        self.afterwards.append(call)
+        self.changed_later += changes
+
+    def _in_time(self, holder: Any) -> None:
+        """A replay reads everything before it changes anything."""
+        if any(holder is x for x in self.changed_later):
+            self._recorder.stay_eager("settings are read after a schedule has changed them")
 
     def changed(self) -> list[Guard]:
         """What the run itself has changed."""

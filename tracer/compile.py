@@ -196,6 +196,9 @@ class CompiledFunction:
             raise CaptureError(self._problems(observation.problems))
         for effect in observation.side_effects:
             recorder.reasons.append(Reason(effect.reason, effect.location))
+        for late in observation.reads_of(recorder.states.changed_later):
+            what = f"{late.name} is read and changed by a schedule"
+            recorder.reasons.append(Reason(what, late.location))
         results: list[Any] = []
         structure = flatten(result, results)
         tensors = [t for t in results if isinstance(t, Tensor)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 import types
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -134,6 +135,12 @@ class Observation:
     tensors: tuple[Tensor, ...]
     problems: tuple[Problem, ...]
     side_effects: tuple[SideEffect, ...]
+    holders: tuple[Any, ...]  # for each guard the object that holds what it is about, or None
+
+    def reads_of(self, objects: Sequence[object]) -> list[Guard]:
+        """The guards on what one of `objects` holds."""
+        ids = set(map(id, objects))
+        return [g for g, h in zip(self.guards, self.holders, strict=True) if id(h) in ids]
 
 
 _PLAIN = (int, float, bool, str, bytes, complex, type(None), type(...))

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from tracegrad.ir.location import Location
+from tracegrad.tracer.capture_hook import Followed
 from tracegrad.tracer.guard_text import MISSING, is_atom
 from tracegrad.tracer.guards import Observation
 from tracegrad.tracer.modules import is_user_frame
@@ -177,12 +178,13 @@ class Observer:
         self._users.clear()
         self._codes.clear()
         self._done.clear()
-        guards = [place.guard for place in reads.places.values() if place.exported]
+        exported = [place for place in reads.places.values() if place.exported]
         return Observation(
-            tuple(guards),
+            tuple(place.guard for place in exported),
             tuple(reads.tensors.values()),
             tuple(reads.problems.values()),
             tuple(reads.side_effects),
+            tuple(place.holder for place in exported),
         )
 
     def _changes(self) -> None:
@@ -291,6 +293,9 @@ class Observer:
             self._reads.side_effect(f"tracegrad.{name}", _line(caller))
         if module.partition(".")[0] == "pathlib" and name in FILE_METHODS:
             self._reads.side_effect(f"pathlib.{name}", _line(caller))
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, Followed) and name not in owner.followed and self.existed(owner):
+            self._reads.side_effect(f"tracegrad.{type(owner).__name__}.{name}", _line(caller))
         code = frame.f_code
         for argument in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount + 2]:
             value = frame.f_locals.get(argument)

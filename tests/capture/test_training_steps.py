@@ -471,6 +471,95 @@ def test_a_rule_of_the_users_reads_plain_settings() -> None:
     assert step.cache_info().traces == 2, step.explain()
 
 
+SCHEDULES: dict[str, Callable[[Any], Any]] = {
+    "lambda": lambda o: optim.lr_scheduler.LambdaLR(o, lambda t: 1 / (1 + t)),
+    "one cycle": lambda o: optim.lr_scheduler.OneCycleLR(o, 0.1, 20, cycle_momentum=False),
+    "restarts": lambda o: optim.lr_scheduler.CosineAnnealingWarmRestarts(o, 3),
+    "sequential": lambda o: optim.lr_scheduler.SequentialLR(
+        o, [optim.lr_scheduler.LinearLR(o, total_iters=3), optim.lr_scheduler.ExponentialLR(o, 0.9)], [4]
+    ),
+    "chained": lambda o: optim.lr_scheduler.ChainedScheduler(
+        [optim.lr_scheduler.LinearLR(o, total_iters=3), optim.lr_scheduler.ExponentialLR(o, 0.9)]
+    ),
+}  # fmt: skip
+
+
+def scheduled(rule: str, schedule: str) -> tuple[Trainer, Any, Callable[[Any, Any], Any]]:
+    trainer = Trainer(rule)
+    scheduler = SCHEDULES[schedule](trainer.optimizer)
+
+    def step(x: Any, y: Any) -> Any:
+        loss = trainer.step(x, y)
+        scheduler.step()
+        return loss
+
+    return trainer, scheduler, step
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_schedule_that_steps_inside(schedule: str) -> None:
+    eager, schedule_1, plain = scheduled("adam", schedule)
+    compiled, schedule_2, inner = scheduled("adam", schedule)
+    step = tg.compile(inner)
+    for k in range(10):
+        x, y = batch(k)
+        same(step(x, y), plain(x, y))
+        same_trainers(compiled, eager, 512)
+        assert schedule_2.get_last_lr() == schedule_1.get_last_lr()
+        assert schedule_2.state_dict().keys() == schedule_1.state_dict().keys()
+    assert step.cache_info().hits >= 7, step.explain()
+
+
+READERS: dict[str, Callable[[Trainer, Any], Any]] = {
+    "group": lambda t, s: t.optimizer.param_groups[0]["lr"], "last": lambda t, s: s.get_last_lr()[0],
+    "attribute": lambda t, s: s._last_lr[0], "epoch": lambda t, s: s.last_epoch,
+    "state": lambda t, s: s.state_dict()["_last_lr"][0],
+    "state of the optimizer": lambda t, s: t.optimizer.state_dict()["param_groups"][0]["lr"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("reader", READERS)
+def test_a_rate_read_beside_its_schedule_runs_eagerly_or_is_seen(reader: str, before: bool) -> None:
+    runs = []
+    for compiled in (False, True):
+        trainer, scheduler, _ = scheduled("sgd", "lambda")
+        read = READERS[reader]
+
+        def step(x: Any, t: Any = trainer, s: Any = scheduler, read: Any = read) -> Any:
+            seen = read(t, s) if before else 0
+            s.step()
+            return x * 1, seen if before else read(t, s)
+
+        runs.append(tg.compile(step) if compiled else step)
+    for k in range(6):
+        x = tg.ones(2) * k
+        got, want = runs[1](x), runs[0](x)
+        same(got[0], want[0])
+        assert float(got[1]) == float(want[1])
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_rate_read_in_a_function_and_changed_outside_eagerly_or_seen(reader: str) -> None:
+    trainer, scheduler, _ = scheduled("sgd", "lambda")
+    read = READERS[reader]
+    compiled = tg.compile(lambda x: x * read(trainer, scheduler))
+    for _ in range(5):
+        assert compiled(tg.ones(2)).tolist() == pytest.approx([read(trainer, scheduler)] * 2)
+        scheduler.step()
+
+
+def test_a_schedule_on_a_plateau_runs_eagerly() -> None:
+    trainer = Trainer("sgd")
+    scheduler = optim.lr_scheduler.ReduceLROnPlateau(trainer.optimizer, patience=0)
+    step = tg.compile(lambda x: (scheduler.step(1.0), x * 1)[1])
+    with pytest.warns(tg.EagerWarning, match="ReduceLROnPlateau.step"):
+        step(tg.ones(2))
+    for _ in range(3):
+        step(tg.ones(2))
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.1**3)
+
+
 def test_a_rate_changed_inside_runs_eagerly() -> None:
     eager, compiled = Trainer("sgd"), Trainer("sgd")
 

@@ -50,6 +50,7 @@ class Optimizer(Followed):
     Source: PyTorch documentation, `torch.optim.Optimizer`.
     """
 
+    followed = frozenset({"step", "zero_grad"})
     numbers: ClassVar[tuple[str, ...]] = ()  # settings that may change without a new trace
 
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:

@@ -6,13 +6,17 @@ a closed form too, which is used where the epoch is given.
 
 from __future__ import annotations
 
+import functools
 import types
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from tracegrad.ir.errors import OperandError, ParameterError
+from tracegrad.ir.location import user_stacklevel
 from tracegrad.optim.optimizer import Optimizer
+from tracegrad.tracer.capture_hook import Followed, recording
+from tracegrad.tracer.state import state
 from tracegrad.tracer.tensor import Tensor
 
 _ORDER = (
@@ -31,7 +35,26 @@ EPOCH_GIVEN = (
 )
 
 
-class LRScheduler:
+def postponed(method: Callable[..., None]) -> Callable[..., None]:
+    """Make `step` of a schedule a part of captured runs: a replay takes it after all else.
+
+    It computes no tensors, and what an optimizer reads of its groups is read before.
+    """
+
+    @functools.wraps(method)
+    def step(self: Any, *args: Any, **kwargs: Any) -> None:
+        if state.recorder is not None:
+            reads = state.recorder.follows(self.optimizer, "LRScheduler.step()")
+            if reads is not None:
+                call = functools.partial(method, self, *args, **kwargs)
+                reads.postpone(self, call, [self, *self.optimizer.param_groups])
+        with recording(None):
+            method(self, *args, **kwargs)
+
+    return step
+
+
+class LRScheduler(Followed):
     """Base class: `get_lr` gives the learning rate of every group for `last_epoch`.
 
     Args:
@@ -44,6 +67,7 @@ class LRScheduler:
     Source: PyTorch documentation, `torch.optim.lr_scheduler.LRScheduler`.
     """
 
+    followed = frozenset({"step"})
     _functions: tuple[str, ...] = ()  # attributes that hold functions, see `state_dict`
 
     def __init__(self, optimizer: Optimizer, last_epoch: int = -1) -> None:
@@ -82,13 +106,14 @@ class LRScheduler:
         """The learning rates written last."""
         return self._last_lr
 
+    @postponed
     def step(self, epoch: int | None = None) -> None:
         """Go on to the next epoch, or (deprecated, with a warning) to `epoch`."""
         if self._step_count == 1 and not self.optimizer.stepped:
-            warnings.warn(_ORDER, UserWarning, stacklevel=2)
+            warnings.warn(_ORDER, UserWarning, stacklevel=user_stacklevel())
         self._step_count += 1
         if epoch is not None:
-            warnings.warn(EPOCH_GIVEN, UserWarning, stacklevel=2)
+            warnings.warn(EPOCH_GIVEN, UserWarning, stacklevel=user_stacklevel())
         self._update_lr(epoch)
 
     def _update_lr(self, epoch: int | None = None) -> None:

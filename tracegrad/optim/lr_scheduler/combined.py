@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tracegrad.ir.errors import OperandError, ParameterError
-from tracegrad.optim.lr_scheduler.base import LRScheduler, rates, write
+from tracegrad.optim.lr_scheduler.base import LRScheduler, postponed, rates, write
 from tracegrad.optim.lr_scheduler.plateau import ReduceLROnPlateau
 from tracegrad.optim.optimizer import Optimizer
 
@@ -96,6 +96,7 @@ class SequentialLR(_Combined):
         first._initial_step()
         self._last_lr = first.get_last_lr()
 
+    @postponed
     def step(self) -> None:  # type: ignore[override]
         """Go on to the next epoch."""
         self.last_epoch += 1
@@ -130,6 +131,7 @@ class ChainedScheduler(_Combined):
         self._schedulers = schedulers
         self._last_lr = rates(self.optimizer)
 
+    @postponed
     def step(self) -> None:  # type: ignore[override]
         """Let every schedule go on to the next epoch."""
         for scheduler in self._schedulers:

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from tracegrad.ir.errors import ParameterError
-from tracegrad.optim.lr_scheduler.base import LRScheduler
+from tracegrad.optim.lr_scheduler.base import LRScheduler, postponed
 from tracegrad.optim.optimizer import Optimizer
 
 
@@ -81,6 +81,7 @@ class CosineAnnealingWarmRestarts(LRScheduler):
         height = 1 + math.cos(math.pi * self.T_cur / self.T_i)
         return [self.eta_min + (base - self.eta_min) * height / 2 for base in self.base_lrs]
 
+    @postponed
     def step(self, epoch: float | None = None) -> None:
         """Go on by one epoch, or to `epoch`, which may lie between two.
 

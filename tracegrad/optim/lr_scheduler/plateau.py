@@ -43,6 +43,8 @@ class ReduceLROnPlateau(LRScheduler):
         [0.5]
     """
 
+    followed = frozenset()  # what it does depends on the metrics
+
     def __init__(
         self, optimizer: Optimizer, mode: str = "min", factor: float = 0.1, patience: int = 10,
         threshold: float = 1e-4, threshold_mode: str = "rel", cooldown: int = 0,
