@@ -35,6 +35,13 @@ class Number:
     bindings: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Setting(Guard):
+    """The guard of an entry of a dictionary: `setting` is (its id, the key)."""
+
+    setting: tuple[int, Any] | None = None
+
+
 class StateReads:
     """Reads of one run, each with its guard.
 
@@ -43,6 +50,7 @@ class StateReads:
         tensors: those found in guarded places, whose identity is thereby guarded.
         afterwards: what each replay does once its results are there.
         changed_later: the objects that `afterwards` writes to.
+        varying: (id of a dictionary, key) of settings that are to be numbers.
     """
 
     def __init__(self, recorder: GraphRecorder) -> None:
@@ -50,6 +58,7 @@ class StateReads:
         self.tensors: list[Tensor] = []
         self.afterwards: list[Callable[[], Any]] = []
         self.changed_later: list[Any] = []
+        self.varying: set[tuple[int, str]] = set()
         self._recorder = recorder
         self._known: dict[tuple[Any, ...], Any] = {}
         self._held: list[Any] = []  # keeps ids from being reused
@@ -97,26 +106,52 @@ class StateReads:
         )  # fmt: skip
         return value
 
-    def number(self, holder: dict[Any, Any], key: str, name: str) -> Any:
-        """`holder[key]`, a number, as a float64 tensor () that has its value at each replay; what is
-        no number is guarded by value.
-        """
+    def setting(self, holder: dict[str, Any], key: str, name: str) -> Any:
+        """`holder[key]`: by value, or once it is known to vary, as `number` gives it."""
+        if key != "lr" and (id(holder), key) not in self.varying:
+            return self.entry(holder, key, name)
         self._in_time(holder)
         value = holder[key]
+        if type(value) is tuple and value and all(type(v) in (float, int) for v in value):
+            self.entry_type(holder, key, name)
+            return tuple(
+                self.number(holder, (key, i), v, f"{name}[{i}]") for i, v in enumerate(value)
+            )
         if type(value) not in (float, int):
             return self.entry(holder, key, name)
-        place = (id(holder), "number", key)
+        return self.number(holder, (key,), value, name)
+
+    def entry_type(self, holder: dict[str, Any], key: str, name: str) -> None:
+        """Guard that `holder[key]` is a tuple of as many elements."""
+        place, count = (id(holder), "tuple", key), len(holder[key])
         if place not in self._known:
             names = self._names(place, holder)
             at = f"{names(holder)}[{key!r}]"
-            kinds = f"type({at}) is float or type({at}) is int"
-            self._add(Guard(
-                name, kinds, names.bindings, here(), "value", "a number", at
-            ))  # fmt: skip
+            text = f"type({at}) is tuple and len({at}) == {count}"
+            self._add(Guard(name, text, names.bindings, here(), "value", f"{count} numbers", at))
+
+    def number(self, holder: dict[str, Any], path: tuple[Any, ...], value: float, name: str) -> Any:
+        """The number at `holder[path[0]]...` as a float64 tensor () that has its value at each replay.
+
+        Zero is given as it is, and guarded: it switches things off.
+        """
+        place = (id(holder), "number", path)
+        if place in self._known:
+            return self._known[place]
+        names = self._names(place, holder)
+        at = names(holder) + "".join(f"[{key!r}]" for key in path)
+        kinds = f"(type({at}) is float or type({at}) is int)"
+        if value == 0:
+            text, expected = f"{kinds} and {at} == 0", "0"
+        else:
+            text, expected = f"{kinds} and {at} != 0", "a number"
+        self._add(Guard(name, text, names.bindings, here(), "value", expected, at))
+        made: Any = value
+        if value != 0:
             made = number_tensor(value)
-            self._recorder.number(made, key, Number(at, names.bindings))
-            self._known[place] = made
-        return self._known[place]
+            self._recorder.number(made, str(path[0]), Number(at, names.bindings))
+        self._known[place] = made
+        return made
 
     def postpone(self, owner: object, call: Callable[[], Any], changes: Sequence[Any]) -> None:
         """Let each replay call `call`, which `owner` asks for, after all else; it writes `changes`."""
@@ -144,9 +179,10 @@ class StateReads:
         text = at(names)
         if isinstance(value, Tensor):
             self.tensors.append(value)
-        self._add(Guard(
+        setting = (place[0], place[2]) if place[1] == "item" else None
+        self._add(Setting(
             name, same(text, value, names), names.bindings, here(), kind_of(value),
-            describe(value), text,
+            describe(value), text, setting=setting,
         ))  # fmt: skip
 
     def _names(self, place: tuple[Any, ...], held: Any) -> Names:

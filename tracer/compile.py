@@ -38,6 +38,7 @@ from tracegrad.tracer import verification
 from tracegrad.tracer.anomaly import anomaly
 from tracegrad.tracer.capture import Capture, GraphRecorder, Reason
 from tracegrad.tracer.capture_hook import recording
+from tracegrad.tracer.capture_state import Setting
 from tracegrad.tracer.device import device
 from tracegrad.tracer.epoch import Epoch
 from tracegrad.tracer.keys import BY_IDENTITY, PLAIN, difference, make_key
@@ -122,6 +123,7 @@ class CompiledFunction:
         self._order: list[Trace] = []
         self._eager_keys: dict[Any, tuple[Reason, ...]] = {}
         self._held: list[Any] = []  # objects whose id is part of a key
+        self._varying: set[tuple[int, Any]] = set()  # settings that have changed, by their guards
         self._unsettled: Counter[Any] = Counter()
         self._misses = 0
         self._eager_calls = 0
@@ -178,6 +180,10 @@ class CompiledFunction:
             if result is not MISS:
                 return trace.rebuild(result)
         why = self._why(key)
+        for trace in self._traces.get(key, ()):
+            guard = trace.guard_that_failed()
+            if isinstance(guard, Setting) and guard.setting is not None:
+                self._varying.add(guard.setting)
         self._misses += 1
         recorder = GraphRecorder(self._label)
         names = self._leaf_names(args, kwargs)
@@ -186,6 +192,7 @@ class CompiledFunction:
                 recorder.argument(leaf, position, names[position])
         observer = Observer(self._fn, (args, kwargs, *leaves))
         recorder.existed = observer.existed
+        recorder.states.varying = self._varying
         before = (state.grad_enabled, state.inference, dtypes.get_default_dtype())
         with _no_collection(), observer, recording(recorder):
             result = self._fn(*args, **kwargs)

@@ -186,6 +186,12 @@ class Trace:
 
     # ---- words ----------------------------------------------------------------------------------
 
+    def guard_that_failed(self) -> Guard | None:
+        """The guard of something outside that failed last."""
+        position = self.failed_guard
+        known = position is not None and 0 <= position < len(self.guards)
+        return self.guards[position] if known else None  # type: ignore[index]
+
     def explain_miss(self) -> str:
         """Which guard failed last, what it expected and what it saw."""
         position = self.failed_guard

@@ -152,6 +152,42 @@ def test_a_thousand_steps_compile_nothing_anew() -> None:
     assert trainer.optimizer.state_dict()["state"][0]["step"].item() == 1004
 
 
+VARYING: dict[str, tuple[str, Any]] = {
+    "momentum": ("momentum", lambda k: 0.9 - 0.02 * k), "weight_decay": ("adamw", lambda k: 0.01 + 0.001 * k),
+    "betas": ("adam", lambda k: (0.95 - 0.01 * k, 0.999)), "dampening": ("momentum", lambda k: 0.02 * k),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", VARYING)
+def test_a_setting_that_changes_at_each_step_becomes_a_number(key: str) -> None:
+    rule, value = VARYING[key]
+    eager, compiled, step = pair(rule)
+    for k in range(20):
+        for t in (eager, compiled):
+            t.optimizer.param_groups[0][key] = value(k)
+        x, y = batch(k)
+        same(step(x, y), eager.step(x, y))
+        same_trainers(compiled, eager, 1024)
+    assert step.cache_info().traces <= 4, step.explain()
+
+
+@pytest.mark.parametrize("rule", ["momentum", "adamw", "rmsprop all"])
+def test_one_cycle_of_rate_and_momentum(rule: str) -> None:
+    eager, compiled, step = pair(rule)
+    cycles = [
+        optim.lr_scheduler.OneCycleLR(t.optimizer, 0.1, 40) if rule != "rmsprop all"
+        else optim.lr_scheduler.CyclicLR(t.optimizer, 0.001, 0.1, step_size_up=5)
+        for t in (eager, compiled)
+    ]  # fmt: skip
+    for k in range(30):
+        x, y = batch(k)
+        same(step(x, y), eager.step(x, y), 256)
+        same_trainers(compiled, eager, 8192)
+        for cycle in cycles:
+            cycle.step()
+    assert step.cache_info().traces <= 4, step.explain()
+
+
 @pytest.mark.parametrize("rule", ["nesterov", "adam"])
 def test_the_same_bits_as_in_several_traces(rule: str) -> None:
     whole, parts = Trainer(rule), Trainer(rule)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tracegrad.optim.optimizer import Optimizer, check
+from tracegrad.optim.optimizer import Optimizer, check, used
 from tracegrad.optim.settings import check_lr, implementation
 from tracegrad.tracer.capture_state import number
 from tracegrad.tracer.factories import full_like, zeros
@@ -43,7 +43,7 @@ class Adagrad(Optimizer):
         tensor([0.5000], requires_grad=True)
     """
 
-    numbers = ("lr",)
+    numbers = ("lr", "lr_decay", "weight_decay")
 
     def __init__(
         self, params: Any, lr: float = 1e-2, lr_decay: float = 0, weight_decay: float = 0,
@@ -80,9 +80,9 @@ class Adagrad(Optimizer):
         state["step"].add_(1)
         if group["maximize"]:
             grad = -grad
-        if weight_decay != 0:
+        if used(weight_decay):
             grad = grad.add(p, alpha=weight_decay)
-        if lr_decay != 0:
+        if used(lr_decay):
             lr = lr / (1 + (number(state["step"]) - 1) * lr_decay)
         root = state["sum"].addcmul_(grad, grad, value=1).sqrt().add_(group["eps"])
         p.addcdiv_(grad, root, value=-lr)

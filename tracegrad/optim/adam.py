@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tracegrad.optim.optimizer import Optimizer, check
+from tracegrad.optim.optimizer import Optimizer, check, used
 from tracegrad.optim.settings import check_lr, implementation
 from tracegrad.tracer.capture_state import number
 from tracegrad.tracer.factories import zeros, zeros_like
 from tracegrad.tracer.pointwise import apply2
+from tracegrad.tracer.tensor import Tensor
 
 
 class Adam(Optimizer):
@@ -44,7 +45,7 @@ class Adam(Optimizer):
         tensor([0.7500], requires_grad=True)
     """
 
-    numbers = ("lr",)
+    numbers = ("lr", "betas", "weight_decay")
 
     def __init__(
         self, params: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999),
@@ -81,22 +82,21 @@ class Adam(Optimizer):
         step = number(state["step"])
         if group["maximize"]:
             grad = -grad
-        if group["weight_decay"] != 0:
+        lr, (beta1, beta2), weight_decay = group["lr"], group["betas"], group["weight_decay"]
+        if used(weight_decay):
             if group["decoupled_weight_decay"]:
-                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.mul_(1 - lr * weight_decay)
             else:
-                grad = grad.add(p, alpha=group["weight_decay"])
-        beta1, beta2 = group["betas"]
+                grad = grad.add(p, alpha=weight_decay)
         mean, square = state["exp_avg"], state["exp_avg_sq"]
-        mean.lerp_(grad, 1 - beta1)
+        weight = 1 - beta1
+        mean.lerp_(grad, weight.to(p.dtype) if isinstance(weight, Tensor) else weight)
         square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
         if group["amsgrad"]:
             largest = state["max_exp_avg_sq"]
             square = largest.copy_(apply2("maximum", largest, square))
         scale = (1 - beta2**step) ** 0.5
-        p.addcdiv_(
-            mean, (square.sqrt() / scale).add_(group["eps"]), value=-group["lr"] / (1 - beta1**step)
-        )
+        p.addcdiv_(mean, (square.sqrt() / scale).add_(group["eps"]), value=-lr / (1 - beta1**step))
 
 
 class AdamW(Adam):

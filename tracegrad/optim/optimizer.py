@@ -4,10 +4,10 @@ A rule writes one method, `update`, which changes one parameter in place. Start 
 
 Note [Steps in compiled functions]
 In a captured run an optimizer from outside reads its groups and state through the recorder, which
-guards them. The settings that a rule lists in `numbers` reach `update` as tensors then, so that each
-replay reads them anew: `update` must calculate with them alike in both cases, and test them with
-`used`. What counts the steps is a tensor; `number` makes it part of the calculation. The step that
-makes the state is not replayed.
+guards them. The settings that a rule lists in `numbers` may reach `update` as tensors then, so that
+each replay reads them anew: `lr` always, others once they have changed. `update` must calculate with
+them alike in both cases, and test them with `used`. What counts the steps is a tensor; `number`
+makes it part of the calculation. The step that makes the state is not replayed.
 """
 
 from __future__ import annotations
@@ -222,9 +222,8 @@ class Settings(Mapping[str, Any]):
     def __getitem__(self, key: str) -> Any:
         if key not in self._group:
             raise KeyError(key)
-        if key in self._numbers:
-            return self._reads.number(self._group, key, f"{self._name}[{key!r}]")
-        return self._reads.entry(self._group, key, f"{self._name}[{key!r}]")
+        read = self._reads.setting if key in self._numbers else self._reads.entry
+        return read(self._group, key, f"{self._name}[{key!r}]")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._group)
@@ -268,6 +267,11 @@ def _loaded(name: str, value: Any, p: Any) -> Any:
     value = value.detach().clone()
     keep = name == "step" or not isinstance(p, Tensor) or not p.dtype.is_floating_point
     return value if keep else value.to(p.dtype)
+
+
+def used(setting: Any) -> bool:
+    """Whether a setting is not zero; a tensor that stands for one in a captured run is not."""
+    return isinstance(setting, Tensor) or setting != 0
 
 
 def check(text: str, value: float, good: bool) -> None:

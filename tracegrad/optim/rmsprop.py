@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tracegrad.optim.optimizer import Optimizer, check
+from tracegrad.optim.optimizer import Optimizer, check, used
 from tracegrad.optim.settings import check_lr, implementation
 from tracegrad.tracer.factories import zeros, zeros_like
 
@@ -41,7 +41,7 @@ class RMSprop(Optimizer):
         tensor([0.5000], requires_grad=True)
     """
 
-    numbers = ("lr",)
+    numbers = ("lr", "momentum", "weight_decay")
 
     def __init__(
         self, params: Any, lr: float = 1e-2, alpha: float = 0.99, eps: float = 1e-8,
@@ -70,21 +70,21 @@ class RMSprop(Optimizer):
         if not state:
             state["step"] = zeros(())
             state["square_avg"] = zeros_like(p)
-            if momentum > 0:
+            if used(momentum):
                 state["momentum_buffer"] = zeros_like(p)
             if centered:
                 state["grad_avg"] = zeros_like(p)
         state["step"].add_(1)
         if group["maximize"]:
             grad = -grad
-        if weight_decay != 0:
+        if used(weight_decay):
             grad = grad.add(p, alpha=weight_decay)
         square = state["square_avg"].mul_(alpha).addcmul_(grad, grad, value=1 - alpha)
         if centered:
             mean = state["grad_avg"].lerp_(grad, 1 - alpha)
             square = square.addcmul(mean, mean, value=-1)
         root = square.sqrt().add_(group["eps"])
-        if momentum > 0:
+        if used(momentum):
             p.add_(state["momentum_buffer"].mul_(momentum).addcdiv_(grad, root), alpha=-lr)
         else:
             p.addcdiv_(grad, root, value=-lr)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tracegrad.ir.errors import ParameterError
-from tracegrad.optim.optimizer import Optimizer, check
+from tracegrad.optim.optimizer import Optimizer, check, used
 from tracegrad.optim.settings import check_lr, implementation
 
 
@@ -38,7 +38,7 @@ class SGD(Optimizer):
         tensor([0.], requires_grad=True)
     """
 
-    numbers = ("lr",)
+    numbers = ("lr", "momentum", "dampening", "weight_decay")
 
     def __init__(
         self, params: Any, lr: float = 1e-3, momentum: float = 0, dampening: float = 0,
@@ -61,10 +61,10 @@ class SGD(Optimizer):
         """One step for one parameter."""
         if group["maximize"]:
             grad = -grad
-        if group["weight_decay"] != 0:
-            grad = grad.add(p, alpha=group["weight_decay"])
-        momentum = group["momentum"]
-        if momentum != 0:
+        weight_decay, momentum = group["weight_decay"], group["momentum"]
+        if used(weight_decay):
+            grad = grad.add(p, alpha=weight_decay)
+        if used(momentum):
             buffer = state.get("momentum_buffer")
             if buffer is None:
                 buffer = state["momentum_buffer"] = grad.detach().clone()

@@ -97,7 +97,7 @@ class SequentialLR(_Combined):
         self._last_lr = first.get_last_lr()
 
     @postponed
-    def step(self) -> None:  # type: ignore[override]
+    def step(self) -> None:
         """Go on to the next epoch."""
         self.last_epoch += 1
         i = bisect_right(self._milestones, self.last_epoch)
@@ -132,7 +132,7 @@ class ChainedScheduler(_Combined):
         self._last_lr = rates(self.optimizer)
 
     @postponed
-    def step(self) -> None:  # type: ignore[override]
+    def step(self) -> None:
         """Let every schedule go on to the next epoch."""
         for scheduler in self._schedulers:
             scheduler.step()
