@@ -44,6 +44,7 @@ from tracegrad.tracer import ranges as _ranges
 from tracegrad.tracer import reductions as _reductions
 from tracegrad.tracer import regions as _regions
 from tracegrad.tracer import shapes as _shapes
+from tracegrad.tracer import signatures as _signatures
 from tracegrad.tracer import typed as _typed
 from tracegrad.tracer import updates as _updates
 from tracegrad.tracer.device import Size, device, get_default_device, set_default_device
@@ -89,11 +90,14 @@ pi, e, inf, nan = _math.pi, _math.e, _math.inf, _math.nan
 for _table in (
     _pointwise.FUNCTIONS, _reductions.FUNCTIONS, _shapes.FUNCTIONS, _joining.FUNCTIONS,
     _linalg.FUNCTIONS, _indexing.FUNCTIONS, _regions.FUNCTIONS, _updates.FUNCTIONS,
-    _factories.FUNCTIONS, _random.FUNCTIONS,
-    _inplace.INPLACE_FUNCTIONS, _queries.FUNCTIONS, _typed.TYPES,
+    _inplace.INPLACE_FUNCTIONS, _queries.FUNCTIONS,
 ):  # fmt: skip
+    for _name, _function in _table.items():
+        _public = _out.with_out if _name in _out.NAMES else _signatures.as_function
+        globals()[_name] = _public(_name, _function)
+for _made in (_factories.FUNCTIONS, _random.FUNCTIONS, _typed.TYPES):  # they say it themselves
     globals().update(
-        {name: _out.with_out(name, f) if name in _out.NAMES else f for name, f in _table.items()}
+        {name: _out.with_out(name, f) if name in _out.NAMES else f for name, f in _made.items()}
     )
 
 

@@ -36,6 +36,7 @@ from tracegrad.tracer.arguments import Options
 from tracegrad.tracer.hooks import register_hook, register_post_accumulate_grad_hook
 from tracegrad.tracer.inplace_methods import INPLACE_FUNCTIONS
 from tracegrad.tracer.pointwise import apply1, apply2
+from tracegrad.tracer.signatures import as_method, takes_more
 from tracegrad.tracer.tensor import Tensor
 
 # ---- operators ----------------------------------------------------------------------------------
@@ -95,7 +96,7 @@ _COMPARISONS = {
 
 def _augmented(name: str, primitive: str) -> Callable[[Tensor, Any], Any]:
     def compute(x: Any, y: Any) -> Any:
-        return apply2(primitive, x, y)
+        return pointwise.pow(x, y) if primitive == "pow" else apply2(primitive, x, y)
 
     def method(self: Tensor, other: Any) -> Any:
         if not _known(other):
@@ -182,7 +183,8 @@ def _attach() -> None:
     for table in tables:
         for name, function in table.items():
             if name not in _NOT_METHODS:
-                setattr(cls, name, function)
+                method = as_method(name, function) if takes_more(function) else function
+                setattr(cls, name, method)
     for method in _METHODS:
         setattr(cls, method.__name__, method)
     for name, dtype in _CASTS.items():
@@ -190,9 +192,11 @@ def _attach() -> None:
     for name, method in factories.NEW_METHODS.items():
         setattr(cls, name, method)
     cls.new_tensor, cls.new = _new_tensor, _new_legacy
-    cls.where = _where
+    cls.where = as_method("where", _where)
     cls.type, cls.view = conversion.type_, conversion.view
-    cls.allclose, cls.equal, cls.is_nonzero = queries.allclose, queries.equal, queries.is_nonzero
+    for query in (queries.allclose, queries.equal):
+        setattr(cls, query.__name__, as_method(query.__name__, query))
+    cls.is_nonzero = queries.is_nonzero
     for name, (compute, text) in metadata.PROPERTIES.items():
         setattr(cls, name, property(compute, doc=text))
     cls.nelement, cls.ndimension = metadata.numel, metadata.dim

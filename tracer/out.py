@@ -21,6 +21,7 @@ from tracegrad.ir.location import user_stacklevel
 from tracegrad.tracer import inplace
 from tracegrad.tracer.indexing import C_NAMES
 from tracegrad.tracer.pytree import flatten
+from tracegrad.tracer.signatures import reconsidered
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tape import scalar_type_name
 from tracegrad.tracer.tensor import Tensor
@@ -84,9 +85,16 @@ def with_out(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def call(*args: Any, out: Any = None, **options: Any) -> Any:
-        if out is None:
-            return function(*args, **options)
-        return _into(name, function, out, args, options)
+        try:
+            if out is None:
+                return function(*args, **options)
+            return _into(name, function, out, args, options)
+        except Exception:
+            given = options if out is None else {**options, "out": out}
+            again = reconsidered(name, False, args, given)
+            if again is None:
+                raise
+        return call(*args, **again)
 
     return call
 

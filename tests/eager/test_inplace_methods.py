@@ -274,7 +274,8 @@ REFUSED: tuple[tuple[Callable[[Any], Any], type[Exception], str], ...] = (
      "either add or multiply."),
     (lambda b: b.scatter_add_(0, at[None], 1.0), TypeError, "scatter_add_(): argument 'src' "
      "(position 3) must be Tensor, not float"),
-    (lambda b: b.fill_diagonal_("a"), TypeError, "can't assign a str to a torch.DoubleTensor"),
+    (lambda b: b.fill_diagonal_("a"), TypeError, "fill_diagonal_(): argument 'fill_value' (position 1) "
+     "must be Number, not str"),
     (lambda b: b.cumsum_(2), IndexError, "Dimension out of range (expected to be in range of [-2, "
      "1], but got 2)"),
     (lambda b: b.bernoulli_(2), RuntimeError, "bernoulli_ expects p to be in [0, 1], but got p=2"),
