@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import operator
 import threading
-import warnings
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from tracegrad.ir.errors import GradientError, ShapeError
-from tracegrad.ir.location import user_stacklevel
 from tracegrad.ir.quiet import IGNORE, QUIET
 from tracegrad.tracer.anomaly import anomaly, check, explain
+from tracegrad.tracer.once import warn_once
 from tracegrad.tracer.profiling import accumulate_in_block, apply_node, profilers
 from tracegrad.tracer.roots import Root, many, roots_of, seed, target_edge, type_at
 from tracegrad.tracer.state import state
@@ -72,7 +71,7 @@ def backward(
         if _one_step(tensors, grad_tensors, keep):
             return
     if create_graph:
-        warnings.warn(_CYCLE, UserWarning, stacklevel=user_stacklevel())
+        warn_once(_CYCLE)
     roots = roots_of(tensors, grad_tensors)
     if state.recorder is not None:
         state.recorder.backward([edge[0] for edge, _ in roots], True)

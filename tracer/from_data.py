@@ -29,6 +29,7 @@ from tracegrad.tracer.arguments import (
 )
 from tracegrad.tracer.device import as_device
 from tracegrad.tracer.factories import ABSENT, new_leaf, public
+from tracegrad.tracer.once import warn_once
 from tracegrad.tracer.reading import array_of, checked, full_name
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tape import scalar_type_name
@@ -186,7 +187,7 @@ def from_numpy(ndarray: Any) -> Tensor:
             "array to reallocate the memory."
         )
     if not array.flags.writeable:
-        warnings.warn(_READ_ONLY, UserWarning, stacklevel=user_stacklevel())
+        warn_once(_READ_ONLY)
     return new_leaf(array, False)
 
 

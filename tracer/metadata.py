@@ -6,7 +6,6 @@ reading at `size`.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,6 @@ from tracegrad.ir.errors import (
     DTypeError,
     ShapeError,
 )
-from tracegrad.ir.location import user_stacklevel
 from tracegrad.ir.types import contiguous_strides
 from tracegrad.tracer import shapes
 from tracegrad.tracer.arguments import int_argument, need_tensor
@@ -29,6 +27,7 @@ from tracegrad.tracer.layout import (
     memory_format,
     strided,
 )
+from tracegrad.tracer.once import warn_once
 from tracegrad.tracer.state import state
 from tracegrad.tracer.storage_view import TypedStorage, UntypedStorage, storage_of
 from tracegrad.tracer.tensor import Tensor
@@ -115,13 +114,12 @@ def storage(self: Tensor) -> TypedStorage:
     """The numbers in the memory that this tensor and its views share. Deprecated, as in PyTorch."""
     if state.recorder is not None:
         state.recorder.note("storage()")
-    warnings.warn(
+    warn_once(
         "TypedStorage is deprecated. It will be removed in the future and UntypedStorage will be "
         "the only storage class. This should only matter to you if you are using storages "
         "directly.  To access UntypedStorage directly, use tensor.untyped_storage() instead of "
-        "tensor.storage()",
-        UserWarning, stacklevel=user_stacklevel(),
-    )  # fmt: skip
+        "tensor.storage()"
+    )
     return TypedStorage(storage_of(self))
 
 
@@ -221,10 +219,7 @@ def pin_memory(self: Tensor, device: Any = None) -> Tensor:
 
 
 def _of_scalar(name: str, advice: str) -> None:
-    warnings.warn(
-        f"Tensor.{name} is deprecated on 0-D tensors. {advice}",
-        UserWarning, stacklevel=user_stacklevel(),
-    )  # fmt: skip
+    warn_once(f"Tensor.{name} is deprecated on 0-D tensors. {advice}")
 
 
 _IDENTITY = "This function is the identity in these cases."
@@ -240,7 +235,7 @@ def _reversed(self: Tensor) -> Tensor:
     if self.ndim == 0:
         _of_scalar("T", _IDENTITY)
     elif self.ndim > 2:
-        warnings.warn(_NOT_TWO, UserWarning, stacklevel=user_stacklevel())
+        warn_once(_NOT_TWO)
     return shapes.permute(self, *reversed(range(self.ndim)))
 
 

@@ -7,7 +7,6 @@ the class (`METHODS`). Start reading at `item`.
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,10 +21,10 @@ from tracegrad.ir.errors import (
     ShapeError,
     UnsupportedError,
 )
-from tracegrad.ir.location import user_stacklevel
 from tracegrad.ir.primitive import is_scalar
 from tracegrad.tracer import from_data, inplace, joining, printing, reductions, shapes
 from tracegrad.tracer.arguments import bool_argument
+from tracegrad.tracer.once import warn_once
 from tracegrad.tracer.pointwise import apply2
 from tracegrad.tracer.reading import WITH_GRAD
 from tracegrad.tracer.state import state
@@ -60,7 +59,7 @@ def _one(x: Tensor, what: str) -> Any:
     if x._array.size != 1:
         raise ParameterError("only one element tensors can be converted to Python scalars")
     if x.requires_grad and what != "int":  # as in PyTorch
-        warnings.warn(WITH_GRAD, UserWarning, stacklevel=user_stacklevel())
+        warn_once(WITH_GRAD)
     _read(x, what)
     return _plain(x._array.reshape(()))
 

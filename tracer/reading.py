@@ -17,6 +17,7 @@ from tracegrad.ir.dtypes import DType
 from tracegrad.ir.errors import DTypeError, OperandError, ParameterError, ShapeError
 from tracegrad.ir.location import user_stacklevel
 from tracegrad.tracer.arguments import limits, type_name
+from tracegrad.tracer.once import warn_once
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tensor import Tensor, dtype_of
 
@@ -168,7 +169,7 @@ def _plain(data: Any, depth: int) -> Any:
                 "only integer tensors of a single element can be converted to an index"
             )
         if data.requires_grad:
-            warnings.warn(WITH_GRAD, UserWarning, stacklevel=user_stacklevel())
+            warn_once(WITH_GRAD)
         return data._array.reshape(()).item()
     if isinstance(data, np.ndarray):
         if data.ndim == 0:
