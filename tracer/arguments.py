@@ -66,7 +66,7 @@ def need_tensor(function: str, argument: str, position: int, x: Any) -> Tensor:
 # ---- sizes and numbers --------------------------------------------------------------------------
 
 
-def _whole(x: Any) -> bool:
+def is_int(x: Any) -> bool:
     """Whether `x` counts as an int: an int that is no bool, or an integer tensor of no dimension."""
     if isinstance(x, Tensor):
         return x.ndim == 0 and x.dtype.category == 1
@@ -106,7 +106,7 @@ def _checked_sizes(function: str, given: Sequence[Any]) -> tuple[int, ...]:
         items = first
     elif isinstance(first, tuple | list):
         raise OperandError(f"{function}() takes 1 positional argument but {len(given)} were given")
-    elif not _whole(first):
+    elif not is_int(first):
         raise wrong_type(function, "size", 1, "tuple of ints", first)
     shape = tuple(_size(function, k, x) for k, x in enumerate(items))
     if any(n < 0 for n in shape):
@@ -119,7 +119,7 @@ def _checked_sizes(function: str, given: Sequence[Any]) -> tuple[int, ...]:
 
 
 def _size(function: str, position: int, x: Any) -> int:
-    if not _whole(x):
+    if not is_int(x):
         if position == 0:
             raise OperandError(
                 f"{function}(): argument 'size' (position 1) must be tuple of ints, but found "
@@ -162,7 +162,7 @@ def int_argument(function: str, argument: str, position: int, x: Any) -> int:
     Raises:
         OperandError: it is none.
     """
-    if not _whole(x):
+    if not is_int(x):
         raise wrong_type(function, argument, position, "int", x)
     return operator.index(x)
 

@@ -406,10 +406,16 @@ def gather(input: Tensor, dim: int, index: Tensor) -> Tensor:
     need_tensor("gather", "index", 3, index)
     from tracegrad.tracer.reductions import take_along
 
-    if input.ndim == 0 and index.ndim == 1:  # as a vector of one
-        return named(gather(ops.reshape(input, shape=(1,)), dim, index), "GatherBackward0")
+    if min(input.ndim, index.ndim) == 0 and max(input.ndim, index.ndim) < 2:  # vectors of one
+        out = gather(_row(input), dim, _row(index))
+        return named(ops.reshape(out, shape=tuple(index.shape)), "GatherBackward0")
     d = _check_gather("gather", input, wrap_dim(dim, input.ndim), index)
     return named(take_along(input, d, index), "GatherBackward0")
+
+
+def _row(x: Tensor) -> Tensor:
+    """A number as a vector of one; a vector as it is."""
+    return ops.reshape(x, shape=(1,)) if x.ndim == 0 else x
 
 
 def _check_gather(name: str, input: Tensor, d: int, index: Tensor) -> int:
@@ -469,6 +475,10 @@ def scatter_add(input: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
 
 def _scatter(name: str, input: Tensor, dim: int, index: Tensor, src: Any, put: Any) -> Tensor:
     d = wrap_dim(dim, input.ndim)
+    if min(input.ndim, index.ndim) == 0 and max(input.ndim, index.ndim) < 2:  # vectors of one
+        out = _scatter(name, _row(input), dim, _row(index),
+                       _row(src) if isinstance(src, Tensor) else src, put)  # fmt: skip
+        return ops.reshape(out, shape=tuple(input.shape))
     if isinstance(src, Tensor) and src.ndim != index.ndim == input.ndim:
         raise ShapeError("Index tensor must have the same number of dimensions as src tensor")
     d = _check_gather(name, input, d, index)

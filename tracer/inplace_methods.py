@@ -17,6 +17,7 @@ from tracegrad.ir import dtypes, ops
 from tracegrad.ir.errors import DTypeError, OperandError, ShapeError, UnsupportedError
 from tracegrad.ir.primitive import is_scalar
 from tracegrad.tracer import indexing, inplace, inplace_moves, linalg, pointwise, updates
+from tracegrad.tracer.arguments import bool_argument
 from tracegrad.tracer.dispatch import dispatch
 from tracegrad.tracer.pointwise import apply1, apply2, need_tensor
 from tracegrad.tracer.random_factories import rand, randint, randn
@@ -107,6 +108,7 @@ def copy_(self: Tensor, other: Any, non_blocking: bool = False) -> Tensor:
                 [1., 2.]])
     """
     need_tensor("copy_", "input", 1, self)
+    bool_argument("copy_", "non_blocking", non_blocking)
     if not isinstance(other, Tensor | np.ndarray) and not is_scalar(other):
         kind = type(other).__name__
         raise OperandError(f"copy_(): argument 'other' (position 1) must be Tensor, not {kind}")

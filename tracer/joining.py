@@ -10,6 +10,7 @@ import numpy as np
 
 from tracegrad.ir import ops
 from tracegrad.ir.errors import OperandError, ParameterError, ShapeError
+from tracegrad.tracer.arguments import int_argument, is_int, missing, wrong_type
 from tracegrad.tracer.composites import composite
 from tracegrad.tracer.pointwise import named, need_tensor
 from tracegrad.tracer.shapes import clone, narrow, reshape, sizes, slice_dim, unsqueeze, wrap_dim
@@ -128,9 +129,7 @@ def chunk(input: Any, chunks: int, dim: int = 0) -> tuple[Any, ...]:
     need_tensor("chunk", "input", 1, input)
     if input.ndim == 0:
         raise ShapeError("chunk expects at least a 1-dimensional tensor")
-    if not isinstance(chunks, int):
-        kind = type(chunks).__name__
-        raise OperandError(f"chunk(): argument 'chunks' (position 1) must be int, not {kind}")
+    chunks = int_argument("chunk", "chunks", 2, chunks)
     if chunks <= 0:
         raise ShapeError(f"chunk expects `chunks` to be greater than 0, got: {chunks}")
     size = input.shape[wrap_dim(dim, input.ndim)]
@@ -191,6 +190,8 @@ def stack(tensors: Sequence[Any], dim: int = 0) -> Any:
 def flip(input: Any, *dims: Any) -> Any:
     """Elements in reverse order along `dims`; a copy."""
     need_tensor("flip", "input", 1, input)
+    if not dims:
+        raise missing("flip", "dims")
     return ops.flip(input, axes=tuple(wrap_dim(d, input.ndim) for d in sizes(dims)))
 
 
@@ -227,6 +228,8 @@ def contiguous_copy(out: Any, source: Any) -> Any:
 def tile(input: Any, *dims: Any) -> Any:
     """`repeat` that pads `dims` with ones in front."""
     need_tensor("tile", "input", 1, input)
+    if not dims:
+        raise missing("tile", "dims")
     counts = sizes(dims)
     return repeat(input, (1,) * (input.ndim - len(counts)) + counts)
 
@@ -239,13 +242,15 @@ def roll(input: Any, shifts: Any, dims: Any = None) -> Any:
     if dims is None:
         flat = roll(reshape(input, -1), shifts, 0)
         return named(flat.reshape(input.shape), "RollBackward0")
-    if not isinstance(shifts, int | Sequence) or isinstance(shifts, str):
-        raise OperandError(
-            "roll(): argument 'shifts' (position 2) must be tuple of ints, not "
-            f"{type(shifts).__name__}"
-        )
-    moves = [shifts] if isinstance(shifts, int) else list(shifts)
-    along = [dims] if isinstance(dims, int) else list(dims)
+    moves, along = (
+        [x] if is_int(x) else list(x) if isinstance(x, tuple | list) else None
+        for x in (shifts, dims)
+    )
+    for name, position, x in (("shifts", 2, moves), ("dims", 3, along)):
+        if x is None or not all(map(is_int, x)):
+            given = shifts if position == 2 else dims
+            raise wrong_type("roll", name, position, "tuple of ints", given)
+    assert moves is not None and along is not None, "checked above"
     if len(moves) != len(along):
         raise ShapeError(
             f"shifts and dimensions must align. shifts: {len(moves)}, dims:{len(along)}"

@@ -7,10 +7,11 @@ from typing import Any
 
 from tracegrad.ir import composite as formulas
 from tracegrad.ir import composite_einsum, composite_linalg, ops
-from tracegrad.tracer.arguments import dtype_argument, int_argument
+from tracegrad.tracer.arguments import bool_argument, dtype_argument, int_argument
 from tracegrad.tracer.composites import composite
 from tracegrad.tracer.dispatch import dispatch2
 from tracegrad.tracer.pointwise import FLOAT32, FLOAT64, apply2, named, need_tensor
+from tracegrad.tracer.shapes import wrap_dim
 from tracegrad.tracer.tensor import Tensor
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
@@ -147,4 +148,7 @@ def log_softmax(input: Any, dim: int, dtype: Any = None) -> Any:
 def logsumexp(input: Any, dim: Any, keepdim: bool = False) -> Any:
     """Logarithm of the sum of exponentials along `dim`, without overflow."""
     need_tensor("logsumexp", "input", 1, input)
+    bool_argument("logsumexp", "keepdim", keepdim)
+    dims = dim if isinstance(dim, tuple | list) else (dim,)
+    dim = tuple(wrap_dim(d, input.ndim) for d in dims)
     return named(formulas.logsumexp(input, dim, keepdim), "LogsumexpBackward0")

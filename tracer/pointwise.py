@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from tracegrad.ir import dtypes, ops
-from tracegrad.ir.errors import DTypeError, OperandError, OptionError
+from tracegrad.ir.errors import DTypeError, KernelError, OperandError, OptionError
 from tracegrad.ir.primitive import INTEGRAL, NO_PROMOTION, TABLE, is_scalar
 from tracegrad.ir.types import broadcast_shapes
 from tracegrad.tracer.arguments import check_fits, int_argument, wrong_type
 from tracegrad.tracer.composites import composite
 from tracegrad.tracer.dispatch import dispatch1, dispatch2
+from tracegrad.tracer.once import warn_once
 from tracegrad.tracer.pointwise_checks import (
     check_add,
     check_close,
@@ -296,6 +297,8 @@ def pow(input: Any, exponent: Any) -> Any:
     """`input` to the power `exponent`, at least one of them a tensor; promoted."""
     if not isinstance(input, Tensor) and (is_scalar(input) is False or is_scalar(exponent)):
         need_tensor("pow", "input", 1, input)
+    if type(exponent) is bool and getattr(input, "dtype", None) is dtypes.bool_:
+        return apply2("bitwise_or", input, not exponent)
     out = apply2("pow", input, exponent)
     if not isinstance(exponent, Tensor):
         return out
@@ -395,8 +398,12 @@ def _clamp_bool(input: Any, min: Any, max: Any) -> Any:
     )
     if wide is not dtypes.bool_:
         return clamp(input.to(wide), min, max)
-    low, high = (x.to(dtypes.uint8) if hasattr(x, "shape") else x for x in (min, max))
-    return clamp(input.to(dtypes.uint8), low, high).to(dtypes.bool_)
+    tensor = any(hasattr(x, "shape") for x in limits)
+    if len(limits) == 1 and tensor:  # the larger or the smaller of two bools
+        return apply2("maximum" if max is None else "minimum", input, limits[0])
+    which = "" if len(limits) == 2 else "_max" if min is None else "_min"
+    kernel = f"clamp{which}{'' if tensor else '_scalar'}_cpu"
+    raise KernelError(f"\"{kernel}\" not implemented for 'Bool'")
 
 
 def _is_real(x: Any) -> bool:
@@ -451,6 +458,12 @@ def relu(input: Any) -> Any:
     return apply1("relu", input)
 
 
+_BYTES = (
+    "where received a uint8 condition tensor. This behavior is deprecated and will be removed in a "
+    "future version of PyTorch. Use a boolean condition instead."
+)
+
+
 @_public
 @composite
 def where(condition: Any, input: Any = None, other: Any = None) -> Any:
@@ -463,6 +476,9 @@ def where(condition: Any, input: Any = None, other: Any = None) -> Any:
     need_tensor("where", "condition", 1, condition)
     if input is None and other is None:
         return condition.nonzero(as_tuple=True)
+    if condition.dtype is dtypes.uint8:
+        warn_once(_BYTES)
+        condition = apply2("not_equal", condition, 0)
     if condition.dtype is not dtypes.bool_:
         raise DTypeError(
             "where expected condition to be a boolean tensor, but got a tensor with dtype "
@@ -509,6 +525,8 @@ def addcmul(input: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> Any:
         OperandError: an operand is no tensor, or `value` no number.
     """
     check_add("addcmul", input, tensor1, tensor2, value)
+    if all(x.dtype is dtypes.bool_ for x in (input, tensor1, tensor2)):
+        raise KernelError("\"addcmul_cpu_out\" not implemented for 'Bool'")
     out = add(input, apply2("mul", tensor1, tensor2), alpha=value)
     return named(out, "AddcmulBackward0")
 

@@ -23,7 +23,7 @@ from tracegrad.ir.location import user_stacklevel
 from tracegrad.ir.primitive import is_scalar
 from tracegrad.ir.primitives.reduction import kept
 from tracegrad.tracer import shapes
-from tracegrad.tracer.arguments import dtype_argument, int_argument, type_name
+from tracegrad.tracer.arguments import dtype_argument, int_argument, is_int, type_name
 from tracegrad.tracer.composites import composite
 from tracegrad.tracer.dispatch import dispatch
 from tracegrad.tracer.pointwise import apply1, apply2, named, need_tensor
@@ -43,9 +43,12 @@ def _axes(input: Any, dim: Any) -> Any:
     """Axes for a primitive: None and () mean all."""
     if dim is None or dim == () or dim == []:
         return None
-    if not isinstance(dim, int | Sequence) or isinstance(dim, str):
+    if is_int(dim):
+        listed: tuple[Any, ...] = (dim,)
+    elif isinstance(dim, Sequence) and not isinstance(dim, str):
+        listed = tuple(dim)
+    else:
         raise OperandError(f"argument 'dim' must be int or tuple of ints, not {type_name(dim)}")
-    listed = (dim,) if isinstance(dim, int) else tuple(dim)
     chosen = tuple(wrap_dim(d, input.ndim) for d in listed)
     for d in chosen:
         if chosen.count(d) > 1:
@@ -65,6 +68,11 @@ def _typed(function: str, input: Any, dtype: Any) -> Any:
     return input if wanted is None else input.to(wanted)
 
 
+def _as_asked(out: Any, x: Any, dtype: Any) -> Any:
+    """A sum or product of integers in the dtype that was asked for, modulo its size."""
+    return out if dtype is None or out.dtype is x.dtype else out.to(x.dtype)
+
+
 def _reduced_sum(x: Any, dim: Any, keepdim: bool) -> Any:
     axes = _axes(x, dim)
     if isinstance(x, Tensor) and x.dtype.is_floating_point:  # no promotion to look into
@@ -79,7 +87,7 @@ def sum(input: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
     """Sum over `dim`; floats accumulate in float64 and round once, integers give int64."""
     need_tensor("sum", "input", 1, input)
     x = _typed("sum", input, dtype)
-    out = _reduced_sum(x, dim, keepdim)
+    out = _as_asked(_reduced_sum(x, dim, keepdim), x, dtype)
     return named(out, "SumBackward0" if dim is None else "SumBackward1")
 
 
@@ -110,7 +118,7 @@ def prod(input: Any, dim: int | None = None, keepdim: bool = False, *, dtype: An
     """Product over `dim`; integers give int64."""
     need_tensor("prod", "input", 1, input)
     x = _typed("prod", input, dtype)
-    out = ops.reduce_prod(x, axes=_axes(x, dim), keepdims=keepdim)
+    out = _as_asked(ops.reduce_prod(x, axes=_axes(x, dim), keepdims=keepdim), x, dtype)
     return named(out, "ProdBackward0" if dim is None else "ProdBackward1")
 
 
@@ -165,19 +173,20 @@ def all(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
     return _as_bytes(input, ops.reduce_all(input, axes=_axes(input, dim), keepdims=keepdim))
 
 
-def _check_search(function: str, input: Any, dim: Any) -> None:
+def _check_search(function: str, input: Any, dim: Any, keepdim: Any) -> None:
     need_tensor(function, "input", 1, input)
     if input.dtype is dtypes.bool_:
         raise DTypeError(f"{function}(): does not support bool input")
     if dim is not None:
         int_argument(function, "dim", 2, dim)
+    kept(keepdim)
 
 
 @_public
 @composite
 def argmax(input: Any, dim: int | None = None, keepdim: bool = False) -> Any:
     """Position (int64) of the first largest element; in the flattened tensor without `dim`."""
-    _check_search("argmax", input, dim)
+    _check_search("argmax", input, dim, keepdim)
     return ops.argmax(input, axis=dim, keepdims=keepdim)
 
 
@@ -185,7 +194,7 @@ def argmax(input: Any, dim: int | None = None, keepdim: bool = False) -> Any:
 @composite
 def argmin(input: Any, dim: int | None = None, keepdim: bool = False) -> Any:
     """Position (int64) of the first smallest element; in the flattened tensor without `dim`."""
-    _check_search("argmin", input, dim)
+    _check_search("argmin", input, dim, keepdim)
     return ops.argmin(input, axis=dim, keepdims=keepdim)
 
 
@@ -211,11 +220,13 @@ def _extreme(which: str) -> Callable[..., Any]:
     def function(input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = None) -> Any:
         need_tensor(which, "input", 1, input)
         if other is not None or hasattr(type(dim), "__tracegrad_bind__"):
+            if keepdim is not False:
+                raise OperandError(f"{which}() takes 2 positional arguments but 3 were given")
             return apply2(pairwise, input, dim if other is None else other)
         if dim is None:
             whole = getattr(ops, f"reduce_{which}")(input, axes=None, keepdims=False)
             return named(whole, f"{which.capitalize()}Backward1")
-        if not isinstance(dim, int):
+        if not is_int(dim):
             raise OperandError(f"{which}(): argument 'dim' must be int, not {type(dim).__name__}")
         kept(keepdim)
         d = wrap_dim(dim, input.ndim)

@@ -14,6 +14,7 @@ import numpy as np
 from tracegrad.ir import ops
 from tracegrad.ir.errors import ShapeError
 from tracegrad.tracer import tape
+from tracegrad.tracer.arguments import int_argument
 from tracegrad.tracer.dispatch import make_view
 from tracegrad.tracer.pointwise import need_tensor
 from tracegrad.tracer.shapes import slice_dim, wrap_dim
@@ -112,7 +113,7 @@ def diagonal(input: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
     a, b = wrap_dim(dim1, input.ndim), wrap_dim(dim2, input.ndim)
     if a == b:
         raise ShapeError(f"diagonal dimensions cannot be identical {dim1}, {dim2}")
-    params = {"offset": int(offset), "axis1": a, "axis2": b}
+    params = {"offset": int_argument("diagonal", "offset", 2, offset), "axis1": a, "axis2": b}
     return lay(_DIAGONAL, input, params)
 
 

@@ -80,9 +80,9 @@ def roots_of(tensors: Any, grads: Any, batched: bool = False) -> list[Root]:
     given = _as_list(grads, len(outputs))
     if len(given) != len(outputs):
         raise GradientError(f"got {len(outputs)} tensors and {len(given)} gradients")
-    for i, out in enumerate(outputs):
+    for out in outputs:
         if not isinstance(out, Tensor | GradientEdge):
-            raise OperandError(f"element {i} of tensors must be a Tensor, got {type(out).__name__}")
+            raise AssertionError("Expected output to be a torch.Tensor")
     return [_root(i, o, g, batched) for i, (o, g) in enumerate(zip(outputs, given, strict=True))]
 
 

@@ -17,6 +17,7 @@ from tracegrad.ir import ops
 from tracegrad.ir.dtypes import DType
 from tracegrad.ir.errors import DimensionError, OperandError, ShapeError, UnsupportedError
 from tracegrad.ir.primitive import TABLE
+from tracegrad.tracer.arguments import int_argument, is_int
 from tracegrad.tracer.composites import viewing
 from tracegrad.tracer.dispatch import dispatch
 from tracegrad.tracer.layout import contiguous_format, need_format
@@ -44,10 +45,9 @@ def sizes(given: Sequence[Any]) -> tuple[int, ...]:
     """Sizes given as `f(2, 3)`, `f((2, 3))` or a Size."""
     if len(given) == 1 and isinstance(given[0], Sequence):
         given = given[0]
-    try:
+    if all(map(is_int, given)):
         return tuple(map(operator.index, given))
-    except TypeError:
-        raise OperandError(f"sizes must be a tuple of ints, got {tuple(given)}") from None
+    raise OperandError(f"sizes must be a tuple of ints, got {tuple(given)}")
 
 
 def wrap_dim(dim: int, ndim: int, extra: int = 0) -> int:
@@ -57,7 +57,7 @@ def wrap_dim(dim: int, ndim: int, extra: int = 0) -> int:
         OperandError: it is no int.
         DimensionError: out of range (PyTorch's text).
     """
-    if not isinstance(dim, int):
+    if type(dim) is not int:
         dim = _as_dim(dim)
     reach = max(ndim + extra, 1)
     if not -reach <= dim < reach:
@@ -69,10 +69,9 @@ def wrap_dim(dim: int, ndim: int, extra: int = 0) -> int:
 
 
 def _as_dim(dim: Any) -> int:
-    try:
+    if is_int(dim):
         return operator.index(dim)
-    except TypeError:
-        raise OperandError(f"argument 'dim' must be int, not {type(dim).__name__}") from None
+    raise OperandError(f"argument 'dim' must be int, not {type(dim).__name__}")
 
 
 @_public
@@ -210,8 +209,8 @@ def t(input: Any) -> Any:
 def movedim(input: Any, source: Any, destination: Any) -> Any:
     """Dimensions `source` moved to positions `destination`."""
     need_tensor("movedim", "input", 1, input)
-    src = [source] if isinstance(source, int) else list(source)
-    dst = [destination] if isinstance(destination, int) else list(destination)
+    src = [source] if is_int(source) else list(source)
+    dst = [destination] if is_int(destination) else list(destination)
     if len(src) != len(dst):
         raise ShapeError(
             "movedim: Invalid source or destination dims: source "
@@ -291,9 +290,11 @@ def squeeze(input: Any, dim: Any = None) -> Any:
     if dim is None:
         chosen = set(range(input.ndim))
     else:
-        chosen = {wrap_dim(d, input.ndim) for d in ((dim,) if isinstance(dim, int) else dim)}
+        chosen = {
+            wrap_dim(d, input.ndim) for d in (dim if isinstance(dim, tuple | list) else (dim,))
+        }
     shape = tuple(n for i, n in enumerate(input.shape) if not (i in chosen and n == 1))
-    number = 0 if dim is None else 1 if isinstance(dim, int) else 2
+    number = 0 if dim is None else 2 if isinstance(dim, tuple | list) else 1
     name = f"SqueezeBackward{number}"
     return named(ops.reshape(input, shape=shape), name)
 
@@ -325,7 +326,8 @@ def narrow(input: Any, dim: int, start: int, length: int) -> Any:
         raise ShapeError("narrow() cannot be applied to a 0-dim tensor.")
     d = wrap_dim(dim, input.ndim)
     size = input.shape[d]
-    start = int(start)
+    start = int_argument("narrow", "start", 3, start)
+    length = int_argument("narrow", "length", 4, length)
     if not -size <= start <= size:
         raise DimensionError(
             f"start out of range (expected to be in range of [{-size}, {size}], but got {start})"
@@ -347,12 +349,13 @@ def select(input: Any, dim: int, index: int) -> Any:
         raise DimensionError("select() cannot be applied to a 0-dim tensor.")
     d = wrap_dim(dim, input.ndim)
     size = input.shape[d]
+    index = int_argument("select", "index", 3, index)
     if not -size <= index < size:
         raise DimensionError(
             f"select(): index {index} out of range for tensor of size {list(input.shape)} at "
             f"dimension {d}"
         )
-    return _select(input, d, int(index) % size)
+    return _select(input, d, index % size)
 
 
 def _select(input: Any, d: int, i: int) -> Any:

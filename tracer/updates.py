@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tracegrad.ir import dtypes, ops
-from tracegrad.ir.errors import DimensionError, DTypeError, OperandError, ShapeError
+from tracegrad.ir.errors import DimensionError, DTypeError, KernelError, OperandError, ShapeError
 from tracegrad.ir.primitive import is_scalar
 from tracegrad.ir.types import broadcast_shapes
 from tracegrad.tracer import linalg
@@ -95,6 +95,8 @@ def _running(name: str, input: Any, dim: int, dtype: Any) -> Any:
     need_tensor(name, "input", 1, input)
     d = wrap_dim(int_argument(name, "dim", 2, dim), input.ndim)
     wanted = dtype_argument(name, dtype)
+    if wanted is dtypes.bool_:
+        raise KernelError(f"\"{name}_out_cpu\" not implemented for 'Bool'")
     if wanted is not None:
         input = input.to(wanted)
     elif not input.dtype.is_floating_point:
@@ -105,7 +107,8 @@ def _running(name: str, input: Any, dim: int, dtype: Any) -> Any:
     axes = (*(i for i in range(input.ndim) if i != d), d)
     out = _prefixes(ops.permute(input, axes=axes), name == "cumsum")
     back = tuple(sorted(range(len(axes)), key=axes.__getitem__))
-    return named(ops.permute(out, axes=back).clone(), label)
+    out = ops.permute(out, axes=back)
+    return named(out.clone() if out.dtype is input.dtype else out.to(input.dtype), label)
 
 
 def _prefixes(x: Any, add: bool) -> Any:

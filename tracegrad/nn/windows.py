@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from tracegrad.ir import ops
+from tracegrad.ir import dtypes, ops
 from tracegrad.ir.errors import ParameterError, ShapeError
 from tracegrad.ir.primitives.support import filled_like
 from tracegrad.ir.windows import Pairs, tuple_of
 from tracegrad.tracer.composites import composite
 from tracegrad.tracer.pointwise import apply2, named, need_tensor
+from tracegrad.tracer.pointwise_checks import need_floating
 
 # ---- convolution --------------------------------------------------------------------------------
 
@@ -173,6 +174,8 @@ def _max_pool(
     ceil_mode: bool, return_indices: bool,
 ) -> Any:  # fmt: skip
     x, unbatched, window = _pooled(f"max_pool{rank}d", rank, input, kernel_size, stride, padding)
+    if rank == 1 and not return_indices:
+        need_floating("max_pool1d_impl", x)
     window["dilation"] = _per_axis(dilation, rank)
     if ceil_mode:
         window["padding"] = _ceiled(x.shape[2:], **window)
@@ -236,6 +239,8 @@ def _avg_pool(
     if divisor == 0:
         raise ShapeError("divisor must be not zero")
     x, unbatched, window = _pooled(f"avg_pool{rank}d", rank, input, kernel_size, stride, padding)
+    if x.dtype is not dtypes.int64:
+        need_floating("avg_pool3d_out_frame" if rank == 3 else "avg_pool2d", x)
     given = window["padding"]
     if ceil_mode:
         window["padding"] = _ceiled(x.shape[2:], **window)
@@ -248,7 +253,10 @@ def _avg_pool(
             count *= k
     else:
         count = _counts(x, window, given if count_include_pad else None)
-    out = named(apply2("div", total, count), f"AvgPool{rank}DBackward0")
+    mean = apply2("div", total, count)
+    if x.dtype is dtypes.int64:  # as PyTorch: towards zero
+        mean = mean.to(dtypes.int64)
+    out = named(mean, f"AvgPool{rank}DBackward0")
     return _unbatched(out, unbatched)
 
 
