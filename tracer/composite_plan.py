@@ -17,10 +17,13 @@ import numpy as np
 from tracegrad.ir import ops
 from tracegrad.ir.errors import GradientError
 from tracegrad.ir.graph import GraphBuilder, Value
+from tracegrad.ir.primitive import bind
 from tracegrad.ir.primitives.support import filled_like
 from tracegrad.ir.quiet import IGNORE, QUIET
 from tracegrad.ir.types import TensorType
 from tracegrad.tracer.array_rules import ArrayRule, Lines, rule_of
+from tracegrad.tracer.composite_keep import thrifty
+from tracegrad.tracer.dispatch import dispatch
 from tracegrad.tracer.tape import (
     FREED,
     NO_EDGE,
@@ -28,6 +31,7 @@ from tracegrad.tracer.tape import (
     OperationNode,
     Plan,
     accumulator,
+    gradient_edge,
     placed,
     stand_in,
 )
@@ -87,6 +91,7 @@ class Composite(Plan):
         first: for each operand, where among the tensors given it stands first.
         passed: operands that have an edge, and whether a gradient is wanted.
         recorded: class of the node; None where nothing is recorded.
+        again: numbers of the values that the backward makes again.
         kept_operands, kept_outputs, kept_between: what the backward reads: which operands, which
             results, and which entries of what `forward` returned, with the operand whose memory
             each may be.
@@ -94,7 +99,7 @@ class Composite(Plan):
 
     __slots__ = ("forward", "between", "count", "first", "passed", "kept_operands", "kept_outputs",
                  "kept_between", "rebuild", "differentiable", "program", "recorded", "edge_at",
-                 "_numbers", "_places", "_path")  # fmt: skip
+                 "again", "_numbers", "_places", "_path")  # fmt: skip
 
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -103,7 +108,9 @@ class Composite(Plan):
         self.differentiable = program.differentiable
         self.count = len(program.results)
         self.first = tuple(program.places.index(i) for i in range(len(program.operands)))
-        self._path, reads = _backward_of(program)
+        self._path, needed = _backward_of(program)
+        types = dict(enumerate(program.operands)) | {s.out: s.plan.out_type for s in program.steps}
+        reads, self.again = thrifty(program.steps, types, program.results, needed)
         n = len(program.operands)
         result = program.results[program.differentiable]
         self.kept_operands = tuple(i for i in range(n) if i in reads)
@@ -119,7 +126,6 @@ class Composite(Plan):
         places = [n if k == result else k if k < n else n + 1 + k for k in self._numbers]
         self._places = tuple(places)
         self.forward: Callable[..., Any] | None = None
-        types = {s.out: s.plan.out_type for s in program.steps}
         self.out_type = types[result]
         self.out_types = (self.out_type,)
         self.all_types = dict(enumerate(program.operands)) | {n: self.out_type}  # type: ignore[assignment]
@@ -199,10 +205,14 @@ class Composite(Plan):
         values = {i: builder.input(t) for i, t in enumerate(program.operands)}
         for number, x in program.constants.items():
             values[number] = builder.input(TensorType(np.shape(x), dtype_of[x.dtype]))
-        for step in program.steps:
-            values[step.out] = builder.input(step.plan.out_type)
         ct = builder.input(self.out_type)
         with builder:
+            for step in program.steps:
+                if step.out in self.again:
+                    given = tuple(values[k] for k in step.inputs)
+                    values[step.out] = bind(step.plan.op, given, step.params)
+                else:
+                    values[step.out] = builder.input(step.plan.out_type)
             parts = pulled_back(self, values, ct)
         names: dict[Value, str] = {ct: "ct"}
         names |= {values[k]: f"x{i}" for i, k in enumerate(self._numbers)}
@@ -232,7 +242,11 @@ class Composite(Plan):
         edges: dict[int, Edge] = {i: node.edges[j] for i, j in self.edge_at.items()}
         result = program.results[self.differentiable]
         for step in program.steps:
-            if create_graph and step.wanted and step.out in self._path and step.out != result:
+            if step.out in self.again:
+                given = [values[k] for k in step.inputs]
+                values[step.out] = dispatch(step.plan.op, given, step.params)
+                edges[step.out] = gradient_edge(values[step.out])
+            elif create_graph and step.wanted and step.out in self._path and step.out != result:
                 inner = _laid_down(step, values, edges)
                 edges[step.out] = (inner, 0)
                 if step.out in values:

@@ -96,8 +96,11 @@ class Watch(Recorder):
             self.computes = False
         self.constants[self._number(tensor)] = tensor._array
 
-    def arrays(self, plan: Composite, result: Any) -> list[np.ndarray]:
-        """What `plan.forward` would return: the results, and what is kept of the way between."""
+    def arrays(self, plan: Composite, result: Any) -> list[np.ndarray] | None:
+        """What `plan.forward` would return: the results, and what is kept of the way between.
+
+        None where something to be kept is gone.
+        """
         kept: dict[int, np.ndarray] = {}
         for step, node in zip(self.steps, self.nodes, strict=True):
             if isinstance(node, OperationNode) and node.saved:
@@ -105,6 +108,8 @@ class Watch(Recorder):
                     assert not isinstance(saved, Packed), "composites know of no hooks"
                     number = step.out if at == len(step.inputs) else step.inputs[at]
                     kept[number] = saved[0]
+        if any(k not in kept for k in plan.between):
+            return None
         between = [kept[k] for k in plan.between]
         given = [x._array for x in self.operands]
         finish = finisher(plan.program)

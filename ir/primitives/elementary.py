@@ -13,7 +13,7 @@ import numpy as np
 
 from tracegrad.ir import dtypes
 from tracegrad.ir.primitive import FLOAT
-from tracegrad.ir.primitives.logic import equal, isnan, where
+from tracegrad.ir.primitives.logic import equal, greater, less, logical_or, where
 from tracegrad.ir.primitives.pointwise import binary, refused_dtype, unary
 
 LN2, LN10 = math.log(2.0), math.log(10.0)
@@ -79,8 +79,14 @@ acosh = unary("acosh", np.arccosh, "acosh{f}({x})", vjp=lambda ct, out, x: ct * 
               sample=(1.1, 4.0), cost=25, ulp=8, source="NIST DLMF §4.37")  # fmt: skip
 atanh = unary("atanh", np.arctanh, "atanh{f}({x})", vjp=lambda ct, out, x: ct / (1 - x * x),
               sample=(-0.95, 0.95), cost=25, ulp=8, source="NIST DLMF §4.37")  # fmt: skip
+
+
+def _outside(x: Any) -> Any:
+    return logical_or(less(x, 0), greater(x, 1))
+
+
 logit = unary("logit", lambda x: np.log(x / (1 - x)), "log{f}({x} / (1.0{f} - {x}))",
-              vjp=lambda ct, out, x: where(isnan(out), math.nan, ct / (x * (1 - x))), sample=(0.05, 0.95),
+              vjp=lambda ct, out, x: where(_outside(x), math.nan, ct / (x * (1 - x))), sample=(0.05, 0.95),
               cost=25, ulp=8, source="definition; a primitive because its parts are 0 * inf at 0 and 1",
               doc="Log odds; NaN outside [0, 1], as is its slope, which is infinite at 0 and 1.")  # fmt: skip
 
