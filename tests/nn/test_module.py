@@ -191,6 +191,7 @@ def test_a_copy_is_independent_and_equal(make):
 
 
 def test_gradients_are_zeroed_in_place_or_dropped():
+    tg.manual_seed(0)  # with some others no unit is active, and gradients are zero
     net = Net()
     net(tg.ones(2, 3)).sum().backward()
     grad = net.scale.grad
