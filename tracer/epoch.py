@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -31,6 +32,10 @@ class Epoch:
         """Note a mutation."""
         object.__setattr__(self, "_epoch", self._epoch + 1)
 
+    def _epoch_state(self) -> list[tuple[Any, Any]]:
+        """Names and values of all that is counted."""
+        return [(k, v) for k, v in vars(self).items() if k != "_epoch"]
+
     def _epoch_parts(self) -> list[Epoch]:
         """Counting objects inside this one (submodules), not their parts in turn."""
         return []
@@ -38,3 +43,37 @@ class Epoch:
     def _epoch_tensors(self) -> list[Any]:
         """Tensors held directly by this object (parameters and buffers)."""
         return []
+
+
+class Counts:
+    """The counters of some objects, and what these hold while the counters stand so.
+
+    Where a counter has moved on, `again` looks whether the object holds the same again, as a module
+    does after `eval()` and `train()`.
+    """
+
+    def __init__(self, parts: Sequence[Epoch]) -> None:
+        self.seen = [part._epoch for part in parts]
+        self._parts = tuple(parts)
+        self._states = [part._epoch_state() for part in parts]
+
+    def again(self) -> bool:
+        """Whether every object holds what it held; counts from here on then."""
+        now = [part._epoch for part in self._parts]
+        for k, part in enumerate(self._parts):
+            if now[k] != self.seen[k] and not _equal(part._epoch_state(), self._states[k]):
+                return False
+        self.seen = now
+        return True
+
+
+def _equal(a: list[tuple[Any, Any]], b: list[tuple[Any, Any]]) -> bool:
+    """Whether two states have the same objects, numbers and texts under the same names."""
+    return len(a) == len(b) and all(
+        k == j and (v is w or (type(v) is type(w) and _same_value(v, w)))
+        for (k, v), (j, w) in zip(a, b, strict=True)
+    )
+
+
+def _same_value(v: Any, w: Any) -> bool:
+    return v.hex() == w.hex() if type(v) is float else type(v) in (int, bool, str) and v == w

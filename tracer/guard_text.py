@@ -13,7 +13,7 @@ from collections import deque
 from typing import Any
 
 from tracegrad.ir.dtypes import DType
-from tracegrad.tracer.epoch import Epoch
+from tracegrad.tracer.epoch import Counts, Epoch
 from tracegrad.tracer.tensor import Tensor
 
 MISSING: Any = type("Missing", (), {"__repr__": lambda self: "nothing"})()
@@ -199,5 +199,7 @@ def same_layout(at: str, value: Tensor, name: Names) -> str:
 
 
 def same_epoch(parts: list[Epoch], name: Names) -> str:
-    """An expression that is true while none of `parts` has been changed."""
-    return " and ".join(f"{name(part)}._epoch == {part._epoch}" for part in parts)
+    """An expression that is true while `parts` hold what they hold now."""
+    counts = name(Counts(parts))
+    listed = ", ".join(f"{name(part)}._epoch" for part in parts)
+    return f"([{listed}] == {counts}.seen or {counts}.again())"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import linecache
 import logging  # noqa: F401  (programs below read it)
@@ -301,3 +302,38 @@ def test_compile_time_modules_are_told_apart() -> None:
     assert is_user_file(__file__) and not is_user_file(np.__file__)
     assert not is_user_file(gc.__class__.__name__ and linecache.__file__)
     assert not is_user_module(math) and not is_user_module(tg) and is_user_module(pytest)
+
+
+def test_a_module_that_goes_back_to_what_it_was_is_captured_once_for_each_state() -> None:
+    model = tg.nn.Sequential(tg.nn.Linear(3, 3), tg.nn.BatchNorm1d(3), tg.nn.Dropout(0.5))
+    twin = copy.deepcopy(model)
+    compiled = tg.compile(model)
+    x = tg.randn(8, 3)
+    for k in range(12):
+        model.train(k % 3 > 0)
+        twin.train(k % 3 > 0)
+        tg.manual_seed(k)
+        want = twin(x)
+        tg.manual_seed(k)
+        np.testing.assert_allclose(compiled(x).detach(), want.detach(), rtol=1e-5, atol=1e-6)
+    assert compiled.cache_info().traces == 2, compiled.explain()
+
+
+def test_a_module_that_holds_something_else_of_the_same_name_is_captured_again() -> None:
+    model = tg.nn.Linear(2, 2)
+    model.scale = 2.0
+    compiled = tg.compile(lambda x: model(x) * model.scale)
+    x, old = tg.ones(1, 2), model.weight
+    changes = [
+        lambda: setattr(model, "scale", 3.0), lambda: setattr(model, "scale", 2.0),
+        lambda: setattr(model, "weight", tg.nn.Parameter(tg.zeros(2, 2))),
+        lambda: setattr(model, "weight", old), lambda: setattr(model, "scale", True),
+        lambda: model.register_forward_hook(lambda m, args, out: out + 1),
+        lambda: model._forward_hooks.clear(), lambda: setattr(model, "scale", 1),
+        lambda: setattr(model, "scale", -0.0), lambda: setattr(model, "scale", 0.0),
+    ]  # fmt: skip
+    for change in changes:
+        compiled(x)
+        change()
+        want = model(x) * model.scale
+        assert compiled(x).detach().numpy().tobytes() == want.detach().numpy().tobytes()

@@ -187,6 +187,14 @@ class Module(traversal.Traversal, Epoch):
             self, "_non_persistent_buffers_set", set(state["_non_persistent_buffers_set"])
         )
 
+    def _epoch_state(self) -> list[tuple[Any, Any]]:
+        state = []
+        for name, value in super()._epoch_state():
+            state.append((name, value))
+            if type(value) is Registry:
+                state += [((name, key), held) for key, held in value.items()]
+        return state
+
     def _epoch_parts(self) -> list[Epoch]:
         return [m for m in self._modules.values() if m is not None]
 
