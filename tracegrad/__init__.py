@@ -31,7 +31,7 @@ from tracegrad.ir.dtypes import (
 from tracegrad.ir.dtypes import bool_ as bool
 from tracegrad.tracer import factories as _factories
 from tracegrad.tracer import from_data as _from_data
-from tracegrad.tracer import indexing as _indexing
+from tracegrad.tracer import gathering as _gathering
 from tracegrad.tracer import inplace_methods as _inplace
 from tracegrad.tracer import joining as _joining
 from tracegrad.tracer import linalg as _linalg
@@ -89,7 +89,7 @@ pi, e, inf, nan = _math.pi, _math.e, _math.inf, _math.nan
 
 for _table in (
     _pointwise.FUNCTIONS, _reductions.FUNCTIONS, _shapes.FUNCTIONS, _joining.FUNCTIONS,
-    _linalg.FUNCTIONS, _indexing.FUNCTIONS, _regions.FUNCTIONS, _updates.FUNCTIONS,
+    _linalg.FUNCTIONS, _gathering.FUNCTIONS, _regions.FUNCTIONS, _updates.FUNCTIONS,
     _inplace.INPLACE_FUNCTIONS, _queries.FUNCTIONS,
 ):  # fmt: skip
     for _name, _function in _table.items():

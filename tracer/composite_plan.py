@@ -22,6 +22,7 @@ from tracegrad.ir.primitives.support import filled_like
 from tracegrad.ir.quiet import IGNORE, QUIET
 from tracegrad.ir.types import TensorType
 from tracegrad.tracer.array_rules import ArrayRule, Lines, rule_of
+from tracegrad.tracer.composite_forward import forward_of, roots_of_operands
 from tracegrad.tracer.composite_keep import thrifty
 from tracegrad.tracer.dispatch import dispatch
 from tracegrad.tracer.tape import (
@@ -118,7 +119,7 @@ class Composite(Plan):
         self.between = between = tuple(
             s.out for s in program.steps if s.out in reads and s.out not in program.results
         )
-        roots = _roots(program)
+        roots = roots_of_operands(program)
         self.kept_between = tuple((self.count + i, roots.get(k)) for i, k in enumerate(between))
         self._numbers = (
             *self.kept_operands, *(program.results[i] for i in self.kept_outputs), *between
@@ -185,7 +186,7 @@ class Composite(Plan):
 
     def compiled(self) -> Callable[..., Any]:
         """`forward`, compiled now."""
-        self.forward = _forward(self.program, self.between)
+        self.forward = forward_of(self.program, self.between)
         return self.forward
 
     def kept(self, wanted: int) -> tuple[int, ...]:
@@ -312,82 +313,6 @@ def pulled_back(plan: Composite, values: Mapping[int, Any], ct: Any) -> list[Any
             have = arrived.get(k)
             arrived[k] = part if have is None else ops.add(have, part)
     return [arrived.get(i) for i, _ in plan.passed]
-
-
-def _forward(program: Program, between: Sequence[int]) -> Callable[..., Any]:
-    """The steps as a function of the operands' arrays."""
-    names = {i: f"x{i}" for i in range(len(program.operands))}
-    last: dict[int, int] = {}
-    for at, step in enumerate(program.steps):
-        for k in step.inputs:
-            last[k] = at
-    kept = {*program.results, *between}
-    lines = Lines({})
-    for number, x in program.constants.items():
-        names[number] = f"k{number}"
-        lines.globals[f"k{number}"] = x
-    own = _exact(program)
-    finish = finisher(program).__name__
-    for at, step in enumerate(program.steps):
-        names[step.out] = f"t{step.out}"
-        lines.step(step.plan.op, step.plan.types, step.params, step.plan.out_type,
-                   names[step.out], [names[k] for k in step.inputs])  # fmt: skip
-        gone = {k for k in (*step.inputs, step.out) if k >= len(program.operands)
-                and last.get(k, at) <= at and k not in kept and k not in program.constants}  # fmt: skip
-        if gone:
-            lines.lines.append(f"del {', '.join(names[k] for k in sorted(gone))}")
-    arguments = [f"x{i}" for i in range(len(program.operands))]
-    others = ", ".join([*arguments, *(names[k] for k in between)])
-    lines.globals |= {"owned": owned, "laid_out": laid_out}
-    returned = [
-        names[k] if k in own and finish == "owned" else f"{finish}({names[k]}, {others})"
-        for k in program.results
-    ]
-    returned += [names[k] for k in between]
-    made: Callable[..., Any] = lines.function(f"forward({', '.join(arguments)})", returned)
-    return made
-
-
-def _exact(program: Program) -> set[int]:
-    """Values that are new memory for certain: what NumPy's own functions return."""
-    return {
-        s.out for s in program.steps
-        if s.plan.plain
-    }  # fmt: skip
-
-
-def _roots(program: Program) -> dict[int, int]:
-    """Values that may be views of an operand, by number: that operand."""
-    roots = {i: i for i in range(len(program.operands))}
-    for step in program.steps:
-        may_alias = step.plan.op.family != "reduction" and not step.plan.plain
-        if may_alias and step.inputs and step.inputs[0] in roots:
-            roots[step.out] = roots[step.inputs[0]]
-    return roots
-
-
-def finisher(program: Program) -> Callable[..., np.ndarray]:
-    """What results pass through: those of steps that go element by element keep their layout."""
-    return owned if all(s.plan.op.family == "pointwise" for s in program.steps) else laid_out
-
-
-def laid_out(array: np.ndarray, *others: np.ndarray) -> np.ndarray:
-    """As `owned`, row-major: what PyTorch makes of anything that is not element by element."""
-    if not array.flags.c_contiguous:
-        return array.copy()
-    return owned(array, *others)
-
-
-def owned(array: np.ndarray, *others: np.ndarray) -> np.ndarray:
-    """`array` in memory that none of the others has."""
-    if array.base is None:
-        for x in others:
-            if array is x:
-                return array.copy()
-        return array
-    if not array.flags.writeable or any(np.may_share_memory(array, x) for x in others):
-        return array.copy()
-    return array  # its base is one that nobody else has
 
 
 class CompositeNode(OperationNode):

@@ -12,7 +12,8 @@ import numpy as np
 
 from tracegrad.ir.quiet import IGNORE, QUIET
 from tracegrad.tracer.array_rules import function_of
-from tracegrad.tracer.composite_plan import Program, Step, finisher, laid_out, owned
+from tracegrad.tracer.composite_forward import finisher, laid_out, owned
+from tracegrad.tracer.composite_plan import Program, Step
 from tracegrad.tracer.tape import NO_EDGE, accumulator, node_class
 from tracegrad.tracer.tensor import wrap
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from tracegrad.ir.primitive import Primitive
 from tracegrad.tracer.capture_hook import Recorder
-from tracegrad.tracer.composite_plan import Composite, Program, Step, finisher
+from tracegrad.tracer.composite_forward import finisher
+from tracegrad.tracer.composite_plan import Composite, Program, Step
 from tracegrad.tracer.composite_views import Viewing
 from tracegrad.tracer.dispatch import planned
 from tracegrad.tracer.saved import Packed

@@ -8,23 +8,22 @@ Start reading at `run`.
 from __future__ import annotations
 
 import operator
-import threading
-from collections.abc import Container, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Container, Sequence
 from typing import Any
 
 import numpy as np
 
-from tracegrad.ir.errors import GradientError, ShapeError
+from tracegrad.ir.errors import GradientError
 from tracegrad.ir.quiet import IGNORE, QUIET
+from tracegrad.tracer.accumulate import accumulate
 from tracegrad.tracer.anomaly import anomaly, check, explain
+from tracegrad.tracer.engine_short import one_step
 from tracegrad.tracer.once import warn_once
 from tracegrad.tracer.profiling import accumulate_in_block, apply_node, profilers
-from tracegrad.tracer.roots import Root, many, roots_of, seed, target_edge, type_at
+from tracegrad.tracer.roots import Root, many, roots_of, target_edge, type_at
 from tracegrad.tracer.state import state
-from tracegrad.tracer.storage import announce, before_write
 from tracegrad.tracer.tape import AccumulateGrad, BackwardNode, Edge, OperationNode
-from tracegrad.tracer.tensor import Tensor, literal, wrap
+from tracegrad.tracer.tensor import Tensor, literal
 
 _UNUSED = (
     "The differentiated Tensor at index {i} appears to not have been used in the graph. Set "
@@ -68,7 +67,7 @@ def backward(
         raise GradientError(_IN_TRANSFORM)
     keep = create_graph if retain_graph is None else retain_graph
     if inputs is None and not create_graph and isinstance(tensors, Tensor):
-        if _one_step(tensors, grad_tensors, keep):
+        if one_step(tensors, grad_tensors, keep):
             return
     if create_graph:
         warn_once(_CYCLE)
@@ -126,8 +125,12 @@ def grad(
     if state.recorder is not None:
         state.recorder.backward([edge[0] for edge, _ in roots], False)
     keep = create_graph if retain_graph is None else retain_graph
-    go = _run_batch if is_grads_batched else run
-    found = go(roots, keep, create_graph, edges)
+    if is_grads_batched:
+        from tracegrad.tracer.engine_batch import run_batch
+
+        found = run_batch(roots, keep, create_graph, edges)
+    else:
+        found = run(roots, keep, create_graph, edges)
     if materialize_grads:
         batch = roots[0][1]._array.shape[:1] if is_grads_batched else ()
         found = [_zeros(t, batch) if f is None else f for t, f in zip(targets, found, strict=True)]
@@ -141,105 +144,6 @@ def grad(
 def _zeros(target: Any, batch: tuple[int, ...]) -> Tensor:
     type = type_at(target)
     return literal(np.zeros((*batch, *type.shape), type.dtype.numpy))
-
-
-def _run_batch(
-    roots: Sequence[Root], keep: bool, create_graph: bool, targets: Sequence[Edge]
-) -> list[Tensor | None]:
-    """The results for each element of the cotangents' first dimension, along a new first one.
-
-    One run serves all, in step with that for the first element; where the graph calls functions
-    of the user's, which may do with a cotangent what they like, it is one run for each.
-    """
-    from tracegrad.tracer.batching import Examples
-    from tracegrad.tracer.capture_hook import recording
-    from tracegrad.tracer.joining import stack
-
-    counts = {ct._array.shape[0] for _, ct in roots}
-    if len(counts) > 1:
-        raise ShapeError(
-            "grad: with is_grads_batched=True all grad_outputs must have the same first dimension, "
-            f"got {sorted(counts)}"
-        )
-    count = counts.pop()
-    if not count:
-        raise ShapeError("grad: is_grads_batched=True needs a batch of at least one, got 0")
-    if _runs_user_code([edge[0] for edge, _ in roots]):
-        rows = []
-        for i in range(count):
-            seeds = [(edge, ct[i]) for edge, ct in roots]
-            rows.append(run(seeds, keep or i + 1 < count, create_graph, targets))
-        with _grad_mode(create_graph):
-            return [None if c[0] is None else stack(c) for c in zip(*rows, strict=True)]
-    with _grad_mode(create_graph):
-        examples = Examples(count, "different", create_graph)
-        seeds = [(edge, examples.example(ct, 0)) for edge, ct in roots]
-        with recording(examples):
-            found = run(seeds, keep, create_graph, targets)
-        many = [None if ct is None else examples.batch(ct) for ct in found]
-    examples.close()
-    return many
-
-
-def _runs_user_code(roots: Sequence[BackwardNode | None]) -> bool:
-    """Whether a backward from these nodes calls functions that may read or keep cotangents."""
-    return any(n.runs_user_code or n.hooks is not None or n.retained for n in reachable(roots))
-
-
-@contextmanager
-def _grad_mode(enabled: bool) -> Iterator[None]:
-    before = state.grad_enabled
-    state.grad_enabled = enabled
-    try:
-        yield
-    finally:
-        state.grad_enabled = before
-
-
-# ---- the short way ------------------------------------------------------------------------------
-
-_ONES: dict[Any, Tensor] = {}  # the cotangent 1 of 0-d outputs, by dtype; never written to
-
-
-def _one_step(output: Tensor, gradient: Any, keep: bool) -> bool:
-    """The backward of an output whose node leads to leaves only, without building an order.
-
-    That is the usual case of a compiled function. False where the general loop is needed.
-    """
-    node = output.grad_fn
-    if (
-        node is None or node.hooks is not None or node.retained or len(node.types) != 1
-        or node.runs_user_code or state.recorder is not None or anomaly.enabled
-    ):  # fmt: skip
-        return False
-    for target, _ in node.edges:
-        if target is not None and (type(target) is not AccumulateGrad or target.hooks is not None):
-            return False
-    array = output._array
-    if gradient is not None and not isinstance(gradient, Tensor):
-        return False
-    if gradient is None and array.shape == ():
-        ct = _ONES.get(array.dtype)
-        if ct is None:
-            ct = _ONES[array.dtype] = wrap(np.ones((), array.dtype))
-    else:
-        ct = seed(0, output, gradient)
-    before = state.grad_enabled
-    state.grad_enabled = False
-    try:
-        cotangents: list[Tensor | None] = [ct]
-        apply = apply_node if profilers else type(node).apply
-        parts = apply(node, cotangents, False)
-        into = accumulate_in_block if profilers else accumulate
-        for (target, _), part in zip(node.edges, parts, strict=True):
-            if part is not None and target is not None:
-                fresh = part is not ct and node.owns(part, cotangents)
-                into(target.variable, part, False, fresh=fresh)  # type: ignore[attr-defined]
-    finally:
-        state.grad_enabled = before
-    if not keep:
-        node.release()
-    return True
 
 
 # ---- the loop -----------------------------------------------------------------------------------
@@ -462,56 +366,3 @@ def _leading_to(order: Sequence[BackwardNode], targets: Sequence[Edge]) -> set[B
         if node not in useful and any(e[0] in useful for e in node.edges):
             useful.add(node)
     return useful
-
-
-_LOCKS = tuple(threading.RLock() for _ in range(16))  # a leaf has one of them, by its address
-
-
-def _laid_out(ct: Tensor, leaf: Tensor, fresh: bool) -> Tensor:
-    """The first gradient of a leaf: memory of its own, in the leaf's layout where that is dense."""
-    array, like = ct._array, leaf._array
-    if state.recorder is not None:
-        return ct.detach().clone()
-    if array.strides == like.strides or (like.flags.c_contiguous and array.flags.c_contiguous):
-        return wrap(array) if fresh else ct.detach().clone()
-    dense = like.size == 0 or (like.strides and 0 not in like.strides)
-    made = np.empty_like(like) if dense else np.empty(like.shape, like.dtype)
-    if made.strides != like.strides:  # gaps: row by row
-        made = np.empty(like.shape, like.dtype)
-    made[...] = array
-    return wrap(made)
-
-
-def accumulate(leaf: Tensor, ct: Tensor, create_graph: bool, *, fresh: bool) -> None:
-    """Add `ct` to `leaf.grad`: in place, unless the sum itself is to be differentiable.
-
-    Backwards of several threads may add to one leaf: no update is lost.
-    """
-    if ct.dtype is not leaf.dtype:
-        ct = ct.to(leaf.dtype)
-    if state.recorder is not None:
-        state.recorder.grad_read(leaf)
-    lock = _LOCKS[id(leaf) >> 6 & 15]
-    if create_graph:
-        added = False
-        while not added:  # the sum is made outside the lock: it may call the user's pack hooks
-            have = leaf._grad
-            total = ct if have is None else have + ct
-            with lock:
-                added = leaf._grad is have
-                if added:
-                    leaf._grad = total
-        return
-    with lock:
-        have = leaf._grad
-        if have is None:
-            leaf._grad = _laid_out(ct, leaf, fresh)
-        elif state.recorder is not None:
-            have.add_(ct)
-        else:
-            if before_write:
-                announce(have._storage)
-            token = QUIET.set(IGNORE)
-            np.add(have._array, ct._array, out=have._array)
-            QUIET.reset(token)
-            have._storage.bump("add_")

@@ -16,7 +16,20 @@ import numpy as np
 from tracegrad.ir import dtypes, ops
 from tracegrad.ir.errors import DTypeError, OperandError, ShapeError, UnsupportedError
 from tracegrad.ir.primitive import is_scalar
-from tracegrad.tracer import indexing, inplace, inplace_moves, linalg, pointwise, updates
+from tracegrad.tracer import (  # noqa: F401  (they add to the tables of others)
+    expanding,
+    extremes,
+    gathering,
+    indexing,
+    inplace,
+    inplace_moves,
+    linalg,
+    pointwise,
+    pointwise_composed,
+    pointwise_odd,
+    running,
+    updates,
+)
 from tracegrad.tracer.arguments import bool_argument
 from tracegrad.tracer.dispatch import dispatch
 from tracegrad.tracer.pointwise import apply1, apply2, need_tensor
@@ -123,13 +136,13 @@ def index_put_(
 ) -> Tensor:
     """Put (or add) `values` at `indices`; the in-place form of `index_put`."""
     need_tensor("index_put_", "input", 1, self)
-    indexing.check_put(self, indices, values)
+    gathering.check_put(self, indices, values)
     return inplace.apply("index_put_", self, _put, values, indices=tuple(indices),
                          accumulate=accumulate)  # fmt: skip
 
 
 def _put(x: Tensor, values: Tensor, indices: tuple[Tensor, ...], accumulate: bool) -> Tensor:
-    return indexing.index_put(x, indices, values, accumulate)
+    return gathering.index_put(x, indices, values, accumulate)
 
 
 def masked_fill_(self: Tensor, mask: Tensor, value: Any) -> Tensor:
@@ -152,7 +165,7 @@ def masked_fill_(self: Tensor, mask: Tensor, value: Any) -> Tensor:
     if not isinstance(mask, Tensor) or not (isinstance(value, Tensor) or is_scalar(value)):
         expected = " * (Tensor mask, Tensor value)\n * (Tensor mask, Number value)"
         raise _no_combination("masked_fill_", expected, mask, value)
-    return inplace.apply("masked_fill_", self, indexing.masked_fill, mask, value)
+    return inplace.apply("masked_fill_", self, gathering.masked_fill, mask, value)
 
 
 # ---- random numbers -----------------------------------------------------------------------------
@@ -277,14 +290,15 @@ def _log_normal(x: Tensor, mean: float = 1.0, std: float = 2.0, *, generator: An
 INPLACE_FUNCTIONS: dict[str, Callable[..., Any]] = {
     f"{name}_": _in_place(f"{name}_", pointwise.FUNCTIONS[name]) for name in pointwise.INPLACE
 }
+_tables = {**pointwise.FUNCTIONS, **updates.FUNCTIONS}
 for _name in "tril triu cumsum cumprod index_add index_copy index_fill masked_scatter addmv addr \
 addbmm deg2rad rad2deg xlogy logit".split():
-    INPLACE_FUNCTIONS[f"{_name}_"] = _in_place(f"{_name}_", updates.FUNCTIONS[_name])
+    INPLACE_FUNCTIONS[f"{_name}_"] = _in_place(f"{_name}_", _tables[_name])
 INPLACE_FUNCTIONS.update(
     zero_=zero_, fill_=fill_, copy_=copy_, index_put_=index_put_, masked_fill_=masked_fill_,
     fill_diagonal_=_in_place("fill_diagonal_", updates.fill_diagonal),
-    scatter_=_in_place("scatter_", indexing.scatter),
-    scatter_add_=_in_place("scatter_add_", indexing.scatter_add),
+    scatter_=_in_place("scatter_", gathering.scatter),
+    scatter_add_=_in_place("scatter_add_", gathering.scatter_add),
     addmm_=_in_place("addmm_", linalg.addmm), baddbmm_=_in_place("baddbmm_", linalg.baddbmm),
     uniform_=_random("uniform_", _uniform, True), normal_=_random("normal_", _normal, True),
     bernoulli_=_random("bernoulli_", _bernoulli, False),

@@ -18,12 +18,14 @@ from tracegrad.tracer import (
     conversion,
     factories,
     from_data,
+    gathering,
     indexing,
     inplace,
     joining,
     linalg,
     metadata,
     pointwise,
+    pointwise_composed,
     protocols,
     queries,
     reductions,
@@ -138,7 +140,7 @@ _CASTS = {
 
 def _where(self: Tensor, condition: Any, other: Any) -> Any:
     """This tensor where `condition` holds, else `other`."""
-    return pointwise.where(condition, self, other)
+    return pointwise_composed.where(condition, self, other)
 
 
 def _inverted(self: Tensor) -> Any:
@@ -178,7 +180,7 @@ def _attach() -> None:
     cls.__getitem__ = indexing.getitem
     cls.__setitem__ = indexing.setitem
     tables = (pointwise.FUNCTIONS, reductions.FUNCTIONS, shapes.FUNCTIONS, joining.FUNCTIONS,
-              linalg.FUNCTIONS, indexing.FUNCTIONS, regions.FUNCTIONS,
+              linalg.FUNCTIONS, gathering.FUNCTIONS, regions.FUNCTIONS,
               updates.FUNCTIONS, INPLACE_FUNCTIONS)  # fmt: skip
     for table in tables:
         for name, function in table.items():

@@ -72,7 +72,7 @@ def apply_node(
 
 def accumulate_in_block(leaf: Tensor, ct: Tensor, create_graph: bool, *, fresh: bool) -> None:
     """The engine's `accumulate`, as an event of this thread's profiler where there is one."""
-    from tracegrad.tracer.engine import accumulate
+    from tracegrad.tracer.accumulate import accumulate
 
     if state.profiler is None:
         accumulate(leaf, ct, create_graph, fresh=fresh)

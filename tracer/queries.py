@@ -12,7 +12,7 @@ from tracegrad.ir.errors import OperandError
 from tracegrad.ir.location import user_stacklevel
 from tracegrad.ir.primitive import is_scalar
 from tracegrad.tracer.arguments import missing, need_tensor, type_name, wrong_type
-from tracegrad.tracer.pointwise import isclose
+from tracegrad.tracer.pointwise_composed import isclose
 from tracegrad.tracer.storage_view import UntypedStorage
 from tracegrad.tracer.tape import scalar_type_name
 from tracegrad.tracer.tensor import Tensor

@@ -6,14 +6,12 @@
 from __future__ import annotations
 
 import warnings
-from collections import namedtuple
 from collections.abc import Callable, Sequence
 from math import prod as product
 from typing import Any
 
 from tracegrad.ir import dtypes, ops
 from tracegrad.ir.errors import (
-    DimensionError,
     DTypeError,
     OperandError,
     OptionError,
@@ -22,8 +20,7 @@ from tracegrad.ir.errors import (
 from tracegrad.ir.location import user_stacklevel
 from tracegrad.ir.primitive import is_scalar
 from tracegrad.ir.primitives.reduction import kept
-from tracegrad.tracer import shapes
-from tracegrad.tracer.arguments import dtype_argument, int_argument, is_int, type_name
+from tracegrad.tracer.arguments import dtype_argument, is_int, type_name
 from tracegrad.tracer.composites import composite
 from tracegrad.tracer.dispatch import dispatch
 from tracegrad.tracer.pointwise import apply1, apply2, named, need_tensor
@@ -122,36 +119,6 @@ def prod(input: Any, dim: int | None = None, keepdim: bool = False, *, dtype: An
     return named(out, "ProdBackward0" if dim is None else "ProdBackward1")
 
 
-def _need_elements(function: str, input: Any, dim: Any) -> None:
-    """Refuse the extreme of nothing; the primitives would name `max` and `min`."""
-    need_tensor(function, "input", 1, input)
-    axes = _axes(input, dim)
-    if axes is None and 0 in input.shape:
-        raise ShapeError(
-            f"{function}(): Expected reduction dim to be specified for input.numel() == 0. "
-            "Specify the reduction dim with the 'dim' argument."
-        )
-    for a in axes or () if input.ndim else ():
-        if input.shape[a] == 0:
-            raise DimensionError(f"{function}(): Expected reduction dim {a} to have non-zero size.")
-
-
-@_public
-@composite
-def amax(input: Any, dim: Any = (), keepdim: bool = False) -> Any:
-    """Largest element over `dim`; equal extremes share the gradient."""
-    _need_elements("amax", input, dim)
-    return ops.reduce_max(input, axes=_axes(input, dim), keepdims=keepdim)
-
-
-@_public
-@composite
-def amin(input: Any, dim: Any = (), keepdim: bool = False) -> Any:
-    """Smallest element over `dim`; equal extremes share the gradient."""
-    _need_elements("amin", input, dim)
-    return ops.reduce_min(input, axes=_axes(input, dim), keepdims=keepdim)
-
-
 @_public
 @composite
 def any(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
@@ -171,84 +138,6 @@ def all(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
     """True where every element over `dim` is not zero."""
     need_tensor("all", "input", 1, input)
     return _as_bytes(input, ops.reduce_all(input, axes=_axes(input, dim), keepdims=keepdim))
-
-
-def _check_search(function: str, input: Any, dim: Any, keepdim: Any) -> None:
-    need_tensor(function, "input", 1, input)
-    if input.dtype is dtypes.bool_:
-        raise DTypeError(f"{function}(): does not support bool input")
-    if dim is not None:
-        int_argument(function, "dim", 2, dim)
-    kept(keepdim)
-
-
-@_public
-@composite
-def argmax(input: Any, dim: int | None = None, keepdim: bool = False) -> Any:
-    """Position (int64) of the first largest element; in the flattened tensor without `dim`."""
-    _check_search("argmax", input, dim, keepdim)
-    return ops.argmax(input, axis=dim, keepdims=keepdim)
-
-
-@_public
-@composite
-def argmin(input: Any, dim: int | None = None, keepdim: bool = False) -> Any:
-    """Position (int64) of the first smallest element; in the flattened tensor without `dim`."""
-    _check_search("argmin", input, dim, keepdim)
-    return ops.argmin(input, axis=dim, keepdims=keepdim)
-
-
-def _pair(which: str) -> Any:
-    """The named tuple that `max(x, dim)` returns, printing as PyTorch's."""
-
-    class Pair(namedtuple(which, ("values", "indices"))):  # type: ignore[misc]
-        __slots__ = ()
-
-        def __repr__(self) -> str:
-            rows = ",\n".join(f"{k}={v!r}" for k, v in self._asdict().items())
-            return f"torch.return_types.{which}(\n{rows})"
-
-    Pair.__name__ = Pair.__qualname__ = which
-    return Pair
-
-
-def _extreme(which: str) -> Callable[..., Any]:
-    Pair = _pair(which)
-    search = "argmax" if which == "max" else "argmin"
-    pairwise = "maximum" if which == "max" else "minimum"
-
-    def function(input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = None) -> Any:
-        need_tensor(which, "input", 1, input)
-        if other is not None or hasattr(type(dim), "__tracegrad_bind__"):
-            if keepdim is not False:
-                raise OperandError(f"{which}() takes 2 positional arguments but 3 were given")
-            return apply2(pairwise, input, dim if other is None else other)
-        if dim is None:
-            whole = getattr(ops, f"reduce_{which}")(input, axes=None, keepdims=False)
-            return named(whole, f"{which.capitalize()}Backward1")
-        if not is_int(dim):
-            raise OperandError(f"{which}(): argument 'dim' must be int, not {type(dim).__name__}")
-        kept(keepdim)
-        d = wrap_dim(dim, input.ndim)
-        if input.ndim and input.shape[d] == 0:
-            raise DimensionError(f"{which}(): Expected reduction dim {d} to have non-zero size.")
-        indices = getattr(ops, search)(input, axis=d, keepdims=True)
-        values = shapes.clone(input) if input.ndim == 0 else take_along(input, d, indices)
-        if not keepdim and input.ndim:
-            shape = (*input.shape[:d], *input.shape[d + 1 :])
-            values, indices = (ops.reshape(v, shape=shape) for v in (values, indices))
-        return Pair(named(values, f"{which.capitalize()}Backward0"), indices)
-
-    function.__name__ = function.__qualname__ = which
-    function.__doc__ = (
-        f"`{which}(x)`: the extreme of all elements. `{which}(x, dim)`: named tuple (values, "
-        f"indices), the gradient going to the first extreme. `{which}(x, y)`: `{pairwise}`."
-    )
-    return composite(function)
-
-
-max = FUNCTIONS["max"] = _extreme("max")
-min = FUNCTIONS["min"] = _extreme("min")
 
 
 def take_along(input: Any, dim: int, index: Any) -> Any:

@@ -7,26 +7,23 @@ makes the in-place forms of them. Start reading at `index_add`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from tracegrad.ir import dtypes, ops
-from tracegrad.ir.errors import DimensionError, DTypeError, KernelError, OperandError, ShapeError
-from tracegrad.ir.primitive import is_scalar
+from tracegrad.ir.errors import DimensionError, DTypeError, OperandError, ShapeError
 from tracegrad.ir.types import broadcast_shapes
 from tracegrad.tracer import linalg
-from tracegrad.tracer.arguments import dtype_argument, int_argument, wrong_type
 from tracegrad.tracer.composites import composite
 from tracegrad.tracer.indexing import _as_value, _put
-from tracegrad.tracer.pointwise import apply1, apply2, clamp, named, need_tensor, where
+from tracegrad.tracer.pointwise import apply2, named, need_tensor
 from tracegrad.tracer.reductions import sum as total
-from tracegrad.tracer.shapes import slice_dim, wrap_dim
+from tracegrad.tracer.shapes import wrap_dim
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tape import scalar_type_name
-from tracegrad.tracer.tensor import Tensor, literal
+from tracegrad.tracer.tensor import literal
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
 
@@ -83,94 +80,6 @@ def triu(input: Any, diagonal: int = 0) -> Any:
                 [0., 0.]])
     """
     return _triangle("triu", input, diagonal, np.triu)
-
-
-# ---- running sums and products ------------------------------------------------------------------
-
-
-_BLOCK = 16
-
-
-def _running(name: str, input: Any, dim: int, dtype: Any) -> Any:
-    need_tensor(name, "input", 1, input)
-    d = wrap_dim(int_argument(name, "dim", 2, dim), input.ndim)
-    wanted = dtype_argument(name, dtype)
-    if wanted is dtypes.bool_:
-        raise KernelError(f"\"{name}_out_cpu\" not implemented for 'Bool'")
-    if wanted is not None:
-        input = input.to(wanted)
-    elif not input.dtype.is_floating_point:
-        input = input.to(dtypes.int64)
-    label = f"{name.title()}Backward0"
-    if input.ndim == 0 or input.shape[d] < 2:
-        return named(input.clone(), label)
-    axes = (*(i for i in range(input.ndim) if i != d), d)
-    out = _prefixes(ops.permute(input, axes=axes), name == "cumsum")
-    back = tuple(sorted(range(len(axes)), key=axes.__getitem__))
-    out = ops.permute(out, axes=back)
-    return named(out.clone() if out.dtype is input.dtype else out.to(input.dtype), label)
-
-
-def _prefixes(x: Any, add: bool) -> Any:
-    """Running sums (products) along the last axis, in blocks; then those of the blocks' totals.
-
-    Reductions of masked elements, never products with zeros: an infinity stays where it is.
-    """
-    *rest, size = x.shape
-    width = min(size, _BLOCK)
-    count = -(-size // width)
-    if count * width > size:
-        shape = (*rest, count * width - size)
-        x = ops.concat(x, _neutral(shape, x.dtype, add), axis=len(rest))
-    blocks = ops.reshape(x, shape=(*rest, count, 1, width))
-    kept = literal(np.tril(np.ones((width, width), np.bool_)))
-    masked = ops.where(kept, blocks, 0 if add else 1)
-    reduce = ops.reduce_sum if add else ops.reduce_prod
-    inside = reduce(masked, axes=(len(rest) + 2,), keepdims=False)
-    if count > 1:
-        totals = slice_dim(inside, len(rest) + 1, width - 1, width)
-        so_far = _prefixes(ops.reshape(totals, shape=(*rest, count)), add)
-        before = slice_dim(so_far, len(rest), 0, count - 1)
-        before = ops.concat(_neutral((*rest, 1), x.dtype, add), before, axis=len(rest))
-        before = ops.reshape(before, shape=(*rest, count, 1))
-        inside = apply2("add" if add else "mul", inside, before)
-    flat = ops.reshape(inside, shape=(*rest, count * width))
-    return slice_dim(flat, len(rest), 0, size)
-
-
-def _neutral(shape: tuple[int, ...], dtype: dtypes.DType, add: bool) -> Tensor:
-    return literal(np.full(shape, 0 if add else 1, dtype.numpy))
-
-
-@_public
-@composite
-def cumsum(input: Any, dim: int, *, dtype: Any = None) -> Any:
-    """Sum of the elements up to each along `dim`, same shape; integers and bool give int64.
-
-    Raises:
-        DimensionError: `dim` is out of range.
-
-    Example:
-        >>> import tracegrad as tg
-        >>> tg.cumsum(tg.tensor([1., 2., 3.]), 0)
-        tensor([1., 3., 6.])
-    """
-    return _running("cumsum", input, dim, dtype)
-
-
-@_public
-@composite
-def cumprod(input: Any, dim: int, *, dtype: Any = None) -> Any:
-    """Product of the elements up to each along `dim`, same shape; integers and bool give int64.
-
-    The gradient is right at zeros too. Raises DimensionError: `dim` is out of range.
-
-    Example:
-        >>> import tracegrad as tg
-        >>> tg.cumprod(tg.tensor([1., 2., 3.]), 0)
-        tensor([1., 2., 6.])
-    """
-    return _running("cumprod", input, dim, dtype)
 
 
 # ---- writes at indices --------------------------------------------------------------------------
@@ -437,94 +346,6 @@ def addbmm(input: Any, batch1: Any, batch2: Any, *, beta: Any = 1, alpha: Any = 
     need_tensor("addbmm", "input", 1, input)
     product = total(linalg.bmm(batch1, batch2), 0)
     return _added(input, product, beta, alpha, "AddbmmBackward0")
-
-
-# ---- element by element -------------------------------------------------------------------------
-
-
-def _real(input: Any) -> Any:
-    return input if input.dtype.is_floating_point else input.to(dtypes.get_default_dtype())
-
-
-@_public
-@composite
-def deg2rad(input: Any) -> Any:
-    """Degrees as radians, `input * pi / 180`.
-
-    Example:
-        >>> import tracegrad as tg
-        >>> tg.deg2rad(tg.tensor([180.]))
-        tensor([3.1416])
-    """
-    need_tensor("deg2rad", "input", 1, input)
-    return named(apply2("mul", _real(input), math.pi / 180), "Deg2RadBackward0")
-
-
-@_public
-@composite
-def rad2deg(input: Any) -> Any:
-    """Radians as degrees, `input * 180 / pi`.
-
-    Example:
-        >>> import tracegrad as tg
-        >>> tg.rad2deg(tg.tensor([tg.pi]))
-        tensor([180.])
-    """
-    need_tensor("rad2deg", "input", 1, input)
-    return named(apply2("mul", _real(input), 180 / math.pi), "Rad2DegBackward0")
-
-
-@_public
-@composite
-def xlogy(input: Any, other: Any) -> Any:
-    """`input * log(other)`, which is 0 where `input` is 0, and NaN where `other` is NaN.
-
-    Example:
-        >>> import tracegrad as tg
-        >>> tg.xlogy(tg.tensor([0., 2.]), tg.tensor([0., 1.]))
-        tensor([0., 0.])
-    """
-    for position, (name, x) in enumerate((("input", input), ("other", other)), 1):
-        if not is_scalar(x):
-            need_tensor("xlogy", name, position, x)
-    x, y = _promoted(input, other)
-    zero = apply2("bitwise_and", apply2("equal", x, 0), apply2("equal", y, y))
-    safe = where(zero, 1, y)
-    return named(where(zero, 0, apply2("mul", x, apply1("log", safe))), "XlogyBackward0")
-
-
-def _promoted(*operands: Any) -> list[Tensor]:
-    """Operands of a floating function as tensors of their common dtype."""
-    known = [
-        (x.dtype, x.ndim) if isinstance(x, Tensor) else (dtypes.scalar_dtype(x), None)
-        for x in operands
-    ]
-    dtype = dtypes.promote(known)
-    if not dtype.is_floating_point:
-        dtype = dtypes.get_default_dtype()
-    return [
-        x.to(dtype) if isinstance(x, Tensor) else literal(np.asarray(x, dtype.numpy))
-        for x in operands
-    ]
-
-
-@_public
-@composite
-def logit(input: Any, eps: float | None = None) -> Any:
-    """`log(input / (1 - input))`; with `eps`, of `input` limited to [eps, 1 - eps].
-
-    Example:
-        >>> import tracegrad as tg
-        >>> tg.logit(tg.tensor([0.5]))
-        tensor([0.])
-    """
-    need_tensor("logit", "input", 1, input)
-    x = _real(input)
-    if eps is not None:
-        if not is_scalar(eps):
-            raise wrong_type("logit", "eps", 0, "float", eps)
-        x = clamp(x, eps, 1 - eps)
-    return named(apply1("logit", x), "LogitBackward0")
 
 
 def fill_diagonal(input: Any, fill_value: Any, wrap: bool = False) -> Any:

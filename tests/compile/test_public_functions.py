@@ -15,7 +15,7 @@ from beside import assert_same, gradients
 
 import tracegrad as tg
 from tracegrad.tracer import (
-    indexing,
+    gathering,
     joining,
     linalg,
     pointwise,
@@ -26,7 +26,7 @@ from tracegrad.tracer import (
 )
 from tracegrad.tracer.pytree import flatten
 
-TABLES = (pointwise, reductions, shapes, joining, linalg, indexing, regions, updates)
+TABLES = (pointwise, reductions, shapes, joining, linalg, gathering, regions, updates)
 PUBLIC = {name: f for module in TABLES for name, f in module.FUNCTIONS.items()}
 A_TIME = 12  # functions in one compiled function
 

@@ -14,7 +14,7 @@ from types import CodeType, FrameType, FunctionType
 from typing import Any
 
 from tracegrad.ir.primitive import Primitive
-from tracegrad.tracer import indexing, joining, linalg, pointwise, reductions, shapes
+from tracegrad.tracer import gathering, joining, linalg, pointwise, reductions, shapes
 from tracegrad.tracer import random_factories as random
 from tracegrad.tracer.modules import is_user_frame
 
@@ -34,7 +34,7 @@ FUNCTION_NAMES = {
 }  # fmt: skip
 """Where PyTorch's profiler has another name for a function than its users."""
 
-TABLES = (pointwise, reductions, shapes, joining, linalg, indexing, random)
+TABLES = (pointwise, reductions, shapes, joining, linalg, gathering, random)
 NEURAL = "tracegrad.nn.functional"
 
 _functions: dict[CodeType, list[FunctionType]] = {}  # those made by one factory share their code

@@ -10,7 +10,7 @@ import numpy as np
 
 from tracegrad.ir import ops
 from tracegrad.ir.errors import OperandError, ShapeError, UnsupportedError
-from tracegrad.tracer.indexing import index_select
+from tracegrad.tracer.gathering import index_select
 from tracegrad.tracer.pointwise import named, need_tensor
 from tracegrad.tracer.shapes import narrow
 from tracegrad.tracer.tensor import literal
