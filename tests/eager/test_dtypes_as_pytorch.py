@@ -71,6 +71,19 @@ def test_the_mean_of_windows_of_int64_is_int64() -> None:
     assert found.tolist() == [[1, -1]]
 
 
+def test_losses_of_bools_and_floats() -> None:
+    """As torch 2.13: the bools count as 0 and 1."""
+    x = tg.tensor([0.5, 2.0])
+    for pair in ((x, tg.tensor([True, False])), (tg.tensor([True, False]), x)):
+        assert tg.nn.functional.mse_loss(*pair).item() == 2.125
+
+
+def test_chunks_of_nothing_are_as_many_as_asked_for() -> None:
+    """As torch 2.13."""
+    assert [c.shape for c in tg.zeros(0, 3).chunk(2)] == [(0, 3), (0, 3)]
+    assert [c.shape for c in tg.zeros(5).chunk(3)] == [(2,), (2,), (1,)]
+
+
 def test_bytes_as_a_condition_are_taken_with_a_warning() -> None:
     with pytest.warns(UserWarning, match="where received a uint8 condition tensor"):
         found = tg.where(tg.tensor([1, 0], dtype=tg.uint8), 1.0, 2.0)

@@ -45,6 +45,9 @@ def mse_loss(input: Any, target: Any, reduction: str = "mean") -> Any:
     _check_reduction(reduction)
     if not target.dtype.is_floating_point:
         need_floating("mse_cpu", input)
+        target = target.to(input.dtype)
+    elif not input.dtype.is_floating_point:
+        input = input.to(target.dtype)
     return _mse(input, target, reduction)
 
 
