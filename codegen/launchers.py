@@ -65,7 +65,7 @@ def executable_text(name: str, inputs: int, outputs: Sequence[TensorType], kerne
     results = "".join(f"out_{k}, " for k in range(len(outputs))).strip()
     lines += [
         "    if tg_run(slot[1]):",
-        "        fail(slot)",
+        "        fail(slot, slots)",
         "    slots.append(slot)",
         "    record.launches += 1",
         f"    return ({results})",
@@ -88,7 +88,9 @@ def launcher_text(launcher: Launcher) -> str:
             lines.append(f"            return missed({guard.position})")
         lines += ["    except Exception:", f"        return missed({GUARD_RAISED})"]
     lines += [f"    {line}" for line in launcher.inputs]
-    lines += ["    try:", f"        {launcher.call}", "    except faults:"]
+    lines += ["    try:", f"        {launcher.call}", "    except Strayed as stray:"]
+    lines += [f"        {line}" for line in (*launcher.undo, "return stray")]
+    lines += ["    except faults:"]
     lines += [f"        {line}" for line in (*launcher.undo, "return FAULT")]
     lines += [f"    {line}" for line in launcher.results]
     lines.append(f"    return {launcher.returns}")

@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from tracegrad.codegen import contraction
+from tracegrad.codegen.checks import Check, check_lines
 from tracegrad.codegen.loops import plan_group
 from tracegrad.codegen.lower import Buffer, same_memory
 from tracegrad.codegen.opaque import plan_opaque
@@ -71,6 +72,7 @@ class UnitPlan:
         slots: every buffer, with its place.
         inputs, outputs: how many arguments come before the arena.
         arena_bytes, temporaries: see `Unit`.
+        checks: lines of C after the kernel at a position.
     """
 
     title: str
@@ -81,6 +83,7 @@ class UnitPlan:
     outputs: int
     arena_bytes: int
     temporaries: int
+    checks: Mapping[int, Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -104,14 +107,17 @@ def contiguous_inputs(graph: Graph) -> set[Value]:
 
 
 def build(
-    graph: Graph, *, target: Target | None = None, strides: Mapping[Value, Shape] | None = None
-) -> Unit:
+    graph: Graph, *, target: Target | None = None, strides: Mapping[Value, Shape] | None = None,
+    checks: Sequence[Check] = (), returned: int | None = None,
+) -> Unit:  # fmt: skip
     """Generate C for a graph: `plan_unit`, then `render_unit`.
 
     Args:
         graph: its outputs must be distinct values and none of them an input.
         target: what the compiler can do.
         strides: of inputs that are not contiguous, in elements; not for `contiguous_inputs`.
+        checks: outputs that must have the values seen, in order.
+        returned: how many of the outputs the caller gets; the others are only checked.
     Returns:
         The unit. `tg_run` takes pointers to the inputs, the outputs, the arena and the status.
     Example:
@@ -126,17 +132,23 @@ def build(
         True
     """
     target = target or Target()
-    return render_unit(plan_unit(graph, target, strides or {}), target)
+    plan = plan_unit(graph, target, strides or {}, checks, returned)
+    return render_unit(plan, target)
 
 
-def plan_unit(graph: Graph, target: Target, strides: Mapping[Value, Shape]) -> UnitPlan:
+def plan_unit(
+    graph: Graph, target: Target, strides: Mapping[Value, Shape], checks: Sequence[Check] = (),
+    returned: int | None = None,
+) -> UnitPlan:  # fmt: skip
     """Decide the kernels of a graph and the places of its buffers; arguments as for `build`."""
+    returned = len(graph.outputs) if returned is None else returned
     assert len(set(graph.outputs)) == len(graph.outputs), "outputs must be distinct"
     assert not set(graph.outputs) & set(graph.inputs), "an output must not be an input"
-    title = f"{graph.name}: {_signature(graph)}"
+    title = f"{graph.name}: {_signature(graph, returned)}"
     graph = prepared(graph, strides)
     steps = schedule(graph, strides)
-    buffers = _name_buffers(graph, steps, strides)
+    buffers = _name_buffers(graph, steps, strides, returned)
+    checked = _check_positions(graph, steps, checks)
     kernels: list[KernelPlan] = []
     texts: dict[int, str] = {}
     scratch: dict[int, int] = {}
@@ -158,11 +170,26 @@ def plan_unit(graph: Graph, target: Target, strides: Mapping[Value, Shape]) -> U
                 name, node, operands, buffers[node.out], f"scratch_{position}", target
             )
             kernels.append(plan)
-    slots, arena, temporaries = _place(graph, steps, buffers, scratch)
+    values = [(graph.outputs if c.kind == "output" else graph.inputs)[c.at] for c in checks]
+    until = dict(zip(values, checked, strict=True))
+    slots, arena, temporaries = _place(graph, steps, buffers, scratch, returned, until)
+    lines: dict[int, list[str]] = {}
+    for number, (check, v, at) in enumerate(zip(checks, values, checked, strict=True)):
+        lines.setdefault(at, []).extend(check_lines(number, check, buffers[v]))
     return UnitPlan(
-        title, tuple(kernels), texts, tuple(slots), len(graph.inputs), len(graph.outputs), arena,
-        temporaries,
+        title, tuple(kernels), texts, tuple(slots), len(graph.inputs), returned, arena,
+        temporaries, lines,
     )  # fmt: skip
+
+
+def _check_positions(graph: Graph, steps: Sequence[Step], checks: Sequence[Check]) -> list[int]:
+    """For each check the kernel after which its value and those before it are known, or -1."""
+    made = {v: position for position, step in enumerate(steps) for v in step.values}
+    positions: list[int] = []
+    for check in checks:
+        at = made[graph.outputs[check.at]] if check.kind == "output" else -1
+        positions.append(max(at, positions[-1]) if positions else at)
+    return positions
 
 
 def prepared(graph: Graph, strides: Mapping[Value, Shape]) -> Graph:
@@ -171,7 +198,7 @@ def prepared(graph: Graph, strides: Mapping[Value, Shape]) -> Graph:
 
 
 def _name_buffers(
-    graph: Graph, steps: Sequence[Step], strides: Mapping[Value, Shape]
+    graph: Graph, steps: Sequence[Step], strides: Mapping[Value, Shape], returned: int
 ) -> dict[Value, Buffer]:
     buffers: dict[Value, Buffer] = {}
 
@@ -181,7 +208,7 @@ def _name_buffers(
 
     for k, v in enumerate(graph.inputs):
         add(v, f"in_{k}")
-    for k, v in enumerate(graph.outputs):
+    for k, v in enumerate(graph.outputs[:returned]):
         add(v, f"out_{k}")
     temporaries = [v for step in steps for v in step.values if v not in buffers]
     for k, v in enumerate(temporaries):
@@ -193,15 +220,19 @@ def _name_buffers(
 
 
 def _place(
-    graph: Graph, steps: Sequence[Step], buffers: Mapping[Value, Buffer], scratch: Mapping[int, int]
-) -> tuple[list[Slot], int, int]:
-    """Give each buffer its place; temporaries share the arena by the times at which they live."""
+    graph: Graph, steps: Sequence[Step], buffers: Mapping[Value, Buffer], scratch: Mapping[int, int],
+    returned: int, until: Mapping[Value, int],
+) -> tuple[list[Slot], int, int]:  # fmt: skip
+    """Give each buffer its place; temporaries share the arena by the times at which they live.
+
+    `until` has values that are looked at after a later kernel.
+    """
     slots = []
     for k, v in enumerate(graph.inputs):
         slots.append(
             Slot(f"in_{k}", v.dtype.c_type, "input", k, v.type.nbytes, f"{v.name} {v.type}".strip())
         )
-    for k, v in enumerate(graph.outputs):
+    for k, v in enumerate(graph.outputs[:returned]):
         slots.append(
             Slot(
                 f"out_{k}", v.dtype.c_type, "output", k, v.type.nbytes, f"{v.name} {v.type}".strip()
@@ -212,8 +243,8 @@ def _place(
     for position, step in enumerate(steps):
         for v in step.values:
             if buffers[v].name.startswith("tmp_"):
-                wanted.append((buffers[v].name, v.dtype.c_type, v.type.nbytes, position,
-                               ends.get(v, position)))  # fmt: skip
+                last = max(ends.get(v, position), until.get(v, position))
+                wanted.append((buffers[v].name, v.dtype.c_type, v.type.nbytes, position, last))
         if scratch.get(position):
             wanted.append((f"scratch_{position}", "char", scratch[position], position, position))
     placed: list[tuple[int, int, int, int]] = []  # offset, end, first, last
@@ -255,13 +286,13 @@ def render_unit(plan: UnitPlan, target: Target) -> Unit:
         plan.texts[k] if k in plan.texts else render("kernel.c.j2", plan=kernel).strip()
         for k, kernel in enumerate(plan.kernels)
     ]
-    uses_status = any(k.uses_status for k in plan.kernels)
-    calls = [
-        f"{k.name}({', '.join(k.arguments + (('status',) if k.uses_status else ()))});"
-        for k in plan.kernels
-    ]
+    uses_status = bool(plan.checks) or any(k.uses_status for k in plan.kernels)
+    calls = [*plan.checks.get(-1, ())]
+    for position, k in enumerate(plan.kernels):
+        arguments = k.arguments + (("status",) if k.uses_status else ())
+        calls += [f"{k.name}({', '.join(arguments)});", *plan.checks.get(position, ())]
     view = UnitView(
-        (plan.title, "Generated by tracegrad."), prelude("\n".join(rendered), target),
+        (plan.title, "Generated by tracegrad."), prelude("\n".join([*rendered, *calls]), target),
         tuple(rendered), tuple(_bindings(plan, uses_status)), tuple(calls),
         "(int)status[0]" if uses_status else "0",
     )  # fmt: skip
@@ -302,6 +333,7 @@ def with_names(text: str, names: Sequence[tuple[str, str]]) -> str:
 def _bindings(plan: UnitPlan, uses_status: bool) -> list[str]:
     """The lines of `tg_run` that name its arguments; buffers that no kernel reads are left out."""
     used = {a for k in plan.kernels for a in k.arguments}
+    used.update(_WORD.findall("\n".join(line for lines in plan.checks.values() for line in lines)))
     last = plan.inputs + plan.outputs
     lines = []
     for s in plan.slots:
@@ -321,9 +353,9 @@ def _bindings(plan: UnitPlan, uses_status: bool) -> list[str]:
     return lines
 
 
-def _signature(graph: Graph) -> str:
+def _signature(graph: Graph, returned: int) -> str:
     inputs = ", ".join(f"{v.name} {v.type}".strip() for v in graph.inputs)
-    outputs = ", ".join(str(v.type) for v in graph.outputs)
+    outputs = ", ".join(str(v.type) for v in graph.outputs[:returned])
     return f"({inputs}) -> ({outputs})"
 
 

@@ -11,13 +11,14 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
+from tracegrad.codegen.checks import STRAYED, Check
 from tracegrad.codegen.launchers import executable_text
 from tracegrad.codegen.plan import Target
 from tracegrad.codegen.unit import ALIGN, Unit, plan_unit, render_unit
@@ -61,7 +62,10 @@ def target() -> Target:
     return Target(tool.openmp, version)
 
 
-def generate(graph: Graph, strides: Mapping[Value, Shape] | None = None) -> Unit:
+def generate(
+    graph: Graph, strides: Mapping[Value, Shape] | None = None, checks: Sequence[Check] = (),
+    returned: int | None = None,
+) -> Unit:  # fmt: skip
     """The C of a graph for the compiler at hand (or, without one, for a usual one).
 
     A unit made before, by this or another process, comes from the disk cache: scheduling and the
@@ -71,20 +75,24 @@ def generate(graph: Graph, strides: Mapping[Value, Shape] | None = None) -> Unit
         chosen = target()
     except CompilerNotFound:
         chosen = Target()
-    key = _unit_key(graph, chosen, strides or {})
+    key = _unit_key(graph, chosen, strides or {}, (tuple(checks), returned))
     kept = cache.get_text("units", key)
     if kept is not None:
         return Unit(**json.loads(kept))
-    unit = render_unit(plan_unit(graph, chosen, strides or {}), chosen)
+    unit = render_unit(plan_unit(graph, chosen, strides or {}, checks, returned), chosen)
     cache.put_text("units", key, json.dumps(asdict(unit)))
     return unit
 
 
-def _unit_key(graph: Graph, chosen: Target, strides: Mapping[Value, Shape]) -> str:
+def _unit_key(
+    graph: Graph, chosen: Target, strides: Mapping[Value, Shape], checks: tuple[Any, ...]
+) -> str:
     """Everything that the text of a unit depends on: graph, lines, layouts, target, generator."""
     layouts = [strides.get(v) for v in graph.inputs]
     lines = sorted({f"{n.location}: {n.location.text}" for n in graph.nodes if n.location})
-    parts = (str(graph), "\n".join(lines), repr(layouts), repr(chosen), _generator_stamp())
+    parts = (
+        str(graph), "\n".join(lines), repr(layouts), repr(chosen), repr(checks), _generator_stamp(),
+    )  # fmt: skip
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -97,27 +105,46 @@ def _generator_stamp() -> str:
     return repr([(name, s.st_size, s.st_mtime_ns) for name, s in stats])
 
 
-def build(graph: Graph, name: str, strides: Mapping[Value, Shape] | None = None) -> Executable:
+class Strayed(Exception):
+    """A check found another value than the path has.
+
+    Attributes:
+        number: of the check.
+        value: the first eight bytes of what it found.
+    """
+
+    def __init__(self, number: int, value: bytes) -> None:
+        super().__init__(number, value)
+        self.number, self.value = number, value
+
+
+def build(
+    graph: Graph, name: str, strides: Mapping[Value, Shape] | None = None,
+    checks: Sequence[Check] = (), returned: int | None = None,
+) -> Executable:  # fmt: skip
     """Generate, compile and load a graph.
 
+    Args:
+        checks, returned: as for `codegen.unit.build`. A call raises `Strayed` where a check fails.
     Raises:
         CompilerNotFound: there is no compiler and the cache does not hold this graph's code.
         CompileError: the compiler refused the code.
     """
     start = time.perf_counter()
-    unit = generate(graph, strides)
+    unit = generate(graph, strides, checks, returned)
     elapsed = (time.perf_counter() - start) * 1e3
+    outputs = graph.outputs[:returned]
     kernel = kernels.load(
         unit.code, label=graph.name, listing=unit.source, codegen_ms=elapsed,
-        inputs=len(graph.inputs), outputs=len(graph.outputs), ops=len(graph.nodes),
+        inputs=len(graph.inputs), outputs=len(outputs), ops=len(graph.nodes),
         bytes=unit.nbytes,
     )  # fmt: skip
-    types = [v.type for v in graph.outputs]
+    types = [v.type for v in outputs]
     text = executable_text(name, len(graph.inputs), types, unit.kernels)
     slots: list[Slot] = []
     namespace: dict[str, Any] = {
         "slots": slots,
-        "new_slot": lambda: _new_slot(unit, len(graph.inputs) + len(graph.outputs)),
+        "new_slot": lambda: _new_slot(unit, len(graph.inputs) + len(outputs)),
         "empty": np.empty,
         "address": kernels.pointer,
         "tg_run": kernel.run,  # `history.timing` may put a clock around it
@@ -143,9 +170,14 @@ def _new_slot(unit: Unit, arguments: int) -> Slot:
     return (view, ffi.from_buffer("void *[]", table), table, arena, status)
 
 
-def _fail(slot: Slot) -> NoReturn:
-    """Raise what the kernel reported in the status."""
+def _fail(slot: Slot, slots: list[Slot]) -> NoReturn:
+    """Raise what the unit reported in the status, which is clean again for the next call."""
     code, index, axis, size = (int(n) for n in slot[4])
+    value = slot[4][2:3].tobytes()
+    slot[4][:] = 0
+    slots.append(slot)
+    if code == STRAYED:
+        raise Strayed(index, value)
     if code == 2:
         raise DivisionByZeroError(
             "ZeroDivisionError: an integer divisor is 0; mask it, or divide floating-point numbers"

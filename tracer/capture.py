@@ -25,6 +25,7 @@ from tracegrad.tracer.capture_hook import Recorder
 from tracegrad.tracer.capture_memory import Memory, WriteBack, path, put, taken, with_strides
 from tracegrad.tracer.capture_state import Number, StateReads
 from tracegrad.tracer.engine import reachable
+from tracegrad.tracer.predicates import LARGEST, PREDICATES, Predicate, Read
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tape import AccumulateGrad, BackwardNode, OperationNode
 from tracegrad.tracer.tensor import Tensor, wrap
@@ -97,6 +98,7 @@ class Capture:
         gradient_changes: what became of them.
         freed: outputs whose history a backward of the run has used up.
         afterwards: what a replay calls once its results are there.
+        predicates: the values that Python read, in order; for other values the run goes elsewhere.
         reasons: why this run must not be replayed; empty where it may.
     """
 
@@ -110,6 +112,7 @@ class Capture:
     gradient_changes: tuple[GradientChange, ...] = ()
     freed: tuple[int, ...] = ()
     afterwards: tuple[Callable[[], Any], ...] = ()
+    predicates: tuple[Predicate, ...] = ()
 
 
 @dataclass
@@ -135,6 +138,7 @@ class GraphRecorder(Recorder):
         self._first = BackwardNode((), ()).sequence  # older nodes are from before the run
         self._names: dict[Value, str] = {}  # by the user's variables
         self.existed: Callable[[object], bool] = lambda value: False  # before the run
+        self._reads: list[Read] = []
         self._cuts: list[tuple[Value, Reason]] = []
         self.states = StateReads(self)
         self._called: dict[int, str] = {}  # names of tensors that may become inputs
@@ -333,7 +337,15 @@ class GraphRecorder(Recorder):
 
     def value_read(self, tensor: Tensor, what: str) -> None:
         """Python saw values, on which what it did next may depend."""
-        self.stay_eager(f"Python reads the values of a tensor ({what})")
+        array = tensor._array
+        if what not in PREDICATES:
+            self.stay_eager(f"Python reads the values of a tensor ({what})")
+        elif array.nbytes > LARGEST:
+            self.stay_eager(
+                f"Python reads the values of a large tensor, {array.nbytes} bytes ({what})"
+            )
+        else:
+            self._reads.append(Read(self.value_of(tensor), array.copy(), what, here()))
 
     def constant(self, tensor: Tensor) -> None:
         """Keep the data of a new tensor."""
@@ -491,12 +503,20 @@ class GraphRecorder(Recorder):
                 gradients.append(GradientChange(g.source, "input", self._given[id(final)]))
             else:
                 gradients.append(GradientChange(g.source, *place(self.value_of(final))))
+        predicates = []
+        for read in self._reads:
+            kind, k = place(read.value)
+            if kind == "output":
+                predicates.append(read.predicate(k))
+            elif self.sources[k].kind != "literal":  # that one is the same at each replay
+                outputs.append(read.value)
+                predicates.append(read.predicate(len(outputs) - 1))
         differentiable += [False] * (len(outputs) - len(differentiable))
         return Capture(
             with_names(self.builder.finish(outputs), self._names), tuple(self.sources), tuple(returns),
             tuple(differentiable), tuple(self.reasons), tuple(writes),
             tuple(self._gradients.values()), tuple(gradients), tuple(freed),
-            tuple(self.states.afterwards),
+            tuple(self.states.afterwards), tuple(predicates),
         )  # fmt: skip
 
     def _ancestors(self, values: Sequence[Value]) -> set[Value]:

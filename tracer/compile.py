@@ -19,6 +19,7 @@ import types
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,7 +34,8 @@ from tracegrad.ir.errors import (
     ParameterError,
 )
 from tracegrad.ir.graph import Graph
-from tracegrad.ir.location import user_stacklevel
+from tracegrad.ir.location import Location, user_stacklevel
+from tracegrad.runtime.executable import Strayed
 from tracegrad.tracer import verification
 from tracegrad.tracer.anomaly import anomaly
 from tracegrad.tracer.capture import Capture, GraphRecorder, Reason
@@ -42,7 +44,7 @@ from tracegrad.tracer.capture_state import Setting
 from tracegrad.tracer.device import device
 from tracegrad.tracer.epoch import Epoch
 from tracegrad.tracer.keys import BY_IDENTITY, PLAIN, difference, make_key
-from tracegrad.tracer.launcher import FAULT, MISS
+from tracegrad.tracer.paths import Outcome, replay
 from tracegrad.tracer.profiling import profilers
 from tracegrad.tracer.pytree import flatten
 from tracegrad.tracer.state import state
@@ -50,9 +52,12 @@ from tracegrad.tracer.tensor import Tensor
 from tracegrad.tracer.trace import Trace
 from tracegrad.tracer.verification import EagerWarning
 
+Stray = tuple[Location | None, bool]  # where a value was read that differed, and if it is a number
 BACKENDS = ("c", "eager")
 VERIFY = ("first", "always", "off")
 MANY_TRACES = 8
+MANY_PATHS = 64  # of one key
+MANY_VALUES = 8  # captures in a row because one number that Python read was another
 MANY_FIRST = 3  # runs that may make state, such as an optimizer's first step
 _RETURNED = (Tensor, Epoch, DType, device, np.generic)
 
@@ -129,6 +134,8 @@ class CompiledFunction:
         self._eager_calls = 0
         self._warned: set[str] = set()
         self._lock = threading.RLock()
+        self._order_lock = threading.Lock()
+        self._strays: dict[Any, list[Stray]] = {}  # the predicates that led to a capture, by key
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Replay a trace whose key and guards fit; else run eagerly and capture."""
@@ -139,15 +146,11 @@ class CompiledFunction:
             return self._fn(*args, **kwargs)
         leaves: list[Any] = []
         key = make_key(self._label, args, kwargs, leaves)
-        for trace in self._traces.get(key, ()):
-            if profilers and state.profiler is not None:
-                result = state.profiler.launch(self._label, trace.launch, leaves)
-            else:
-                result = trace.launch(leaves)
-            if result is FAULT:
-                return self._fn(*args, **kwargs)  # raises the error that eager mode raises
-            if result is not MISS:
-                return trace.rebuild(result)
+        outcome = self._replay(key, leaves)
+        if outcome.trace is not None:
+            return outcome.trace.rebuild(outcome.result)
+        if outcome.fault:
+            return self._fn(*args, **kwargs)  # raises the error that eager mode raises
         if key in self._eager_keys:
             self._eager_calls += 1
             return self._fn(*args, **kwargs)
@@ -167,19 +170,32 @@ class CompiledFunction:
     def __repr__(self) -> str:
         return f"<compiled {self._label}: {len(self._order)} trace(s)>"
 
+    def _replay(self, key: Any, leaves: list[Any]) -> Outcome:
+        """Try the traces of a key; the one that fits is the first to be tried next time."""
+        traces = self._traces.get(key, ())
+        if not profilers or state.profiler is None:
+            outcome = replay(traces, leaves, lambda launch, given: launch(given))
+        else:
+            outcome = replay(traces, leaves, partial(state.profiler.launch, self._label))
+        found = outcome.trace
+        if found is not None and found is not traces[0]:
+            with self._order_lock:
+                others = [t for t in self._traces[key] if t is not found]
+                self._traces[key] = [found, *others]
+        return outcome
+
     # ---- capture --------------------------------------------------------------------------------
 
     def _capture(self, key: Any, args: Any, kwargs: dict[str, Any], leaves: list[Any]) -> Any:
         """Run eagerly with the recorder on; compile what was recorded."""
         from tracegrad.tracer.observe import Observer
 
-        for trace in self._traces.get(key, ()):  # another thread may have captured it meanwhile
-            result = trace.launch(leaves)
-            if result is FAULT:
-                return self._fn(*args, **kwargs)
-            if result is not MISS:
-                return trace.rebuild(result)
-        why = self._why(key)
+        outcome = self._replay(key, leaves)  # another thread may have captured it meanwhile
+        if outcome.trace is not None:
+            return outcome.trace.rebuild(outcome.result)
+        if outcome.fault or key in self._eager_keys:
+            return self._fn(*args, **kwargs)
+        why = self._why(key, outcome)
         for trace in self._traces.get(key, ()):
             guard = trace.guard_that_failed()
             if isinstance(guard, Setting) and guard.setting is not None:
@@ -193,6 +209,8 @@ class CompiledFunction:
         observer = Observer(self._fn, (args, kwargs, *leaves))
         recorder.existed = observer.existed
         recorder.states.varying = self._varying
+        if outcome.strayed is not None and self._wanders(key, *outcome.strayed):
+            return self._fn(*args, **kwargs)
         before = (state.grad_enabled, state.inference, dtypes.get_default_dtype())
         with _no_collection(), observer, recording(recorder):
             result = self._fn(*args, **kwargs)
@@ -234,6 +252,26 @@ class CompiledFunction:
             self._build(key, trace, recorder, tensors)
         return result
 
+    def _wanders(self, key: Any, trace: Trace, stray: Strayed) -> bool:
+        """Whether the paths of a key have become too many: it stays eager where none fits."""
+        predicate = trace.predicates[stray.number]
+        strays = self._strays.setdefault(key, [])
+        strays.append((predicate.location, predicate.is_number))
+        alike = strays[-MANY_VALUES:]
+        if predicate.is_number and len(alike) == MANY_VALUES and len(set(alike)) == 1:
+            what = (
+                f"Python reads a value that keeps changing ({predicate.what}); return the tensor and "
+                "read it outside"
+            )
+        elif len(strays) >= MANY_PATHS:
+            what = (
+                f"the values that Python reads ({predicate.what}) lead to over {MANY_PATHS} paths"
+            )
+        else:
+            return False
+        self._stay_eager(key, (Reason(what, predicate.location),))
+        return True
+
     def _settles(self, key: Any) -> bool:
         """Whether a run that changed what a library object keeps may have been one of the first."""
         self._unsettled[key] += 1
@@ -273,15 +311,25 @@ class CompiledFunction:
         for w in trace.capture.writes:
             if w.kind == "output":
                 results[w.at] = recorder.lying[w.source]
-        if not verification.check_forward(trace, recorder.arrays, results):
+        for _ in range(1 + len(trace.predicates)):
+            try:
+                right = verification.check_forward(trace, recorder.arrays, results)
+            except Strayed as stray:
+                if not trace.adopt(stray):
+                    return  # rounding took compiled code elsewhere: no path for this state
+                trace.compile()
+            else:
+                break
+        if not right:
             self._stay_eager(
                 key, (Reason("its first compiled result was wrong", None),), warn=False
             )
             return
         self._unsettled.pop(key, None)
-        self._traces.setdefault(key, []).append(trace)
+        with self._order_lock:
+            self._traces[key] = [trace, *self._traces.get(key, ())]
         self._order.append(trace)
-        if len(self._order) == MANY_TRACES + 1:
+        if len(self._order) - sum(map(len, self._strays.values())) == MANY_TRACES + 1:
             self._warn(RecaptureWarning,
                        f"{self._label} has been captured {len(self._order)} times; {trace.why}. "
                        "See its .explain().")  # fmt: skip
@@ -321,8 +369,11 @@ class CompiledFunction:
             self._warned.add(text)
             warnings.warn(text, category, stacklevel=user_stacklevel())
 
-    def _why(self, key: Any) -> str:
+    def _why(self, key: Any, outcome: Outcome) -> str:
         """Why a capture is needed, in words."""
+        if outcome.strayed is not None:
+            trace, stray = outcome.strayed
+            return trace.explain_stray(stray)
         tried = self._traces.get(key, ())
         failed = [t for t in tried if t.failed_guard is not None]
         if failed:

@@ -203,10 +203,10 @@ def nonzero(input: Tensor, *, as_tuple: bool = False) -> Any:
         state.recorder.value_read(input, "nonzero")
     found = np.nonzero(np.atleast_1d(input._array))
     if as_tuple:
-        return tuple(wrap(f) for f in found)
+        return tuple(literal(f) for f in found)
     if input.ndim == 0:
-        return wrap(np.zeros((len(found[0]), 0), np.int64))
-    return wrap(np.stack(found, axis=1))
+        return literal(np.zeros((len(found[0]), 0), np.int64))
+    return literal(np.stack(found, axis=1))
 
 
 def masked_select(input: Tensor, mask: Tensor) -> Tensor:

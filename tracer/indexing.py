@@ -246,7 +246,7 @@ def _array_index(x: Tensor, d: int, item: Tensor, arrays: dict[int, Tensor]) -> 
     if state.recorder is not None:
         state.recorder.value_read(item, "mask index")
     for k, found in enumerate(np.nonzero(item._array)):
-        arrays[d + k] = wrap(found)
+        arrays[d + k] = literal(found)
     return d + item.ndim
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tracegrad.codegen.launchers import GuardLine, Launcher, launcher_text
 from tracegrad.ir.errors import BoundsError, DivisionByZeroError
 from tracegrad.ir.graph import Value
+from tracegrad.runtime.executable import Strayed
 from tracegrad.runtime.kernels import pointer
 from tracegrad.tracer import tape, verification
 from tracegrad.tracer.capture import Source
@@ -50,7 +51,7 @@ class LauncherBuilder:
         trace, names = self.trace, self.names
         namespace: dict[str, Any] = {
             "MISS": MISS, "FAULT": FAULT, "faults": (BoundsError, DivisionByZeroError),
-            "trace": trace, "wrap": wrap, "pointer": pointer, "missed": trace.missed,
+            "Strayed": Strayed, "trace": trace, "wrap": wrap, "pointer": pointer, "missed": trace.missed,
             "contiguous": plain_memory, "CompiledBackward": CompiledBackward,
             "edge": tape.gradient_edge, "apart": apart, "write_back": write_back,
             "FreedBackward": FreedBackward, "unhooked": unhooked,
@@ -91,12 +92,14 @@ class LauncherBuilder:
         inputs += draws  # last: a launch that misses draws nothing
         if trace.executable is not None:
             namespace["forward"] = trace.executable.call
-            made = ", ".join(f"array_{k}" for k in range(len(trace.distinct)))
-            call = f"{made}, = forward({', '.join(addresses)})"
+            made = ", ".join(f"array_{k}" for k in range(trace.returned))
+            target = f"{made}, = " if made else ""
+            call = f"{target}forward({', '.join(addresses)})"
             if trace.verify == "always":
                 namespace["verified"] = lambda *parts: verification.verified(trace, *parts)
                 arrays = _tuple([f"{name}._array" for name in names])
-                call += f"; {made}, = verified({arrays}, ({made},))"
+                if made:
+                    call += f"; {made}, = verified({arrays}, ({made},))"
         else:
             call = "pass  # nothing is computed"
         after = [

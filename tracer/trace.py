@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tracegrad.codegen.checks import Check
 from tracegrad.codegen.launchers import GUARD_RAISED
 from tracegrad.codegen.unit import Unit, contiguous_inputs
 from tracegrad.ir.errors import (
@@ -22,11 +23,12 @@ from tracegrad.ir.passes import autodiff, optimize
 from tracegrad.ir.passes.partition import Partition, partition
 from tracegrad.ir.types import Shape
 from tracegrad.runtime import executable
-from tracegrad.runtime.executable import Executable
+from tracegrad.runtime.executable import Executable, Strayed
 from tracegrad.runtime.kernels import pointer
 from tracegrad.tracer.capture import Capture
 from tracegrad.tracer.compiled_backward import Backward, passed_through, plain_memory
 from tracegrad.tracer.launcher import GRADIENT, MISS, OVERLAP, LauncherBuilder
+from tracegrad.tracer.predicates import in_words
 from tracegrad.tracer.pytree import LEAF, Structure
 from tracegrad.tracer.tensor import Tensor
 
@@ -67,7 +69,10 @@ class Trace:
             except NotDifferentiableError as error:
                 self.backward_error = error  # raised by backward(), as eager mode would
         self.forward_graph = optimize(forward)
+        self.predicates = list(capture.predicates)
+        self._keys = tuple(p.key for p in self.predicates)
         self.distinct, self.places = passed_through(self.forward_graph)
+        self.returned = self._checked_last()
         self._backwards: dict[tuple[bool, ...], Backward] = {}
         self._histories: dict[tuple[bool, ...], tuple[Graph, tuple[int, ...]]] = {}
         self.executable: Executable | None = None
@@ -109,6 +114,33 @@ class Trace:
         whole = autodiff.joint(self.graph, self.wrt, outputs)
         return partition(whole, len(self.graph.inputs), len(self.graph.outputs))
 
+    def _checked_last(self) -> int:
+        """Put the outputs that are only checked behind the others; returns how many those are."""
+        checked = {p.at for p in self.predicates} - self._wanted()
+        kept = {
+            at for k, (kind, at) in enumerate(self.places) if kind == "array" and k not in checked
+        }
+        order = [*sorted(kept), *(k for k in range(len(self.distinct)) if k not in kept)]
+        new = {old: k for k, old in enumerate(order)}
+        self.distinct = tuple(self.distinct[k] for k in order)
+        self.places = [(kind, new[at] if kind == "array" else at) for kind, at in self.places]
+        return len(kept)
+
+    def _wanted(self) -> set[int]:
+        """The outputs of the captured graph that a replay returns or leaves somewhere."""
+        changes = (*self.capture.writes, *self.capture.gradient_changes)
+        return {k for kind, k in self.capture.returns if kind == "output"} | {
+            c.at for c in changes if c.kind == "output"
+        }
+
+    def _checks(self) -> list[Check]:
+        checks = []
+        for p in self.predicates:
+            kind, at = self.places[p.at]
+            kind = "output" if kind == "array" else "input"
+            checks.append(Check(kind, at, p.seen.tobytes(), str(p)))
+        return checks
+
     def compile(self) -> None:
         """Generate, compile and load the forward; then make the launcher.
 
@@ -116,16 +148,44 @@ class Trace:
             CompilerNotFound, CompileError: from the toolchain.
         """
         graph = self.kernel_graph()
-        if graph.outputs:
-            self.executable = executable.build(graph, "forward", self.strides)
+        checks = self._checks()
+        if graph.outputs or checks:
+            self.executable = executable.build(
+                graph, "forward", self.strides, checks, self.returned
+            )
         self.launcher_text, self.launch = LauncherBuilder(self).build()
 
     def kernel_graph(self) -> Graph:
         """What is compiled: the forward graph with each output once and no input among them."""
         return self.forward_graph.replace(outputs=self.distinct, name=self.name)
 
+    def returned_graph(self) -> Graph:
+        """`kernel_graph` without the outputs that are only checked."""
+        graph = self.kernel_graph()
+        return graph.replace(outputs=graph.outputs[: self.returned])
+
+    def beginning(self, count: int) -> tuple[bytes, ...]:
+        """What the first `count` predicates saw, see `Predicate.key`."""
+        return self._keys[:count]
+
+    def key_of(self, stray: Strayed) -> bytes:
+        """What a predicate found instead."""
+        return stray.value[: len(self._keys[stray.number])]
+
+    def adopt(self, stray: Strayed) -> bool:
+        """Take the number that compiled code computes for the one read eagerly, if they are close."""
+        adopted = self.predicates[stray.number].adopted(stray.value)
+        if adopted is not None:
+            self.predicates[stray.number] = adopted
+            self._keys = tuple(p.key for p in self.predicates)
+        return adopted is not None
+
     def run_forward(self, arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-        """The compiled forward on arrays: one result per output of `kernel_graph()`."""
+        """The compiled forward on arrays: one result per output of `returned_graph()`.
+
+        Raises:
+            Strayed: a predicate is not as it was at the capture.
+        """
         if self.executable is None:
             return ()
         fit = [plain_memory(a) if k in self.copied else a for k, a in enumerate(arrays)]
@@ -212,6 +272,11 @@ class Trace:
         name = source.value.name or "a tensor from outside"
         return f"{name} is not {source.value.type} with the same strides and requires_grad any more"
 
+    def explain_stray(self, stray: Strayed) -> str:
+        """Which predicate saw another value, in words."""
+        predicate = self.predicates[stray.number]
+        return f"{predicate} at an earlier capture, now {predicate.as_number(stray.value)}"
+
     def describe(self, number: int) -> list[str]:
         """Lines for `explain()`."""
         inputs = ", ".join(
@@ -223,6 +288,7 @@ class Trace:
             f"    inputs: {inputs or 'none'}",
             f"    {len(self.graph.nodes)} operations in {kernels} kernel(s)",
         ]
+        lines += [f"    path: {read}" for read in in_words(self.predicates)]
         for guard in self.guards:
             where = f", read at {guard.location}" if guard.location else ""
             lines.append(f"    guarded: {guard.name} ({guard.kind}){where}")

@@ -176,11 +176,11 @@ def check_forward(
     """
     if trace.verify == "off" or trace.executable is None:
         return True
-    graph = trace.kernel_graph()
+    graph = trace.returned_graph()
     made = trace.run_forward(arrays)
     want = [np.asarray(a) for a in evaluate(graph, list(arrays))]
     for place, result in zip(trace.places, results, strict=False):
-        if place[0] == "array" and result is not None:
+        if place[0] == "array" and place[1] < len(want) and result is not None:
             want[place[1]] = result
     found = mismatch(graph, arrays, made, want)
     if found is not None:
@@ -192,7 +192,7 @@ def verified(
     trace: Trace, arrays: Sequence[np.ndarray], made: Sequence[np.ndarray]
 ) -> Sequence[np.ndarray]:
     """The results of a replay where they agree with the interpreter's, else the latter."""
-    graph = trace.kernel_graph()
+    graph = trace.returned_graph()
     want = [np.array(a) for a in evaluate(graph, list(arrays))]
     found = mismatch(graph, arrays, made, want)
     if found is None:

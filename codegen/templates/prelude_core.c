@@ -12,6 +12,15 @@ static inline int64_t tg_index(int64_t i, int64_t size, int64_t axis, int64_t *s
     return 0;
 }
 
+/*[tg_strayed] Check number `k` found another value than the path has: its first bytes go to status. */
+static void tg_strayed(int64_t k, const void *value, int64_t size, int64_t *status)
+{
+    status[0] = 3;
+    status[1] = k;
+    status[2] = 0;
+    __builtin_memcpy(&status[2], value, size);
+}
+
 /*[tg_load_float16] IEEE half to float, exact. */
 static inline float tg_load_float16(uint16_t h)
 {
