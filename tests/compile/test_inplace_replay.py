@@ -82,7 +82,7 @@ ROWS: dict[str, Call] = {
 
 EAGER = {
     "t_", "transpose_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_", "set_", "resize_",
-    "resize_as_", "masked_scatter_",
+    "resize_as_",
 }  # fmt: skip
 """What has no place in a graph; the function that calls one of them stays eager and says so."""
 

@@ -68,8 +68,6 @@ BUFFER = bytearray(np.ones(3, np.float32).tobytes())
         (lambda x: tg.from_dlpack(x * 2), r"from_dlpack\(\) is used inside"),
         (lambda x: x * x.untyped_storage().nbytes(), r"untyped_storage\(\) is used inside"),
         (lambda x: np.exp(x), "Python reads the values of a tensor"),
-        (lambda x: x[x.sum() > 0], "Python reads the values of a tensor .mask index"),
-        (lambda x: x * complex(x.sum()).real, "Python reads the values of a tensor .complex"),
     ],
 )
 def test_what_a_replay_could_not_know_stays_eager(act: Any, reason: str) -> None:
