@@ -7,9 +7,36 @@ operation, the rule, the values it saw and the remedy. Users import them as `tra
 
 from __future__ import annotations
 
+import threading
+from typing import TypeVar
+
 
 class TracegradError(Exception):
     """Base of every error raised on purpose by tracegrad."""
+
+
+_Error = TypeVar("_Error", bound=TracegradError)
+
+
+class _Refusals(threading.local):
+    count = 0
+
+
+_refusals = _Refusals()
+
+
+def of_values(error: _Error) -> _Error:
+    """`error`, which is about values, not shapes or dtypes: for others the run would have gone on.
+
+    A capture asks `refusals` whether there was one that the function caught.
+    """
+    _refusals.count += 1
+    return error
+
+
+def refusals() -> int:
+    """How many errors `of_values` there have been in this thread."""
+    return _refusals.count
 
 
 class ShapeError(TracegradError, RuntimeError):

@@ -32,6 +32,7 @@ from tracegrad.ir.errors import (
     CompilerNotFound,
     OperandError,
     ParameterError,
+    refusals,
 )
 from tracegrad.ir.graph import Graph
 from tracegrad.ir.location import Location, user_stacklevel
@@ -212,8 +213,11 @@ class CompiledFunction:
         if outcome.strayed is not None and self._wanders(key, *outcome.strayed):
             return self._fn(*args, **kwargs)
         before = (state.grad_enabled, state.inference, dtypes.get_default_dtype())
+        refused = refusals()
         with _no_collection(), observer, recording(recorder):
             result = self._fn(*args, **kwargs)
+        if refusals() != refused:
+            recorder.reasons.append(Reason("it catches an error that depends on values", None))
         if before != (state.grad_enabled, state.inference, dtypes.get_default_dtype()):
             recorder.reasons.append(Reason("it changes the grad mode or default dtype", None))
         observation = observer.finish()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tracegrad.ir import dtypes
-from tracegrad.ir.errors import DivisionByZeroError, DTypeError
+from tracegrad.ir.errors import DivisionByZeroError, DTypeError, of_values
 from tracegrad.ir.primitive import (
     FLOAT,
     LINEAR,
@@ -138,10 +138,10 @@ def _by_kind(name: str, floats: Callable[..., Any], ints: Callable[..., Any]) ->
             return floats(x, y)
         if y.size and not np.all(y):
             zeros = np.count_nonzero(np.asarray(y) == 0)
-            raise DivisionByZeroError(
+            raise of_values(DivisionByZeroError(
                 f"ZeroDivisionError: {name}: {zeros} of {y.size} integer divisors are 0; "
                 "replace them with where(y == 0, 1, y) or divide floating-point numbers"
-            )
+            ))  # fmt: skip
         return ints(x, y)
 
     return kernel

@@ -15,7 +15,7 @@ import numpy as np
 
 from tracegrad.ir import dtypes
 from tracegrad.ir.dtypes import DType
-from tracegrad.ir.errors import BoundsError, DimensionError, DTypeError, ShapeError
+from tracegrad.ir.errors import BoundsError, DimensionError, DTypeError, ShapeError, of_values
 from tracegrad.ir.primitive import (
     NO_PROMOTION,
     Primitive,
@@ -79,10 +79,10 @@ def _rows(shape: Shape, indices: Sequence[np.ndarray], axes: Axes) -> np.ndarray
         wide = np.asarray(index).astype(np.int64)
         outside = (wide < -size) | (wide >= size)
         if outside.any():
-            raise BoundsError(
+            raise of_values(BoundsError(
                 f"index {wide[outside].flat[0]} is out of bounds for dimension {axis} "
                 f"with size {size}"
-            )
+            ))  # fmt: skip
         positions.append(np.where(wide < 0, wide + size, wide))
     number: Any = np.int64(0)
     for axis, position in zip(axes, positions, strict=True):

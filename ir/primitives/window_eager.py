@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tracegrad.ir.errors import DimensionError
+from tracegrad.ir.errors import DimensionError, of_values
 from tracegrad.ir.types import Shape
 from tracegrad.ir.windows import Pairs, each_offset, trailing, window_axes
 
@@ -102,4 +102,5 @@ def eager_scatter_add(ct: np.ndarray, index: np.ndarray, *, input_size: Shape) -
 def _check_index(name: str, index: np.ndarray, size: int) -> None:
     if index.size and not (0 <= index.min() and index.max() < size):
         wrong = index.min() if index.min() < 0 else index.max()
-        raise DimensionError(f"{name}: index {wrong} is out of range for {size} spatial elements")
+        text = f"{name}: index {wrong} is out of range for {size} spatial elements"
+        raise of_values(DimensionError(text))

@@ -147,7 +147,7 @@ ROWS: dict[str, Call] = {
     "masked_fill": lambda f, x, y, p, i, k, s: f(x, y > 0, 3.0),
 }  # fmt: skip
 
-EAGER = {
+BY_VALUES = {
     "nonzero": "the size of its result depends on values",
     "masked_select": "the size of its result depends on values",
     "masked_scatter": "how many elements it takes depends on values",
@@ -171,8 +171,8 @@ def groups() -> list[tuple[str, ...]]:
 
 
 def test_every_public_function_has_a_row() -> None:
-    assert not set(ROWS) & set(EAGER)
-    assert {*ROWS, *EAGER} == set(PUBLIC)
+    assert not set(ROWS) & set(BY_VALUES)
+    assert {*ROWS, *BY_VALUES} == set(PUBLIC)
 
 
 def calling(names: tuple[str, ...]) -> Callable[..., Any]:
@@ -197,8 +197,8 @@ def test_replay(names: tuple[str, ...]) -> None:
     assert all(bool(g.isfinite().all()) for g in found)  # a NaN would hide the other functions
 
 
-@pytest.mark.parametrize("name", EAGER)
-def test_what_cannot_be_compiled_stays_eager(name: str) -> None:
+@pytest.mark.parametrize("name", BY_VALUES)
+def test_what_depends_on_values_is_a_path_of_its_own(name: str) -> None:
     def f(x: Any, y: Any) -> Any:
         if name == "nonzero":
             return (x * 2)[PUBLIC[name](y > 0, as_tuple=True)]
@@ -207,6 +207,7 @@ def test_what_cannot_be_compiled_stays_eager(name: str) -> None:
         return PUBLIC[name](x * 2, y > 0)
 
     x, y = arguments()[:2]
-    with pytest.warns(tg.EagerWarning, match="f runs eagerly"):
-        compiled = assert_same(f, (x, y))
-    assert compiled.cache_info().traces == 0
+    compiled = assert_same(f, (x, y), traces=1)
+    for other in (-y, y.abs(), y):
+        assert tg.equal(compiled(x, other), f(x, other))
+    assert compiled.cache_info().traces == 3

@@ -16,7 +16,7 @@ import numpy as np
 
 from tracegrad.ir import composite, dtypes, ops
 from tracegrad.ir.dtypes import torch_name
-from tracegrad.ir.errors import DimensionError, DTypeError, ParameterError, ShapeError
+from tracegrad.ir.errors import DimensionError, DTypeError, ParameterError, ShapeError, of_values
 from tracegrad.tracer import linalg, reductions
 from tracegrad.tracer.composites import composite as as_one
 from tracegrad.tracer.pointwise import apply1, apply2, named, need_tensor
@@ -273,7 +273,8 @@ def _check_range(target: Any, classes: int, ignore_index: int | None) -> None:
     if ignore_index is not None:
         wrong &= values != ignore_index
     if wrong.any():
-        raise DimensionError(f"Target {values[np.nonzero(wrong)][0]} is out of bounds.")
+        worst = values[np.nonzero(wrong)][0]
+        raise of_values(DimensionError(f"Target {worst} is out of bounds."))
 
 
 def class_index(target: Any, classes: int, ignore_index: int | None = None) -> Any:

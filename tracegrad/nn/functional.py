@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tracegrad.ir import composite, composite_linalg, dtypes, ops
-from tracegrad.ir.errors import DTypeError, OperandError, ParameterError, ShapeError
+from tracegrad.ir.errors import DTypeError, OperandError, ParameterError, ShapeError, of_values
 from tracegrad.ir.primitives.support import nullary_like
 from tracegrad.nn.activations import (
     gelu,
@@ -203,9 +203,9 @@ def one_hot(tensor: Any, num_classes: int = -1) -> Any:
         num_classes = int(tensor.max().item()) + 1
     values = tensor._array
     if (values < 0).any():
-        raise ShapeError("Class values must be non-negative.")
+        raise of_values(ShapeError("Class values must be non-negative."))
     if num_classes < 1 or (values >= num_classes).any():
-        raise ShapeError("Class values must be smaller than num_classes.")
+        raise of_values(ShapeError("Class values must be smaller than num_classes."))
     # Rows of a unit matrix: `gather` checks the classes again when a compiled function runs.
     counters = [
         nullary_like(tensor, "iota", shape=(num_classes,) * 2, axis=axis, dtype=dtypes.int64)
