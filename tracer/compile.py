@@ -173,7 +173,7 @@ class CompiledFunction:
 
     def _replay(self, key: Any, leaves: list[Any]) -> Outcome:
         """Try the traces of a key; the one that fits is the first to be tried next time."""
-        traces = self._traces.get(key, ())
+        traces = self._traces.get(key, [])
         if not profilers or state.profiler is None:
             outcome = replay(traces, leaves, lambda launch, given: launch(given))
         else:

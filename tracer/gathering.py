@@ -34,7 +34,7 @@ from tracegrad.tracer.indexing import (
 from tracegrad.tracer.pointwise import named, need_tensor
 from tracegrad.tracer.shapes import slice_dim, wrap_dim
 from tracegrad.tracer.state import state
-from tracegrad.tracer.tensor import Tensor, literal, wrap
+from tracegrad.tracer.tensor import Tensor, literal
 
 
 def check_put(input: Tensor, indices: Any, values: Any) -> None:

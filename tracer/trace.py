@@ -128,10 +128,12 @@ class Trace:
 
     def _wanted(self) -> set[int]:
         """The outputs of the captured graph that a replay returns or leaves somewhere."""
-        changes = (*self.capture.writes, *self.capture.gradient_changes)
-        return {k for kind, k in self.capture.returns if kind == "output"} | {
-            c.at for c in changes if c.kind == "output"
-        }
+        places = [
+            *self.capture.returns,
+            *((w.kind, w.at) for w in self.capture.writes),
+            *((c.kind, c.at) for c in self.capture.gradient_changes),
+        ]
+        return {k for kind, k in places if kind == "output"}
 
     def _checks(self) -> list[Check]:
         checks = []
