@@ -113,6 +113,8 @@ _LAZY = ("autograd", "func", "nn", "optim", "cuda", "random", "utils", "profiler
 _LAZY_NAMES = {
     "compile": "tracegrad.tracer.compile",
     "eager": "tracegrad.tracer.compile",
+    "print": "tracegrad.tracer.callbacks",
+    "debug_callback": "tracegrad.tracer.callbacks",
     "CompiledFunction": "tracegrad.tracer.compile",
     "EagerWarning": "tracegrad.tracer.verification",
     "RecaptureWarning": "tracegrad.tracer.compile",

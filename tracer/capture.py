@@ -25,12 +25,14 @@ from tracegrad.tracer.capture_hook import Recorder
 from tracegrad.tracer.capture_memory import Memory, WriteBack, path, put, taken, with_strides
 from tracegrad.tracer.capture_state import Number, StateReads
 from tracegrad.tracer.engine import reachable
+from tracegrad.tracer.keys import BY_VALUE, PLAIN
 from tracegrad.tracer.predicates import LARGEST, PREDICATES, Predicate, Read
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tape import AccumulateGrad, BackwardNode, OperationNode
 from tracegrad.tracer.tensor import Tensor, wrap
 
 if TYPE_CHECKING:
+    from tracegrad.tracer.callbacks import Callback
     from tracegrad.tracer.function_node import FunctionNode
     from tracegrad.tracer.random import Generator
     from tracegrad.tracer.views import Region
@@ -98,6 +100,7 @@ class Capture:
         gradient_changes: what became of them.
         freed: outputs whose history a backward of the run has used up.
         afterwards: what a replay calls once its results are there.
+        callbacks: what a replay calls with values of the graph.
         predicates: the values that Python read, in order; for other values the run goes elsewhere.
         reasons: why this run must not be replayed; empty where it may.
     """
@@ -113,6 +116,7 @@ class Capture:
     freed: tuple[int, ...] = ()
     afterwards: tuple[Callable[[], Any], ...] = ()
     predicates: tuple[Predicate, ...] = ()
+    callbacks: tuple[Callback, ...] = ()
 
 
 @dataclass
@@ -139,6 +143,7 @@ class GraphRecorder(Recorder):
         self._names: dict[Value, str] = {}  # by the user's variables
         self.existed: Callable[[object], bool] = lambda value: False  # before the run
         self._reads: list[Read] = []
+        self._callbacks: list[tuple[Callback, list[Value]]] = []
         self._cuts: list[tuple[Value, Reason]] = []
         self.states = StateReads(self)
         self._called: dict[int, str] = {}  # names of tensors that may become inputs
@@ -376,6 +381,13 @@ class GraphRecorder(Recorder):
         self._source("number", value, tensor, number=where)
         self._know(tensor, value)
 
+    def callback(self, what: str, callback: Callback, tensors: Sequence[Tensor]) -> None:
+        """Keep it, with the values that the tensors have now."""
+        for x in callback.leaves:
+            if x is not None and type(x[0]) not in PLAIN and not isinstance(x[0], BY_VALUE):
+                self.note(f"{what}() of a {type(x[0]).__name__}")
+        self._callbacks.append((callback, [self.value_of(t) for t in tensors]))
+
     def follows(self, owner: object, what: str) -> StateReads | None:
         """The reads of this run; an object of the run's own is made anew by each replay."""
         return self.states if self.existed(owner) else None
@@ -503,6 +515,10 @@ class GraphRecorder(Recorder):
                 gradients.append(GradientChange(g.source, "input", self._given[id(final)]))
             else:
                 gradients.append(GradientChange(g.source, *place(self.value_of(final))))
+        callbacks = [
+            replace(callback, tensors=tuple(map(place, values)))
+            for callback, values in self._callbacks
+        ]
         predicates = []
         for read in self._reads:
             kind, k = place(read.value)
@@ -517,6 +533,7 @@ class GraphRecorder(Recorder):
             tuple(differentiable), tuple(self.reasons), tuple(writes),
             tuple(self._gradients.values()), tuple(gradients), tuple(freed),
             tuple(self.states.afterwards), tuple(predicates),
+            tuple(callbacks),
         )  # fmt: skip
 
     def _ancestors(self, values: Sequence[Value]) -> set[Value]:

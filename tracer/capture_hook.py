@@ -15,6 +15,7 @@ from tracegrad.tracer.state import state
 
 if TYPE_CHECKING:
     from tracegrad.ir.primitive import Primitive
+    from tracegrad.tracer.callbacks import Callback
     from tracegrad.tracer.capture_state import StateReads
     from tracegrad.tracer.function_node import FunctionNode
     from tracegrad.tracer.random import Generator
@@ -111,6 +112,10 @@ class Recorder:
     def grad_set(self, tensor: Tensor, value: Tensor | None) -> None:
         """`tensor.grad` is about to be `value`."""
         self.note(".grad", tensor)
+
+    def callback(self, what: str, callback: Callback, tensors: Sequence[Tensor]) -> None:
+        """`callback` is about to be called with `tensors`, by the user's wish in every replay."""
+        self.note(f"{what}() in a transform", None)
 
     def follows(self, owner: object, what: str) -> StateReads | None:
         """Who reads for `what`, a function of the library, what its object `owner` keeps.

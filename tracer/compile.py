@@ -20,7 +20,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +34,6 @@ from tracegrad.ir.errors import (
     ParameterError,
     refusals,
 )
-from tracegrad.ir.graph import Graph
 from tracegrad.ir.location import Location, user_stacklevel
 from tracegrad.runtime.executable import Strayed
 from tracegrad.tracer import verification
@@ -44,7 +43,8 @@ from tracegrad.tracer.capture_hook import recording
 from tracegrad.tracer.capture_state import Setting
 from tracegrad.tracer.device import device
 from tracegrad.tracer.epoch import Epoch
-from tracegrad.tracer.keys import BY_IDENTITY, PLAIN, difference, make_key
+from tracegrad.tracer.inspection import Inspection
+from tracegrad.tracer.keys import BY_IDENTITY, PLAIN, Unkeyed, difference, make_key
 from tracegrad.tracer.paths import Outcome, replay
 from tracegrad.tracer.profiling import profilers
 from tracegrad.tracer.pytree import flatten
@@ -56,6 +56,7 @@ from tracegrad.tracer.verification import EagerWarning
 Stray = tuple[Location | None, bool]  # where a value was read that differed, and if it is a number
 BACKENDS = ("c", "eager")
 VERIFY = ("first", "always", "off")
+SIDE_EFFECTS = ("eager", "drop")
 MANY_TRACES = 8
 MANY_PATHS = 64  # of one key
 MANY_VALUES = 8  # captures in a row because one number that Python read was another
@@ -65,15 +66,6 @@ _RETURNED = (Tensor, Epoch, DType, device, np.generic)
 
 class RecaptureWarning(UserWarning):
     """A compiled function was captured many times; the message says what keeps changing."""
-
-
-class CacheInfo(NamedTuple):
-    """Counters of a compiled function: replays, captures, traces, and calls that ran eagerly."""
-
-    hits: int
-    misses: int
-    traces: int
-    eager_calls: int
 
 
 class _Eager(threading.local):
@@ -116,14 +108,18 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-class CompiledFunction:
+class CompiledFunction(Inspection):
     """A function together with its traces; made by `compile`."""
 
-    def __init__(self, fn: Callable[..., Any], backend: str, verify: str) -> None:
+    def __init__(
+        self, fn: Callable[..., Any], backend: str, verify: str, strict: bool, side_effects: str
+    ) -> None:
         functools.update_wrapper(self, fn, updated=())
         self._fn = fn
         self._backend = backend
         self._verify = verify
+        self._strict = strict
+        self._drops_effects = side_effects == "drop"
         self._label = getattr(fn, "__name__", type(fn).__name__)
         self._traces: dict[Any, list[Trace]] = {}
         self._order: list[Trace] = []
@@ -146,7 +142,10 @@ class CompiledFunction:
         ):  # fmt: skip
             return self._fn(*args, **kwargs)
         leaves: list[Any] = []
-        key = make_key(self._label, args, kwargs, leaves)
+        try:
+            key = make_key(self._label, args, kwargs, leaves)
+        except Unkeyed as error:
+            return self._unkeyed(error, args, kwargs)
         outcome = self._replay(key, leaves)
         if outcome.trace is not None:
             return outcome.trace.rebuild(outcome.result)
@@ -159,6 +158,13 @@ class CompiledFunction:
             if profilers and state.profiler is not None:
                 return state.profiler.capture(self._label, self._capture, key, args, kwargs, leaves)
             return self._capture(key, args, kwargs, leaves)
+
+    def _unkeyed(self, error: Unkeyed, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Run as it is; one entry for all such calls tells of them."""
+        if Unkeyed not in self._eager_keys:
+            self._stay_eager(Unkeyed, (Reason(str(error), None),))
+        self._eager_calls += 1
+        return self._fn(*args, **kwargs)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
@@ -221,10 +227,12 @@ class CompiledFunction:
         if before != (state.grad_enabled, state.inference, dtypes.get_default_dtype()):
             recorder.reasons.append(Reason("it changes the grad mode or default dtype", None))
         observation = observer.finish()
-        if observation.problems:
-            raise CaptureError(self._problems(observation.problems))
-        for effect in observation.side_effects:
-            recorder.reasons.append(Reason(effect.reason, effect.location))
+        for p in observation.problems:
+            what = f"changes of {p.name} could go unseen, because {p.reason} ({p.remedy})"
+            recorder.reasons.append(Reason(what, p.location))
+        if not self._drops_effects:
+            for effect in observation.side_effects:
+                recorder.reasons.append(Reason(effect.reason, effect.location))
         for late in observation.reads_of(recorder.states.changed_later):
             what = f"{late.name} is read and changed by a schedule"
             recorder.reasons.append(Reason(what, late.location))
@@ -240,17 +248,19 @@ class CompiledFunction:
         if changed and not capture.reasons and self._settles(key):
             return result  # state that is there from now on: the next run may be replayed
         unsettled = (Reason(f"it changes {g.name} at each call", g.location) for g in changed)
-        reasons = (*capture.reasons, *unsettled)
+        covered = (*observation.tensors, *recorder.states.tensors)
+        reasons = (*capture.reasons, *unsettled, *self._uncovered(capture, covered))
         if reasons:
             self._stay_eager(key, reasons)
             return result
-        self._check_covered(capture, (*observation.tensors, *recorder.states.tensors))
         same = [
             (p, x) for p, x in enumerate(leaves)
             if isinstance(x, Tensor) and any(x is t for t in observation.tensors)
         ]  # fmt: skip
         with self._own_faults(key):
             guards = (*observation.guards, *recorder.states.guards)
+            if self._drops_effects:  # what the run itself changes is as it was at the capture
+                guards = tuple(g for g in guards if g.holds())
             trace = Trace(self._label, capture, guards, why, self._verify, same)
             trace.remember_results(structure, results)
             self._build(key, trace, recorder, tensors)
@@ -286,7 +296,7 @@ class CompiledFunction:
         """A fault of the compiler itself costs speed, not the result: said loudly, then eager."""
         try:
             yield
-        except Warning:  # of ours, where the user has made warnings errors
+        except (Warning, CaptureError):  # of ours: warnings that the user made errors, `strict`
             raise
         except Exception as error:
             fault = traceback.extract_tb(error.__traceback__)[-1]
@@ -338,32 +348,23 @@ class CompiledFunction:
                        f"{self._label} has been captured {len(self._order)} times; {trace.why}. "
                        "See its .explain().")  # fmt: skip
 
-    def _check_covered(self, capture: Capture, covered: Sequence[Tensor]) -> None:
-        """Refuse tensors that came from where no guard looks."""
+    def _uncovered(self, capture: Capture, covered: Sequence[Tensor]) -> Iterator[Reason]:
+        """Tensors that came from where no guard looks."""
         for source in capture.sources:
             if source.kind == "captured" and not any(source.tensor is t for t in covered):
                 user = next((n for n in capture.graph.nodes if source.value in n.inputs), None)
-                where = (
-                    f" at {user.location} ({user.location.text})" if user and user.location else ""
+                yield Reason(
+                    f"it reads a tensor of type {source.value.type} that reached it neither as an "
+                    "argument nor through a variable that can be guarded (pass it as an argument)",
+                    user.location if user else None,
                 )
-                raise CaptureError(
-                    f"{self._label} reads a tensor of type {source.value.type}{where} that reached "
-                    "it neither as an argument nor through a variable that can be guarded; pass it "
-                    "as an argument, or run with backend='eager'"
-                )
-
-    def _problems(self, problems: Sequence[Any]) -> str:
-        lines = [
-            f"{p.name}{f' (read at {p.location}: {p.location.text})' if p.location else ''}: "
-            f"{p.reason}; {p.remedy}"
-            for p in problems
-        ]
-        return (
-            f"{self._label} cannot be compiled, because changes of what it reads could go unseen:\n  "
-            + "\n  ".join(lines) + "\nOr run it with backend='eager'."
-        )  # fmt: skip
 
     def _stay_eager(self, key: Any, reasons: tuple[Reason, ...], warn: bool = True) -> None:
+        if self._strict and warn:
+            listed = "".join(f"\n  {reason}" for reason in reasons)
+            raise CaptureError(
+                f"{self._label} was run, but cannot be replayed, and strict=True asks for that:{listed}"
+            )
         self._eager_keys[key] = reasons
         if warn:
             self._warn(EagerWarning, f"{self._label} runs eagerly: {reasons[0]}")
@@ -401,79 +402,11 @@ class CompiledFunction:
             names.extend(flatten(x, []).names(name))
         return names
 
-    # ---- inspection -----------------------------------------------------------------------------
-
-    def _trace(self, index: int) -> Trace:
-        if not self._order:
-            reason = next(iter(self._eager_keys.values()), None)
-            why = f"it runs eagerly: {reason[0]}" if reason else "call it first"
-            raise CaptureError(f"{self._label} has no trace to show; {why}")
-        try:
-            return self._order[index]
-        except IndexError:
-            raise ParameterError(
-                f"{self._label} has {len(self._order)} trace(s); there is no trace {index!r}. They "
-                "are numbered from 0 in the order of .explain(), or from -1 backwards"
-            ) from None
-
-    def graph(self, trace: int = -1) -> Graph:
-        """The captured and simplified graph of a trace (the newest by default)."""
-        return self._trace(trace).graph
-
-    def backward_graph(self, trace: int = -1) -> Graph:
-        """The graph from residuals and cotangents to gradients."""
-        return self._trace(trace).full_backward().graph
-
-    def source(self, which: str = "forward", trace: int = -1) -> str:
-        """The generated C, commented: `"forward"` or `"backward"`.
-
-        Raises:
-            ParameterError: `which` is something else.
-            CaptureError: there is no trace yet, or nothing to differentiate.
-        """
-        chosen = self._trace(trace)
-        if which == "backward":
-            return chosen.full_backward().unit().source
-        if which != "forward":
-            raise ParameterError(f"source: which must be 'forward' or 'backward', got {which!r}")
-        unit = chosen.forward_unit()
-        return unit.source if unit is not None else "/* nothing is computed */\n"
-
-    def launcher(self, trace: int = -1) -> str:
-        """The generated Python that checks the guards and calls the C."""
-        chosen = self._trace(trace)
-        text = chosen.launcher_text
-        return f"{text}\n\n{chosen.executable.text}" if chosen.executable is not None else text
-
-    def guards(self, trace: int = -1) -> tuple[Any, ...]:
-        """What must hold outside the function for a trace to be replayed."""
-        return self._trace(trace).guards
-
-    def cache_info(self) -> CacheInfo:
-        """Counters: replays, captures, traces kept, calls that ran eagerly."""
-        hits = sum(t.hits for t in self._order)
-        return CacheInfo(hits, self._misses, len(self._order), self._eager_calls)
-
-    def explain(self) -> str:
-        """In words: each trace, why it was captured, what it is guarded by; what runs eagerly."""
-        info = self.cache_info()
-        lines = [
-            f"{self._label}: {info.traces} trace(s), {info.hits} replay(s), {info.misses} capture(s), "
-            f"{info.eager_calls} eager call(s) after a capture."
-        ]
-        for k, trace in enumerate(self._order):
-            lines.extend(f"  {line}" for line in trace.describe(k))
-        for reasons, kinds in Counter(self._eager_keys.values()).items():
-            several = "one kind" if kinds == 1 else f"{kinds} kinds"
-            lines.append(f"  Runs eagerly for {several} of arguments, because:")
-            for reason, times in Counter(map(str, reasons)).items():
-                lines.append(f"    {reason}" + (f" ({times} times)" if times > 1 else ""))
-        return "\n".join(lines)
-
 
 def compile(
-    fn: Callable[..., Any] | None = None, *, backend: str = "c", verify: str = "first"
-) -> Any:
+    fn: Callable[..., Any] | None = None, *, backend: str = "c", verify: str = "first",
+    strict: bool = False, side_effects: str = "eager",
+) -> Any:  # fmt: skip
     """Compile a function or module: each kind of call is captured once, then replayed as C.
 
     Args:
@@ -482,13 +415,19 @@ def compile(
         backend: "c", or "eager" to run `fn` as it is.
         verify: compare compiled results with the interpreter's: "first" (the first result of each
             trace), "always", or "off".
+        strict: where a run cannot be replayed, raise a `CaptureError` with the reasons, instead of
+            a warning and eager calls.
+        side_effects: what to do about effects that a replay would lose (`print`, files, the clock,
+            `random`, changes of lists, attributes and globals): "eager", run as it is; or "drop",
+            replay without them. With "drop", what `fn` reads of what it changes itself is as it
+            was at the capture.
     Returns:
         A `CompiledFunction`: call it like `fn`; `.explain()`, `.graph()`, `.source()` show what
         became of it. Results are differentiable as eager ones are.
     Raises:
-        ParameterError: an unknown backend or verify.
+        ParameterError: an unknown backend, verify or side_effects.
         OperandError: `fn` is not callable.
-        CaptureError: (at a call) the function reads something whose changes could go unseen.
+        CaptureError: (at a call) `strict` is set and the run cannot be replayed.
     Example:
         >>> import tracegrad as tg
         >>> @tg.compile
@@ -499,12 +438,16 @@ def compile(
         >>> x.grad
         tensor([2., 4.])
     """
-    if backend not in BACKENDS:
-        raise ParameterError(f"compile: backend must be one of {BACKENDS}, got {backend!r}")
-    if verify not in VERIFY:
-        raise ParameterError(f"compile: verify must be one of {VERIFY}, got {verify!r}")
+    for name, value, known in (
+        ("backend", backend, BACKENDS), ("verify", verify, VERIFY),
+        ("side_effects", side_effects, SIDE_EFFECTS),
+    ):  # fmt: skip
+        if value not in known:
+            raise ParameterError(f"compile: {name} must be one of {known}, got {value!r}")
     if fn is None:
-        return lambda function: compile(function, backend=backend, verify=verify)
+        return lambda function: compile(
+            function, backend=backend, verify=verify, strict=strict, side_effects=side_effects
+        )
     if not callable(fn):
         raise OperandError(f"compile: expected a function or module, got {type(fn).__name__}")
-    return CompiledFunction(fn, backend, verify)
+    return CompiledFunction(fn, backend, verify, strict, side_effects)

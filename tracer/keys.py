@@ -19,7 +19,7 @@ from tracegrad.ir.errors import OperandError
 from tracegrad.tracer.capture_hook import Followed
 from tracegrad.tracer.device import device
 from tracegrad.tracer.epoch import Epoch
-from tracegrad.tracer.pytree import is_sequence
+from tracegrad.tracer.pytree import fields, is_record, is_sequence
 from tracegrad.tracer.random import Generator
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tensor import Tensor
@@ -27,6 +27,10 @@ from tracegrad.tracer.tensor import Tensor
 PLAIN = (int, float, bool, str, bytes, complex, type(None), type(Ellipsis))
 BY_VALUE = (DType, device)
 BY_IDENTITY = (types.FunctionType, types.BuiltinFunctionType, type, Generator, Followed)
+
+
+class Unkeyed(OperandError):
+    """An argument that no key can stand for: the call runs eagerly."""
 
 
 def make_key(
@@ -37,7 +41,7 @@ def make_key(
     Args:
         label: the function's name, for messages.
     Raises:
-        OperandError: an argument is of a type whose changes could not be seen.
+        Unkeyed: an argument is of a type whose changes could not be seen.
     """
     parts: list[Any] = [(state.grad_enabled, state.inference), dtypes.get_default_dtype()]
     containers: list[int] = []
@@ -88,8 +92,14 @@ def _describe(
         containers.append(id(x))
         for k, y in x.items():
             _describe(label, y, parts, leaves, f"{where}[{k!r}]", containers)
+    elif is_record(type(x)):
+        named = fields(x)
+        parts.append((type(x), tuple(named)))
+        containers.append(id(x))
+        for k, y in named.items():
+            _describe(label, y, parts, leaves, f"{where}.{k}", containers)
     else:
-        raise OperandError(_refusal(label, x, where))
+        raise Unkeyed(_refusal(label, x, where))
 
 
 def _refusal(label: str, x: Any, where: Any) -> str:
@@ -99,8 +109,8 @@ def _refusal(label: str, x: Any, where: Any) -> str:
         else "pass its tensors and numbers as arguments of their own"
     )  # fmt: skip
     return (
-        f"compile: argument {where} of {label} is a {kind}, whose changes a compiled "
-        f"function could not see; {remedy}, or run with backend='eager'"
+        f"argument {where} of {label} is a {kind}, whose changes a compiled function could not see; "
+        f"{remedy}"
     )
 
 

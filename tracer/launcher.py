@@ -103,7 +103,8 @@ class LauncherBuilder:
         else:
             call = "pass  # nothing is computed"
         after = [
-            *self._result_lines(), *self._write_lines(namespace), *self._gradient_lines()
+            *self._result_lines(), *self._callback_lines(namespace), *self._write_lines(namespace),
+            *self._gradient_lines(),
         ]  # fmt: skip
         for k, call_after in enumerate(self.capture.afterwards):
             namespace[f"after_{k}"] = call_after
@@ -171,6 +172,19 @@ class LauncherBuilder:
                 )
             views.append(GuardLine(text, f"{source.value.name or 'a leaf'}.grad", GRADIENT))
         return views
+
+    def _callback_lines(self, namespace: dict[str, Any]) -> list[str]:
+        """Call what the user wants to see values, before an input is written to."""
+        lines = []
+        for k, callback in enumerate(self.capture.callbacks):
+            namespace[f"callback_{k}"] = callback
+            arrays = []
+            for kind, at in callback.tensors:
+                if kind == "output":
+                    kind, at = self.trace.places[at]
+                arrays.append(f"{self.names[at]}._array" if kind == "input" else f"array_{at}")
+            lines.append(f"callback_{k}({', '.join(f'wrap({a}.copy())' for a in arrays)})")
+        return lines
 
     def _gradient_lines(self) -> list[str]:
         """Leave the gradients that the run left."""

@@ -36,6 +36,7 @@ from tracegrad.tracer.observe_calls import (
     impure,
 )
 from tracegrad.tracer.observe_frames import Frames
+from tracegrad.tracer.pytree import fields, is_record
 from tracegrad.tracer.reads import Reads
 from tracegrad.tracer.reads_objects import cell_value, unwrap
 from tracegrad.tracer.tensor import Tensor
@@ -142,9 +143,11 @@ class Observer:
         self._base = None
 
     def _argument(self, value: Any) -> None:
-        if isinstance(value, (list, tuple, dict)):
+        if isinstance(value, (list, tuple, dict)) or is_record(type(value)):
             self._reads.keyed.add(id(value))
             self._reads.know(value)
+            if is_record(type(value)):
+                value = fields(value)
             for element in value.values() if isinstance(value, dict) else value:
                 self._argument(element)
         elif not is_atom(value):

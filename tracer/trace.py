@@ -132,6 +132,7 @@ class Trace:
             *self.capture.returns,
             *((w.kind, w.at) for w in self.capture.writes),
             *((c.kind, c.at) for c in self.capture.gradient_changes),
+            *(place for callback in self.capture.callbacks for place in callback.tensors),
         ]
         return {k for kind, k in places if kind == "output"}
 

@@ -200,14 +200,19 @@ def test_a_global_that_is_gone_raises_as_eager_would() -> None:
     [
         (np.ones(3), r"argument 0 of <lambda> is a ndarray.*from_numpy"),
         ([np.ones(3)], r"argument 0\[0\] of <lambda> is a ndarray"),
-        (object(), r"argument 0 of <lambda> is a object, .*backend='eager'"),
+        (object(), r"argument 0 of <lambda> is a object, whose changes"),
         ({"k": {1, 2}}, r"argument 0\['k'\] of <lambda> is a set"),
     ],
 )
-def test_other_arguments_are_refused(argument: Any, text: str) -> None:
+def test_calls_with_other_arguments_run_eagerly(argument: Any, text: str) -> None:
     f = tg.compile(lambda x: x)
-    with pytest.raises(tg.errors.OperandError, match=text):
-        f(argument)
+    with pytest.warns(tg.EagerWarning, match=text):
+        assert f(argument) is argument
+    assert f(argument) is argument
+    assert_equal(f(tg.ones(2)), tg.ones(2))
+    assert f.cache_info().traces == 1 and f.cache_info().eager_calls == 2
+    with pytest.raises(tg.errors.CaptureError, match=text):
+        tg.compile(lambda x: x, strict=True)(argument)
 
 
 def test_compile_checks_its_own_arguments() -> None:
@@ -215,6 +220,8 @@ def test_compile_checks_its_own_arguments() -> None:
         tg.compile(chain, backend="tpu")
     with pytest.raises(tg.errors.ParameterError, match=r"verify must be one of .*'never'"):
         tg.compile(chain, verify="never")
+    with pytest.raises(tg.errors.ParameterError, match=r"side_effects must be one of .*'lose'"):
+        tg.compile(chain, side_effects="lose")
     with pytest.raises(tg.errors.OperandError, match="expected a function or module, got int"):
         tg.compile(3)
 

@@ -228,7 +228,7 @@ def test_integer_division_by_zero_in_compiled_code() -> None:
     assert f.cache_info().traces == 1
 
 
-def test_a_tensor_from_nowhere_is_refused() -> None:
+def test_a_tensor_from_nowhere_keeps_a_function_eager() -> None:
     class Box:
         __slots__ = ("made",)
 
@@ -236,9 +236,13 @@ def test_a_tensor_from_nowhere_is_refused() -> None:
             return x * next(self.made)
 
     box = Box()
-    box.made = iter([tg.ones(2)] * 5)
-    with pytest.raises(tg.errors.CaptureError):
-        tg.compile(box)(tg.ones(2))
+    box.made = iter([tg.ones(2) * k for k in range(5)])
+    f = tg.compile(box)
+    with pytest.warns(tg.EagerWarning, match="could go unseen|neither as an argument"):
+        assert f(tg.ones(2)).tolist() == [0.0, 0.0]
+    assert f(tg.ones(2)).tolist() == [1.0, 1.0]
+    with pytest.raises(tg.errors.CaptureError, match="strict=True asks for that"):
+        tg.compile(box, strict=True)(tg.ones(2))
 
 
 def test_the_garbage_collector_is_not_part_of_the_run() -> None:

@@ -1,0 +1,102 @@
+"""Looking into a compiled function: its graphs, texts, guards and counters, and all of it in words.
+
+`CompiledFunction` inherits from `Inspection`. Start reading at `Inspection.explain`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tracegrad.ir.errors import CaptureError, ParameterError
+from tracegrad.ir.graph import Graph
+
+if TYPE_CHECKING:
+    from tracegrad.tracer.capture import Reason
+    from tracegrad.tracer.trace import Trace
+
+
+class CacheInfo(NamedTuple):
+    """Counters of a compiled function: replays, captures, traces, and calls that ran eagerly."""
+
+    hits: int
+    misses: int
+    traces: int
+    eager_calls: int
+
+
+class Inspection:
+    """What a compiled function shows of itself."""
+
+    _label: str
+    _order: list[Trace]
+    _eager_keys: dict[Any, tuple[Reason, ...]]
+    _misses: int
+    _eager_calls: int
+
+    def _trace(self, index: int) -> Trace:
+        if not self._order:
+            reason = next(iter(self._eager_keys.values()), None)
+            why = f"it runs eagerly: {reason[0]}" if reason else "call it first"
+            raise CaptureError(f"{self._label} has no trace to show; {why}")
+        try:
+            return self._order[index]
+        except IndexError:
+            raise ParameterError(
+                f"{self._label} has {len(self._order)} trace(s); there is no trace {index!r}. They "
+                "are numbered from 0 in the order of .explain(), or from -1 backwards"
+            ) from None
+
+    def graph(self, trace: int = -1) -> Graph:
+        """The captured and simplified graph of a trace (the newest by default)."""
+        return self._trace(trace).graph
+
+    def backward_graph(self, trace: int = -1) -> Graph:
+        """The graph from residuals and cotangents to gradients."""
+        return self._trace(trace).full_backward().graph
+
+    def source(self, which: str = "forward", trace: int = -1) -> str:
+        """The generated C, commented: `"forward"` or `"backward"`.
+
+        Raises:
+            ParameterError: `which` is something else.
+            CaptureError: there is no trace yet, or nothing to differentiate.
+        """
+        chosen = self._trace(trace)
+        if which == "backward":
+            return chosen.full_backward().unit().source
+        if which != "forward":
+            raise ParameterError(f"source: which must be 'forward' or 'backward', got {which!r}")
+        unit = chosen.forward_unit()
+        return unit.source if unit is not None else "/* nothing is computed */\n"
+
+    def launcher(self, trace: int = -1) -> str:
+        """The generated Python that checks the guards and calls the C."""
+        chosen = self._trace(trace)
+        text = chosen.launcher_text
+        return f"{text}\n\n{chosen.executable.text}" if chosen.executable is not None else text
+
+    def guards(self, trace: int = -1) -> tuple[Any, ...]:
+        """What must hold outside the function for a trace to be replayed."""
+        return self._trace(trace).guards
+
+    def cache_info(self) -> CacheInfo:
+        """Counters: replays, captures, traces kept, calls that ran eagerly."""
+        hits = sum(t.hits for t in self._order)
+        return CacheInfo(hits, self._misses, len(self._order), self._eager_calls)
+
+    def explain(self) -> str:
+        """In words: each trace, why it was captured, what it is guarded by; what runs eagerly."""
+        info = self.cache_info()
+        lines = [
+            f"{self._label}: {info.traces} trace(s), {info.hits} replay(s), {info.misses} capture(s), "
+            f"{info.eager_calls} eager call(s) after a capture."
+        ]
+        for k, trace in enumerate(self._order):
+            lines.extend(f"  {line}" for line in trace.describe(k))
+        for reasons, kinds in Counter(self._eager_keys.values()).items():
+            several = "one kind" if kinds == 1 else f"{kinds} kinds"
+            lines.append(f"  Runs eagerly for {several} of arguments, because:")
+            for reason, times in Counter(map(str, reasons)).items():
+                lines.append(f"    {reason}" + (f" ({times} times)" if times > 1 else ""))
+        return "\n".join(lines)
