@@ -36,7 +36,7 @@ class Check:
 
 def check_lines(number: int, check: Check, buffer: Buffer) -> list[str]:
     """C that returns from the entry function where the value in `buffer` is not the one seen."""
-    same = _same(check, buffer)
+    same = _same(number, check, buffer)
     lines = [same[0]] if len(same) > 1 else []
     comment = " ".join(check.comment.split())
     size = min(len(check.seen), 8)
@@ -47,7 +47,7 @@ def check_lines(number: int, check: Check, buffer: Buffer) -> list[str]:
     ]  # fmt: skip
 
 
-def _same(check: Check, buffer: Buffer) -> Sequence[str]:
+def _same(number: int, check: Check, buffer: Buffer) -> Sequence[str]:
     """A condition that is true where the values differ, after a declaration that it may need."""
     array = np.frombuffer(check.seen, buffer.dtype.numpy)
     kind = buffer.dtype.numpy.kind
@@ -56,7 +56,7 @@ def _same(check: Check, buffer: Buffer) -> Sequence[str]:
     if array.size == 1 and kind == "f" and np.isnan(array[0]) and buffer.dtype.numpy.itemsize > 2:
         return [f"{buffer.name}[0] == {buffer.name}[0]"]
     listed = ", ".join(map(str, check.seen))
-    name = f"seen_{buffer.name}"
+    name = f"seen_{number}"
     return [
         f"static const uint8_t {name}[] = {{{listed}}};",
         f"__builtin_memcmp({buffer.name}, {name}, {len(check.seen)})",

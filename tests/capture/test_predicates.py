@@ -462,3 +462,14 @@ def test_random_programs_with_branches(program: list[int], seeds: list[int]) -> 
                 found.append((outcome(fn, x), tg.rand(1).item()))
             same(found[1][0], found[0][0])
             assert found[0][1] == found[1][1]
+
+
+def test_one_value_that_is_read_twice() -> None:
+    def f(x: Any) -> Any:
+        total = x.sum()
+        return x * float(total) + float(total) * int(total)
+
+    compiled = tg.compile(f)
+    for k in (1.5, 2.5, 1.5, 2.5):
+        same(compiled(tg.full((2,), k)), f(tg.full((2,), k)))
+    assert compiled.cache_info().hits == 2
