@@ -9,10 +9,12 @@ says so once. Start reading at `CompiledFunction.__call__`.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import gc
 import inspect
 import os
+import sys
 import threading
 import traceback
 import types
@@ -44,7 +46,7 @@ from tracegrad.tracer.capture_state import Setting
 from tracegrad.tracer.device import device
 from tracegrad.tracer.epoch import Epoch
 from tracegrad.tracer.inspection import Inspection
-from tracegrad.tracer.keys import BY_IDENTITY, PLAIN, Unkeyed, difference, make_key
+from tracegrad.tracer.keys import BY_IDENTITY, PLAIN, Unkeyed, difference, is_object, make_key
 from tracegrad.tracer.paths import Outcome, replay
 from tracegrad.tracer.profiling import profilers
 from tracegrad.tracer.pytree import flatten
@@ -60,6 +62,7 @@ SIDE_EFFECTS = ("eager", "drop")
 MANY_TRACES = 8
 MANY_PATHS = 64  # of one key
 MANY_VALUES = 8  # captures in a row because one number that Python read was another
+MANY_OBJECTS = 64  # that stand in keys by their identity
 MANY_FIRST = 3  # runs that may make state, such as an optimizer's first step
 _RETURNED = (Tensor, Epoch, DType, device, np.generic)
 
@@ -118,6 +121,7 @@ class CompiledFunction(Inspection):
         self._fn = fn
         self._backend = backend
         self._verify = verify
+        self._options = (backend, verify, strict, side_effects)
         self._strict = strict
         self._drops_effects = side_effects == "drop"
         self._label = getattr(fn, "__name__", type(fn).__name__)
@@ -174,6 +178,23 @@ class CompiledFunction(Inspection):
             raise AttributeError(name)
         return getattr(self._fn, name)
 
+    def __copy__(self) -> CompiledFunction:
+        return CompiledFunction(self._fn, *self._options)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledFunction:
+        made = CompiledFunction(copy.deepcopy(self._fn, memo), *self._options)
+        memo[id(self)] = made
+        return made
+
+    def __reduce__(self) -> Any:
+        """By name where the name leads here; else what is compiled and how, without the traces."""
+        found: Any = sys.modules.get(getattr(self, "__module__", ""))
+        for part in getattr(self, "__qualname__", "").split("."):
+            found = getattr(found, part, None)
+        if found is self:
+            return self.__qualname__
+        return (CompiledFunction, (self._fn, *self._options))
+
     def __repr__(self) -> str:
         return f"<compiled {self._label}: {len(self._order)} trace(s)>"
 
@@ -202,6 +223,11 @@ class CompiledFunction(Inspection):
             return outcome.trace.rebuild(outcome.result)
         if outcome.fault or key in self._eager_keys:
             return self._fn(*args, **kwargs)
+        objects = [x for x in leaves if not isinstance(x, Tensor) and is_object(x)]
+        if objects and len(self._held) >= MANY_OBJECTS:
+            kind = type(objects[0]).__name__
+            text = f"it is called with more than {MANY_OBJECTS} objects, the last one a {kind}"
+            return self._unkeyed(Unkeyed(text), args, kwargs)
         why = self._why(key, outcome)
         for trace in self._traces.get(key, ()):
             guard = trace.guard_that_failed()
@@ -244,6 +270,7 @@ class CompiledFunction(Inspection):
                 recorder.reasons.append(Reason(f"it returns a {type(x).__name__}", None))
         capture = recorder.finish(tensors)
         self._held.extend(x for x in leaves if isinstance(x, (Epoch, *BY_IDENTITY)))
+        self._held.extend(objects)
         changed = recorder.states.changed()
         if changed and not capture.reasons and self._settles(key):
             return result  # state that is there from now on: the next run may be replayed
@@ -426,7 +453,7 @@ def compile(
         became of it. Results are differentiable as eager ones are.
     Raises:
         ParameterError: an unknown backend, verify or side_effects.
-        OperandError: `fn` is not callable.
+        OperandError: `fn` is not callable, or a generator or coroutine function.
         CaptureError: (at a call) `strict` is set and the run cannot be replayed.
     Example:
         >>> import tracegrad as tg
@@ -450,4 +477,14 @@ def compile(
         )
     if not callable(fn):
         raise OperandError(f"compile: expected a function or module, got {type(fn).__name__}")
+    inner = fn.func if isinstance(fn, partial) else fn
+    for test, kind in (
+        (inspect.isgeneratorfunction, "a generator"), (inspect.iscoroutinefunction, "a coroutine"),
+        (inspect.isasyncgenfunction, "an asynchronous generator"),
+    ):  # fmt: skip
+        if test(inner):
+            raise OperandError(
+                f"compile: {getattr(inner, '__name__', inner)} is {kind} function, which runs in "
+                "pieces; compile the function that one piece calls"
+            )
     return CompiledFunction(fn, backend, verify, strict, side_effects)

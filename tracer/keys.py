@@ -1,12 +1,14 @@
 """The key of a call: what decides which traces may answer it.
 
 Tensors count by shape, dtype, strides, requires_grad and alignment; numbers and strings by value;
-modules, functions, generators and optimizers by identity; containers by their contents. Ambient state (grad
+modules, functions, generators, optimizers and objects of other classes by identity; containers by
+their contents. Ambient state (grad
 mode, default dtype) comes first. Start reading at `make_key`.
 """
 
 from __future__ import annotations
 
+import enum
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,12 +23,23 @@ from tracegrad.tracer.device import device
 from tracegrad.tracer.epoch import Epoch
 from tracegrad.tracer.pytree import fields, is_record, is_sequence
 from tracegrad.tracer.random import Generator
+from tracegrad.tracer.reads_objects import CONTAINERS, visible
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tensor import Tensor
 
 PLAIN = (int, float, bool, str, bytes, complex, type(None), type(Ellipsis))
 BY_VALUE = (DType, device)
 BY_IDENTITY = (types.FunctionType, types.BuiltinFunctionType, type, Generator, Followed)
+
+
+def is_object(x: Any) -> bool:
+    """Whether `x` counts by identity, what is read of it being guarded: an object all of whose state
+    is in attributes, or a member of an enumeration.
+    """
+    if isinstance(x, enum.Enum):
+        return True
+    kind = type(x)
+    return visible(kind) and not issubclass(kind, (*CONTAINERS, int, float, str, bytes))
 
 
 class Unkeyed(OperandError):
@@ -98,6 +111,9 @@ def _describe(
         containers.append(id(x))
         for k, y in named.items():
             _describe(label, y, parts, leaves, f"{where}.{k}", containers)
+    elif is_object(x):
+        parts.append((type(x), id(x)))
+        leaves.append(x)
     else:
         raise Unkeyed(_refusal(label, x, where))
 

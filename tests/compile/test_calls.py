@@ -200,7 +200,7 @@ def test_a_global_that_is_gone_raises_as_eager_would() -> None:
     [
         (np.ones(3), r"argument 0 of <lambda> is a ndarray.*from_numpy"),
         ([np.ones(3)], r"argument 0\[0\] of <lambda> is a ndarray"),
-        (object(), r"argument 0 of <lambda> is a object, whose changes"),
+        (iter([1]), r"argument 0 of <lambda> is a list_iterator, whose changes"),
         ({"k": {1, 2}}, r"argument 0\['k'\] of <lambda> is a set"),
     ],
 )
