@@ -1,0 +1,197 @@
+"""Hooks, `autograd.Function` and `checkpoint` around and inside compiled functions: never lost.
+
+Each program is a pair of twins, one compiled; between the calls hooks come and go. What the hooks see,
+results and gradients are those of the function.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tracegrad as tg
+from tracegrad import nn
+
+
+class Twin:
+    """Parameters, a module, a log, and a step to be compiled."""
+
+    def __init__(self, program: Callable[[Twin, Any], Any], compiled: bool) -> None:
+        tg.manual_seed(0)
+        self.w = tg.rand(3, requires_grad=True)
+        self.layer = nn.Linear(3, 3)
+        self.log: list[Any] = []
+        self.handles: list[Any] = []
+        self.node: Any = None
+        self.run = (
+            tg.compile(lambda x: program(self, x)) if compiled else lambda x: program(self, x)
+        )
+
+    def note(self, value: Any) -> None:
+        self.log.append(value.tolist() if isinstance(value, tg.Tensor) else value)
+
+
+def plain(t: Twin, x: Any) -> Any:
+    return (t.layer(x * t.w)).tanh()
+
+
+def backward_inside(t: Twin, x: Any) -> Any:
+    t.w.grad = None
+    (t.layer(x) * t.w).sum().backward()
+    return t.w.grad * 2
+
+
+def hook_inside(t: Twin, x: Any) -> Any:
+    y = x * t.w
+    y.register_hook(lambda g: g * 2)
+    return y.exp()
+
+
+def hook_that_notes(t: Twin, x: Any) -> Any:
+    y = x * t.w
+    y.register_hook(lambda g: t.note(g))
+    return y.exp()
+
+
+def retained(t: Twin, x: Any) -> Any:
+    y = x * t.w
+    y.retain_grad()
+    (y * y).sum().backward()
+    return y.grad
+
+
+class Cube(tg.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Any) -> Any:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, g: Any) -> Any:
+        (x,) = ctx.saved_tensors
+        return g * x * 10  # not its derivative, so that it is seen to be used
+
+
+def function_inside(t: Twin, x: Any) -> Any:
+    return Cube.apply(x * t.w) + x
+
+
+def checkpointed(t: Twin, x: Any) -> Any:
+    return tg.utils.checkpoint.checkpoint(lambda y: (y * t.w).sin(), x, use_reentrant=False)
+
+
+def saved_hooks_inside(t: Twin, x: Any) -> Any:
+    def pack(v: Any) -> Any:
+        t.note("pack")
+        return v
+
+    with tg.autograd.graph.saved_tensors_hooks(pack, lambda v: v):
+        return (x * t.w).exp()
+
+
+PROGRAMS = (
+    plain, backward_inside, hook_inside, hook_that_notes, retained, function_inside, checkpointed,
+    saved_hooks_inside,
+)  # fmt: skip
+
+
+def tensor_hook(t: Twin) -> None:
+    t.handles.append(t.w.register_hook(lambda g: g * 3))
+
+
+def noting_hook(t: Twin) -> None:
+    t.handles.append(t.w.register_hook(lambda g: t.note(g.round(decimals=3))))
+
+
+def post_hook(t: Twin) -> None:
+    t.handles.append(
+        t.w.register_post_accumulate_grad_hook(lambda p: t.note(p.grad.round(decimals=3)))
+    )
+
+
+def module_hook(t: Twin) -> None:
+    t.handles.append(t.layer.register_forward_hook(lambda m, args, out: out * 2))
+
+
+def module_pre_hook(t: Twin) -> None:
+    t.handles.append(t.layer.register_forward_pre_hook(lambda m, args: (args[0] + 1,)))
+
+
+def node_hook(t: Twin) -> None:
+    t.node = t.w.expand(1, 3).grad_fn.next_functions[0][0]  # a leaf does not keep its node alive
+    t.handles.append(t.node.register_prehook(lambda grads: (grads[0] * 5,)))
+
+
+def remove(t: Twin) -> None:
+    while t.handles:
+        t.handles.pop().remove()
+
+
+CHANGES = (tensor_hook, noting_hook, post_hook, module_hook, module_pre_hook, node_hook)
+
+
+def same(got: Any, want: Any) -> None:
+    if want is None or got is None:
+        assert got is want
+    else:
+        np.testing.assert_allclose(
+            got.detach().numpy(), want.detach().numpy(), rtol=2e-5, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda f: f.__name__)
+def test_hooks_that_come_and_go(program: Any, change: Any) -> None:
+    eager, compiled = Twin(program, False), Twin(program, True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", tg.EagerWarning)
+        for k in range(8):
+            results = []
+            for t in (eager, compiled):
+                if k in (2, 6):
+                    change(t)
+                if k == 4:
+                    remove(t)
+                x = tg.tensor(np.linspace(0.1, 0.7 + k, 3), dtype=tg.float32, requires_grad=True)
+                y = t.run(x)
+                if y.requires_grad:
+                    y.sum().backward()
+                results.append((y, x.grad, t.w.grad))
+                if k % 3 == 2:
+                    t.w.grad = None
+            for mine, theirs in zip(results[1], results[0], strict=True):
+                same(mine, theirs)
+            assert len(compiled.log) == len(eager.log)
+            for mine, theirs in zip(compiled.log, eager.log, strict=True):
+                assert mine == pytest.approx(theirs, abs=2e-3)
+
+
+@pytest.mark.parametrize("program", [plain, function_inside, hook_inside])
+def test_second_derivatives_beside_hooks(program: Any) -> None:
+    eager, compiled = Twin(program, False), Twin(program, True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", tg.EagerWarning)
+        for k in range(4):
+            found = []
+            for t in (eager, compiled):
+                x = tg.full((3,), 0.3 + k / 10, requires_grad=True)
+                (slope,) = tg.autograd.grad(t.run(x).sum(), x, create_graph=True)
+                found.append((slope, tg.autograd.grad((slope * slope).sum(), t.w)[0]))
+            for mine, theirs in zip(found[1], found[0], strict=True):
+                same(mine, theirs)
+
+
+def test_hooks_inside_are_told_of_with_their_line() -> None:
+    for program, text in (
+        (hook_inside, "hook"),
+        (function_inside, "Cube"),
+        (checkpointed, "checkpoint"),
+    ):
+        t = Twin(program, True)
+        with pytest.warns(tg.EagerWarning, match=text):
+            t.run(tg.ones(3, requires_grad=True))
+        assert "test_hooks_inside.py:" in t.run.explain()
