@@ -21,6 +21,7 @@ from tracegrad.ir.types import Shape
 
 SHARED_COST = 10  # operations above which a value used by two kernels is stored
 DEEP = 100  # operations in a row after which a value is stored, so that no recursion is deep
+MOST = 32  # results of one loop nest, past which more registers and compile time cost than is saved
 REPEATED_COST = 4  # operations above which a value repeated along outer axes is stored
 
 INLINE = {"pointwise", "movement", "creation", "random"}
@@ -188,7 +189,10 @@ class Scheduler:
                 continue
             if reduction and d.reductions and d.reduced != reduced:
                 continue
-            if at not in fused and not (visited & d.reads):
+            if len(d.stores) + len(d.reductions) >= MOST:
+                continue
+            single = not reduction and not d.reductions and domain == ()
+            if at not in fused and not single and not (visited & d.reads):
                 continue
             break
         else:

@@ -8,6 +8,7 @@ is what is compiled and what the disk cache is keyed by. Start reading at `build
 
 from __future__ import annotations
 
+import bisect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -251,10 +252,10 @@ def _place(
     for name, c_type, nbytes, first, last in sorted(wanted, key=lambda w: -w[2]):
         size = -(-max(nbytes, 1) // ALIGN) * ALIGN
         at = 0
-        for start, end, begins, stops in sorted(placed):
+        for start, end, begins, stops in placed:
             if begins <= last and first <= stops and at < end and start < at + size:
                 at = end
-        placed.append((at, at + size, first, last))
+        bisect.insort(placed, (at, at + size, first, last))
         slots.append(Slot(name, c_type, "arena", at, nbytes))
     arena = max((end for _, end, _, _ in placed), default=0)
     return slots, arena, sum(w[2] for w in wanted)

@@ -109,6 +109,9 @@ def _call(what: str, fn: Callable[..., Any], args: Sequence[Any]) -> None:
         tensors = [x for x in leaves if isinstance(x, Tensor)]
         recorder.callback(what, Callback(fn, structure, kept), tensors)
     shown = [wrap(x._array.copy()) if isinstance(x, Tensor) else x for x in leaves]
+    if recorder is None:
+        fn(*structure.build(iter(shown)))
+        return
     watching = sys.getprofile()  # what `fn` does is repeated: nobody need look at it
     sys.setprofile(None)
     try:

@@ -137,7 +137,10 @@ class Observer:
             self._before = None
 
     def __exit__(self, *error: object) -> None:
-        sys.setprofile(self._previous)
+        if self._previous is None or callable(self._previous):
+            sys.setprofile(self._previous)
+        else:  # cProfile's, which is switched on in its own way
+            self._previous.enable()
         if error[0] is not None:  # nobody will ask `finish`
             self._forget()
         self._base = None
@@ -201,7 +204,8 @@ class Observer:
 
     def _hook(self) -> Profiler:
         """What `sys.setprofile` calls; events inside libraries leave it as early as can be."""
-        users, previous, event_of_user = self._users, self._previous, self._event
+        users, event_of_user = self._users, self._event
+        previous = self._previous if callable(self._previous) else None
 
         def hook(frame: types.FrameType, event: str, arg: Any) -> None:
             if previous is not None:

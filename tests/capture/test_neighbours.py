@@ -6,9 +6,11 @@ A compiled function stands wherever the function itself may stand, and does the 
 from __future__ import annotations
 
 import copy
+import cProfile
 import functools
 import inspect
 import pickle
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
@@ -268,3 +270,33 @@ def test_all_kinds_of_parameters() -> None:
     assert compiled.cache_info().hits == 5
     with pytest.raises(TypeError, match="missing 1 required positional argument"):
         compiled()
+
+
+def test_profilers_of_python_go_on() -> None:
+    """cProfile's is no function, and comes back after a capture; one set by hand is called on."""
+
+    def f(x: Any) -> Any:
+        return x * 2
+
+    def afterwards() -> None:
+        pass
+
+    profile = cProfile.Profile()
+    profile.enable()
+    try:
+        tg.compile(f)(tg.ones(2))
+        tg.compile(lambda x: tg.debug_callback(lambda: None) or x)(tg.ones(2))
+        afterwards()
+    finally:
+        profile.disable()
+    names = {entry.code.co_name for entry in profile.getstats() if not isinstance(entry.code, str)}
+    assert "afterwards" in names
+
+    seen: list[str] = []
+    sys.setprofile(lambda frame, event, arg: seen.append(frame.f_code.co_name))
+    try:
+        tg.compile(f)(tg.ones(2))
+        afterwards()
+    finally:
+        sys.setprofile(None)
+    assert "f" in seen and "afterwards" in seen

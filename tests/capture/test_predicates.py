@@ -473,3 +473,12 @@ def test_one_value_that_is_read_twice() -> None:
     for k in (1.5, 2.5, 1.5, 2.5):
         same(compiled(tg.full((2,), k)), f(tg.full((2,), k)))
     assert compiled.cache_info().hits == 2
+
+
+def test_a_long_loop_is_a_few_kernels() -> None:
+    compiled = tg.compile(doubling)
+    x = tg.full((3,), 1e-36)
+    same(compiled(x), doubling(x))
+    turns = len(compiled._order[0].predicates)
+    assert turns > 120 and compiled._order[0].forward_unit().kernels < turns / 8
+    assert max(compiled.source().count("tg_strayed("), 0) == turns + 1
