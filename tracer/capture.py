@@ -97,6 +97,7 @@ class Capture:
         differentiable: for each graph output, whether it required grad.
         writes: the inputs that hold other values afterwards.
         gradients: inputs whose `.grad` the run had to do with.
+        unhooked: inputs whose gradient a backward of the run came to; no hook waited for it.
         gradient_changes: what became of them.
         freed: outputs whose history a backward of the run has used up.
         afterwards: what a replay calls once its results are there.
@@ -112,6 +113,7 @@ class Capture:
     reasons: tuple[Reason, ...]
     writes: tuple[WriteBack, ...] = ()
     gradients: tuple[Gradient, ...] = ()
+    unhooked: tuple[int, ...] = ()
     gradient_changes: tuple[GradientChange, ...] = ()
     freed: tuple[int, ...] = ()
     afterwards: tuple[Callable[[], Any], ...] = ()
@@ -138,6 +140,7 @@ class GraphRecorder(Recorder):
         self._memories: dict[int, Memory] = {}
         self._given: dict[int, int] = {}  # numbers of the sources, by the tensor
         self._gradients: dict[int, Gradient] = {}  # by the leaf
+        self._reached: dict[int, Tensor] = {}  # leaves that a backward came to
         self._holders: dict[int, Tensor] = {}  # a known tensor by its array
         self._first = BackwardNode((), ()).sequence  # older nodes are from before the run
         self._names: dict[Value, str] = {}  # by the user's variables
@@ -417,7 +420,9 @@ class GraphRecorder(Recorder):
         for node in reachable(nodes):
             if node.hooks is not None or node.retained:
                 self.note(f"a hook on {node.name()}")
-            elif not isinstance(node, AccumulateGrad) and node.sequence < self._first:
+            elif isinstance(node, AccumulateGrad):
+                self._reached[id(node.variable)] = node.variable
+            elif node.sequence < self._first:
                 self.stay_eager(f"the backward goes through {node.name()} from before the call")
 
     def grad_read(self, tensor: Tensor) -> None:
@@ -531,10 +536,16 @@ class GraphRecorder(Recorder):
         return Capture(
             with_names(self.builder.finish(outputs), self._names), tuple(self.sources), tuple(returns),
             tuple(differentiable), tuple(self.reasons), tuple(writes),
-            tuple(self._gradients.values()), tuple(gradients), tuple(freed),
+            tuple(self._gradients.values()), self._unhooked(), tuple(gradients), tuple(freed),
             tuple(self.states.afterwards), tuple(predicates),
             tuple(callbacks),
         )  # fmt: skip
+
+    def _unhooked(self) -> tuple[int, ...]:
+        """The inputs that a hook could be waiting at when the run is replayed."""
+        leaves = {**self._reached, **{k: g.leaf for k, g in self._gradients.items()}}
+        given = [self._given[k] for k in leaves if k in self._given]
+        return tuple(k for k in given if self.sources[k].kind != "grad")  # they require no grad
 
     def _ancestors(self, values: Sequence[Value]) -> set[Value]:
         """`values` and all that they are computed from."""

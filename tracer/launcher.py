@@ -152,22 +152,24 @@ class LauncherBuilder:
     def _gradient_views(self, namespace: dict[str, Any]) -> list[GuardLine]:
         """Gradients that the run read are there or not as they were, and nobody waits for others."""
         views = []
-        for g in self.capture.gradients:
-            source = self.capture.sources[g.source]
+        gradients = {g.source: g for g in self.capture.gradients}
+        for k in self.capture.unhooked:
+            source = self.capture.sources[k]
             leaf = f"leaves[{source.position}]"
             if source.kind != "argument":
-                leaf = f"leaf_{g.source}"
-                namespace[leaf] = g.leaf
+                leaf = f"leaf_{k}"
+                namespace[leaf] = source.tensor
             text = f"unhooked({leaf})"
-            if g.read and g.initial is None:
+            g = gradients.get(k)
+            if g is not None and g.read and g.initial is None:
                 text += f" and {leaf}._grad is None"
-            elif g.read and g.initial is not None:
+            elif g is not None and g.read and g.initial is not None:
                 array = g.initial._array
-                namespace[f"grad_dtype_{g.source}"] = array.dtype
+                namespace[f"grad_dtype_{k}"] = array.dtype
                 text += (
                     f" and {leaf}._grad is not None and {leaf}._grad._array.shape == {array.shape}"
                     f" and {leaf}._grad._array.strides == {array.strides}"
-                    f" and {leaf}._grad._array.dtype == grad_dtype_{g.source}"
+                    f" and {leaf}._grad._array.dtype == grad_dtype_{k}"
                     f" and not {leaf}._grad._requires_grad"
                 )
             views.append(GuardLine(text, f"{source.value.name or 'a leaf'}.grad", GRADIENT))

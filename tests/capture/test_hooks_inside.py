@@ -195,3 +195,26 @@ def test_hooks_inside_are_told_of_with_their_line() -> None:
         with pytest.warns(tg.EagerWarning, match=text):
             t.run(tg.ones(3, requires_grad=True))
         assert "test_hooks_inside.py:" in t.run.explain()
+
+
+def test_a_hook_on_a_leaf_that_autograd_grad_inside_comes_to() -> None:
+    """It runs in `autograd.grad` too, whose gradients no `.grad` holds."""
+
+    def program(t: Twin, x: Any) -> Any:
+        (g,) = tg.autograd.grad((x * t.w).sin().sum(), t.w)
+        return g * 2
+
+    twins = [Twin(program, compiled) for compiled in (False, True)]
+    x = tg.linspace(0, 1, 3)
+    for change in ("nothing", "nothing", "hook", "again", "removed", "nothing"):
+        for t in twins:
+            if change == "hook":
+                t.handles.append(t.w.register_hook(lambda g, t=t: (t.note(g), g * 10)[1]))
+            elif change == "removed":
+                t.handles.pop().remove()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            eager, compiled = (t.run(x) for t in twins)
+        np.testing.assert_allclose(compiled.numpy(), eager.numpy(), rtol=1e-6)
+        assert twins[0].log == twins[1].log or np.allclose(twins[0].log, twins[1].log)
+    assert len(twins[1].log) == 2
