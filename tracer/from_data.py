@@ -188,7 +188,7 @@ def from_numpy(ndarray: Any) -> Tensor:
         )
     if not array.flags.writeable:
         warn_once(_READ_ONLY)
-    return new_leaf(array, False)
+    return new_leaf(array.view(), False)
 
 
 @public
@@ -297,7 +297,7 @@ def from_dlpack(ext_tensor: Any, *, device: Any = None, copy: bool | None = None
         return new_leaf(checked(np.array(array)), False)
     if not array.flags.writeable and array is not ext_tensor:
         array = np.asarray(_Writable(array))
-    return new_leaf(checked(array), False)
+    return new_leaf(checked(array).view(), False)
 
 
 class _Writable:

@@ -189,15 +189,6 @@ def _same_dict(at: str, value: Any, name: Names) -> str:
     return " and ".join([ordered, *each])
 
 
-def same_layout(at: str, value: Tensor, name: Names) -> str:
-    """An expression that is true while a tensor has the meta-data it has now."""
-    array = value._array
-    return (
-        f"{at}._array.shape == {array.shape} and {at}._array.strides == {array.strides} and "
-        f"{at}._array.dtype == {name(array.dtype)} and {at}.requires_grad is {value.requires_grad}"
-    )
-
-
 def same_epoch(parts: list[Epoch], name: Names) -> str:
     """An expression that is true while `parts` hold what they hold now."""
     counts = name(Counts(parts))

@@ -20,7 +20,8 @@ from tracegrad.tracer.capture_grads import unhooked
 from tracegrad.tracer.capture_memory import apart, write_back
 from tracegrad.tracer.capture_state import number_tensor
 from tracegrad.tracer.compiled_backward import CompiledBackward, FreedBackward, plain_memory
-from tracegrad.tracer.tensor import wrap
+from tracegrad.tracer.known_layout import KnownLayout
+from tracegrad.tracer.tensor import Tensor, wrap
 
 if TYPE_CHECKING:
     from tracegrad.tracer.trace import Trace
@@ -45,6 +46,8 @@ class LauncherBuilder:
         self.trace = trace
         self.capture = trace.capture
         self.names = _input_names(trace.capture.sources)
+        self.watched: set[int] = set()  # captured inputs whose layout a guard of the trace checks
+        self.layouts = self._layouts()
 
     def build(self) -> tuple[str, Callable[[Sequence[Any]], Any]]:
         """The text of the launcher, and the function."""
@@ -79,6 +82,8 @@ class LauncherBuilder:
             if k in self.trace.copied:
                 draws.append(f"copy_{k} = contiguous({name}._array)")
                 addresses.append(f"pointer(copy_{k})")
+            elif k in self.layouts:
+                addresses.append(f"layout_{k}.address")
             else:
                 addresses.append(f"{name}._ptr()")
         written = [names[w.source] for w in self.capture.writes]
@@ -117,31 +122,39 @@ class LauncherBuilder:
         exec(compile(text, f"<tracegrad launcher of {trace.name}>", "exec"), namespace)
         return text, namespace["launch"]
 
+    def _layouts(self) -> dict[int, KnownLayout]:
+        """The layouts of the captured inputs."""
+        watched: dict[int, KnownLayout] = {}
+        for guard in self.trace.guards:
+            if guard.kind == "layout":
+                bound = guard.bindings.values()
+                (tensor,) = (x for x in bound if isinstance(x, Tensor))
+                (watched[id(tensor)],) = (x for x in bound if isinstance(x, KnownLayout))
+        found = {}
+        for k, source in enumerate(self.capture.sources):
+            if source.kind == "captured" and source.tensor is not None:
+                known = watched.get(id(source.tensor))
+                if known is not None:
+                    self.watched.add(k)
+                found[k] = known or KnownLayout(source.tensor)
+        return found
+
     def _guard_views(self, namespace: dict[str, Any]) -> list[GuardLine]:
         views = []
-        watched = {
-            id(x) for g in self.trace.guards if g.kind == "layout"
-            for x in g.bindings.values()
-        }  # fmt: skip
         for i, guard in enumerate(self.trace.guards):
             namespace.update(guard.bindings)
             where = f", read at {guard.location}" if guard.location else ""
             views.append(GuardLine(guard.text, f"{guard.name}{where}", i))
-        for k, s in enumerate(self.capture.sources):
-            if s.kind != "captured" or id(s.tensor) in watched:
+        for k, known in self.layouts.items():
+            namespace[f"layout_{k}"] = known
+            if k in self.watched:
                 continue
-            assert s.tensor is not None
-            namespace[f"captured_{k}"] = s.tensor
-            name = s.value.name or f"captured_{k}"
-            array = s.tensor._array
-            namespace[f"dtype_{k}"] = array.dtype
-            text = (
-                f"captured_{k}._array.shape == {array.shape} and "
-                f"captured_{k}._array.strides == {array.strides} and "
-                f"captured_{k}._array.dtype == dtype_{k} and "
-                f"captured_{k}.requires_grad is {s.tensor.requires_grad}"
-            )
-            views.append(GuardLine(text, f"{name}: {s.value.type}", len(self.trace.guards) + k))
+            source = self.capture.sources[k]
+            namespace[f"captured_{k}"] = source.tensor
+            name = source.value.name or f"captured_{k}"
+            text = known.guard(f"captured_{k}", f"layout_{k}")
+            comment = f"{name}: {source.value.type}"
+            views.append(GuardLine(text, comment, len(self.trace.guards) + k))
         views += self._gradient_views(namespace)
         for position, tensor in self.trace.same:
             namespace[f"same_{position}"] = tensor

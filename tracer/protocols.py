@@ -84,7 +84,7 @@ def numpy(self: Tensor, *, force: bool = False) -> np.ndarray:
             "Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead."
         )
     _read(self, "numpy")
-    return self._array
+    return self._array.view()  # of its own: a new shape for it is none for the tensor
 
 
 def __array__(self: Tensor, dtype: Any = None, copy: bool | None = None) -> np.ndarray:

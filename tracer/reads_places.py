@@ -25,9 +25,9 @@ from tracegrad.tracer.guard_text import (
     same,
     same_contents,
     same_epoch,
-    same_layout,
 )  # fmt: skip
 from tracegrad.tracer.guards import Guard, Problem, SideEffect, describe, layout_of
+from tracegrad.tracer.known_layout import KnownLayout
 from tracegrad.tracer.modules import is_user_code, is_user_module
 from tracegrad.tracer.reads_objects import (
     CONTAINERS,
@@ -182,9 +182,10 @@ class Places:
         """Guard the meta-data of a tensor, which `.data = ...` changes; arguments are keyed."""
         if id(tensor) in self.keyed:
             return
+        known = KnownLayout(tensor)
         self._add(
             ("layout", id(tensor)), name, "layout", f"tensor {name} changed", location,
-            lambda names: same_layout(names(tensor), tensor, names),
+            lambda names: known.guard(names(tensor), names(known)),
             lambda names: f"{names(layout_of)}({names(tensor)})", layout_of(tensor), tensor,
         )  # fmt: skip
 
