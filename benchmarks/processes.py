@@ -32,6 +32,7 @@ def environment(threads: int, cache: Path) -> dict[str, str]:
         "HOME": str(cache),  # Dr.Jit keeps its kernels in ~/.drjit
         "XDG_CACHE_HOME": str(cache / "xdg"),
         "TRACEGRAD_CACHE_DIR": str(cache / "tracegrad"),
+        "TRACEGRAD_WAIT": "1",  # as the others do
         "TORCHINDUCTOR_CACHE_DIR": str(cache / "torch"),
         "JAX_COMPILATION_CACHE_DIR": str(cache / "jax"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -21,7 +21,7 @@ import tracegrad as tg
 def energy(x):
     return (tg.sin(x) * tg.exp(-x * x) + tg.tanh(x)).sum()
 
-x, f = tg.ones(1000, requires_grad=True), tg.compile(energy)
+x, f = tg.ones(1000, requires_grad=True), tg.compile(energy, wait=True)
 start = time.perf_counter()
 f(x).backward()
 print(time.perf_counter() - start, *{r.cache for r in tg.kernel_history()})

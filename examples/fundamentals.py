@@ -163,9 +163,10 @@ def jacobians() -> tuple[tg.Tensor, tg.Tensor]:
 def compiling(source: Path) -> tg.CompiledFunction:
     chapter(8, "Compiling",
             "compile() records one run of a function and writes it out as C; later calls with\n"
-            "arguments of the same kind run that. Gradients work as before.")  # fmt: skip
+            "arguments of the same kind run that. Gradients work as before. By default that is\n"
+            "done in the background; with wait=True the first call waits for it.")  # fmt: skip
 
-    @tg.compile
+    @tg.compile(wait=True)
     def energy(t: tg.Tensor) -> tg.Tensor:
         return damped(t).pow(2).sum()
 

@@ -77,10 +77,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _inspect(options: argparse.Namespace) -> int:
     function = find_function(options.target)
+    function.wait()
     if options.arg or not function.cache_info().traces:  # the file itself may have called it
         arguments = [make_argument(text, not options.no_grad) for text in options.arg]
         check_arguments(function, options.target.rpartition(":")[2], arguments)
         function(*arguments)
+    function.wait()
     if not function.cache_info().traces:
         raise CaptureError(f"there is nothing to show.\n{function.explain()}")
     parts: tuple[tuple[str, Callable[[], object]], ...] = (

@@ -16,6 +16,7 @@ import inspect
 import os
 import sys
 import threading
+import time
 import traceback
 import types
 import warnings
@@ -48,6 +49,7 @@ from tracegrad.tracer.epoch import Epoch
 from tracegrad.tracer.inspection import Inspection
 from tracegrad.tracer.keys import BY_IDENTITY, PLAIN, Unkeyed, difference, is_object, make_key
 from tracegrad.tracer.paths import Outcome, replay
+from tracegrad.tracer.pending import Pending, first_results, waits
 from tracegrad.tracer.profiling import profilers
 from tracegrad.tracer.pytree import flatten
 from tracegrad.tracer.state import state
@@ -115,19 +117,22 @@ class CompiledFunction(Inspection):
     """A function together with its traces; made by `compile`."""
 
     def __init__(
-        self, fn: Callable[..., Any], backend: str, verify: str, strict: bool, side_effects: str
-    ) -> None:
+        self, fn: Callable[..., Any], backend: str, verify: str, strict: bool, side_effects: str,
+        wait: bool | None = None,
+    ) -> None:  # fmt: skip
         functools.update_wrapper(self, fn, updated=())
         self._fn = fn
         self._backend = backend
         self._verify = verify
-        self._options = (backend, verify, strict, side_effects)
+        self._options = (backend, verify, strict, side_effects, wait)
+        self._waits = wait
         self._strict = strict
         self._drops_effects = side_effects == "drop"
         self._label = getattr(fn, "__name__", type(fn).__name__)
         self._traces: dict[Any, list[Trace]] = {}
         self._order: list[Trace] = []
         self._eager_keys: dict[Any, tuple[Reason, ...]] = {}
+        self._pending: dict[Any, Pending] = {}  # captured, and compiled by the worker
         self._held: list[Any] = []  # objects whose id is part of a key
         self._varying: set[tuple[int, Any]] = set()  # settings that have changed, by their guards
         self._unsettled: Counter[Any] = Counter()
@@ -155,9 +160,13 @@ class CompiledFunction(Inspection):
             return outcome.trace.rebuild(outcome.result)
         if outcome.fault:
             return self._fn(*args, **kwargs)  # raises the error that eager mode raises
-        if key in self._eager_keys:
+        pending = self._pending.get(key)
+        if key in self._eager_keys or (pending is not None and not pending.ready):
             self._eager_calls += 1
             return self._fn(*args, **kwargs)
+        if pending is not None:
+            self._finish(key, pending)
+            return self(*args, **kwargs)
         with self._lock:
             if profilers and state.profiler is not None:
                 return state.profiler.capture(self._label, self._capture, key, args, kwargs, leaves)
@@ -196,7 +205,8 @@ class CompiledFunction(Inspection):
         return (CompiledFunction, (self._fn, *self._options))
 
     def __repr__(self) -> str:
-        return f"<compiled {self._label}: {len(self._order)} trace(s)>"
+        coming = f", {len(self._pending)} being compiled" if self._pending else ""
+        return f"<compiled {self._label}: {len(self._order)} trace(s){coming}>"
 
     def _replay(self, key: Any, leaves: list[Any]) -> Outcome:
         """Try the traces of a key; the one that fits is the first to be tried next time."""
@@ -221,7 +231,7 @@ class CompiledFunction(Inspection):
         outcome = self._replay(key, leaves)  # another thread may have captured it meanwhile
         if outcome.trace is not None:
             return outcome.trace.rebuild(outcome.result)
-        if outcome.fault or key in self._eager_keys:
+        if outcome.fault or key in self._eager_keys or key in self._pending:
             return self._fn(*args, **kwargs)
         objects = [x for x in leaves if not isinstance(x, Tensor) and is_object(x)]
         if objects and len(self._held) >= MANY_OBJECTS:
@@ -290,8 +300,49 @@ class CompiledFunction(Inspection):
                 guards = tuple(g for g in guards if g.holds())
             trace = Trace(self._label, capture, guards, why, self._verify, same)
             trace.remember_results(structure, results)
-            self._build(key, trace, recorder, tensors)
+            results = first_results(trace, tensors, recorder.lying)
+            pending = None if waits(self._waits) else Pending.begin(trace, recorder.arrays, results)
+            if pending is not None:
+                self._pending[key] = pending
+            else:
+                self._build(key, trace, recorder.arrays, results)
         return result
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until all that was captured is compiled: by default that goes on beside eager calls.
+
+        Args:
+            timeout: seconds after which to give up; None for never.
+        Returns:
+            Whether all of it is compiled.
+
+        Example:
+            >>> import tracegrad as tg
+            >>> f = tg.compile(lambda x: x * 2)
+            >>> f(tg.tensor([1.0]))
+            tensor([2.])
+            >>> f.wait()
+            True
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        jobs: list[Any] = [*self._pending.values()]
+        jobs += [b for t in self._order for b in t.backwards() if b.pending is not None]
+        for job in jobs:
+            left = None if end is None else max(0.0, end - time.monotonic())
+            if not job.wait(left):
+                return False
+        for key, pending in [*self._pending.items()]:
+            self._finish(key, pending)
+        return True
+
+    def _finish(self, key: Any, pending: Pending) -> None:
+        """Keep a trace that the worker has compiled."""
+        with self._lock:
+            if self._pending.get(key) is not pending:
+                return  # another thread did
+            with self._own_faults(key):
+                self._build(key, pending.trace, pending.arrays, pending.results)
+            del self._pending[key]
 
     def _wanders(self, key: Any, trace: Trace, stray: Strayed) -> bool:
         """Whether the paths of a key have become too many: it stays eager where none fits."""
@@ -334,8 +385,9 @@ class CompiledFunction(Inspection):
             )
 
     def _build(
-        self, key: Any, trace: Trace, recorder: GraphRecorder, tensors: list[Tensor]
-    ) -> None:
+        self, key: Any, trace: Trace, arrays: Sequence[np.ndarray],
+        results: Sequence[np.ndarray | None],
+    ) -> None:  # fmt: skip
         """Compile a trace and keep it, unless the toolchain or the first result is at fault."""
         try:
             trace.compile()
@@ -345,16 +397,9 @@ class CompiledFunction(Inspection):
         except CompileError as error:
             self._stay_eager(key, (Reason(str(error), None),))
             return
-        results: list[np.ndarray | None] = [None] * len(trace.capture.graph.outputs)
-        for tensor, (kind, k) in zip(tensors, trace.capture.returns, strict=True):
-            if kind == "output":
-                results[k] = tensor._array
-        for w in trace.capture.writes:
-            if w.kind == "output":
-                results[w.at] = recorder.lying[w.source]
         for _ in range(1 + len(trace.predicates)):
             try:
-                right = verification.check_forward(trace, recorder.arrays, results)
+                right = verification.check_forward(trace, arrays, results)
             except Strayed as stray:
                 if not trace.adopt(stray):
                     return  # rounding took compiled code elsewhere: no path for this state
@@ -410,9 +455,10 @@ class CompiledFunction(Inspection):
         failed = [t for t in tried if t.failed_guard is not None]
         if failed:
             return failed[-1].explain_miss()
-        if not self._traces:
+        keys = [*self._traces, *self._pending]
+        if not keys:
             return "it was called for the first time"
-        return "it was called with " + difference(next(reversed(self._traces)), key)
+        return "it was called with " + difference(keys[-1], key)
 
     def _leaf_names(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[str]:
         """How the user would write each leaf of the arguments."""
@@ -432,7 +478,7 @@ class CompiledFunction(Inspection):
 
 def compile(
     fn: Callable[..., Any] | None = None, *, backend: str = "c", verify: str = "first",
-    strict: bool = False, side_effects: str = "eager",
+    strict: bool = False, side_effects: str = "eager", wait: bool | None = None,
 ) -> Any:  # fmt: skip
     """Compile a function or module: each kind of call is captured once, then replayed as C.
 
@@ -448,6 +494,9 @@ def compile(
             `random`, changes of lists, attributes and globals): "eager", run as it is; or "drop",
             replay without them. With "drop", what `fn` reads of what it changes itself is as it
             was at the capture.
+        wait: True: a call that captures waits until its trace is compiled. False: a worker process
+            compiles, and calls run eagerly until it has. By default False, or True where the
+            environment has `TRACEGRAD_WAIT=1`.
     Returns:
         A `CompiledFunction`: call it like `fn`; `.explain()`, `.graph()`, `.source()` show what
         became of it. Results are differentiable as eager ones are.
@@ -473,8 +522,9 @@ def compile(
             raise ParameterError(f"compile: {name} must be one of {known}, got {value!r}")
     if fn is None:
         return lambda function: compile(
-            function, backend=backend, verify=verify, strict=strict, side_effects=side_effects
-        )
+            function, backend=backend, verify=verify, strict=strict, side_effects=side_effects,
+            wait=wait,
+        )  # fmt: skip
     if not callable(fn):
         raise OperandError(f"compile: expected a function or module, got {type(fn).__name__}")
     inner = fn.func if isinstance(fn, partial) else fn
@@ -487,4 +537,4 @@ def compile(
                 f"compile: {getattr(inner, '__name__', inner)} is {kind} function, which runs in "
                 "pieces; compile the function that one piece calls"
             )
-    return CompiledFunction(fn, backend, verify, strict, side_effects)
+    return CompiledFunction(fn, backend, verify, strict, side_effects, wait)

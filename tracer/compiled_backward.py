@@ -21,7 +21,7 @@ from tracegrad.ir.location import user_stacklevel
 from tracegrad.ir.passes import optimize
 from tracegrad.ir.primitive import type_of
 from tracegrad.ir.types import Shape
-from tracegrad.runtime import executable
+from tracegrad.runtime import background, executable
 from tracegrad.runtime.executable import Executable
 from tracegrad.runtime.kernels import pointer
 from tracegrad.tracer import tape, verification
@@ -51,6 +51,7 @@ class Backward:
         self.strides = self._strides()
         self.copied = self._copied()
         self.interpreted = False  # set where verification failed
+        self.pending: background.Job | None = None  # the worker's
         self._unit: Unit | None = None
         self._executable: Executable | None = None
 
@@ -100,7 +101,8 @@ class Backward:
             if not (flags.c_contiguous and flags.aligned):
                 arrays[k] = plain_memory(arrays[k])
         made: tuple[np.ndarray, ...] = ()
-        if self.distinct and not self.interpreted:
+        interpreted = self.interpreted or not self._ready()
+        if self.distinct and not interpreted:
             first = self._executable is None
             if first:
                 self._build()
@@ -108,7 +110,7 @@ class Backward:
                 made = self._executable.call(*(pointer(a) for a in arrays))
                 if first or self.trace.verify == "always":
                     verification.check_backward(self, arrays, made)
-        if self.interpreted:
+        if interpreted or self.interpreted:
             return [np.array(a) for a in evaluate(self.graph, arrays)]
         given: set[int] = set()  # each gradient has memory of its own: it may be added to
         parts = []
@@ -118,6 +120,18 @@ class Backward:
             parts.append(array if fresh else array.copy())
             given.update((at,) if fresh else ())
         return parts
+
+    def _ready(self) -> bool:
+        """Whether the worker need not be waited for; where it must, it has been asked."""
+        if self._executable is not None or not self.trace.apart or not self.distinct:
+            return True
+        if self.pending is None:
+            self.pending = background.submit(self.kernel_graph(), self.strides)
+        return self.pending is None or self.pending.finished
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for the worker; returns whether it is done."""
+        return self.pending is None or self.pending.wait(timeout)
 
     def _build(self) -> None:
         """Compile; without a compiler that can, the gradients are interpreted."""

@@ -34,7 +34,12 @@ class Inspection:
     _misses: int
     _eager_calls: int
 
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until all that was captured is compiled."""
+        raise NotImplementedError
+
     def _trace(self, index: int) -> Trace:
+        self.wait()
         if not self._order:
             reason = next(iter(self._eager_keys.values()), None)
             why = f"it runs eagerly: {reason[0]}" if reason else "call it first"
@@ -86,7 +91,11 @@ class Inspection:
         return CacheInfo(hits, self._misses, len(self._order), self._eager_calls)
 
     def explain(self) -> str:
-        """In words: each trace, why it was captured, what it is guarded by; what runs eagerly."""
+        """In words: each trace, why it was captured, what it is guarded by; what runs eagerly.
+
+        Waits until what was captured is compiled.
+        """
+        self.wait()
         info = self.cache_info()
         lines = [
             f"{self._label}: {info.traces} trace(s), {info.hits} replay(s), {info.misses} capture(s), "

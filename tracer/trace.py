@@ -22,7 +22,7 @@ from tracegrad.ir.graph import Graph, Value
 from tracegrad.ir.passes import autodiff, optimize
 from tracegrad.ir.passes.partition import Partition, partition
 from tracegrad.ir.types import Shape
-from tracegrad.runtime import executable
+from tracegrad.runtime import background, executable
 from tracegrad.runtime.executable import Executable, Strayed
 from tracegrad.runtime.kernels import pointer
 from tracegrad.tracer.capture import Capture
@@ -75,6 +75,7 @@ class Trace:
         self.returned = self._checked_last()
         self._backwards: dict[tuple[bool, ...], Backward] = {}
         self._histories: dict[tuple[bool, ...], tuple[Graph, tuple[int, ...]]] = {}
+        self.apart = False  # the worker compiles for it
         self.executable: Executable | None = None
         self.launch: Callable[[Sequence[Any]], Any] = lambda leaves: MISS
         self.launcher_text = ""
@@ -158,6 +159,15 @@ class Trace:
             )
         self.launcher_text, self.launch = LauncherBuilder(self).build()
 
+    def compile_apart(self) -> background.Job | None:
+        """Have the worker do what takes long in `compile`; None where it cannot, or nothing does."""
+        graph, checks = self.kernel_graph(), self._checks()
+        job = None
+        if graph.outputs or checks:
+            job = background.submit(graph, self.strides, checks, self.returned)
+        self.apart = job is not None
+        return job
+
     def kernel_graph(self) -> Graph:
         """What is compiled: the forward graph with each output once and no input among them."""
         return self.forward_graph.replace(outputs=self.distinct, name=self.name)
@@ -208,6 +218,10 @@ class Trace:
         if found is None:
             found = self._backwards[present] = Backward(self, present)
         return found
+
+    def backwards(self) -> tuple[Backward, ...]:
+        """The backwards that were asked for so far."""
+        return tuple(self._backwards.values())
 
     def vjp_graph(self, present: tuple[bool, ...]) -> tuple[Graph, tuple[int, ...]]:
         """Primal inputs and present cotangents -> gradients of the inputs that they reach."""

@@ -35,7 +35,7 @@ LONG = float(os.environ.get("TRACEGRAD_LONG", "0"))
 class World:
     """Everything that the functions read and write."""
 
-    def __init__(self, compiled: bool) -> None:
+    def __init__(self, compiled: bool, wait: bool = True) -> None:
         tg.manual_seed(5)
         self.generator = tg.Generator().manual_seed(7)
         self.model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2))
@@ -49,7 +49,9 @@ class World:
             self.forward, self.branching, self.writing, self.drawing, self.training, self.slope,
             self.looking,
         )  # fmt: skip
-        self.functions = {f.__name__: tg.compile(f) if compiled else f for f in functions}
+        self.functions = {
+            f.__name__: tg.compile(f, wait=wait) if compiled else f for f in functions
+        }
 
     def forward(self, x: Any) -> Any:
         y = self.model(x) * self.scale
@@ -126,9 +128,9 @@ NAMES = ("forward", "branching", "writing", "drawing", "training", "slope", "loo
 class Walk(RuleBasedStateMachine):
     """Calls and changes at random."""
 
-    @initialize()
-    def begin(self) -> None:
-        self.eager, self.compiled = World(False), World(True)
+    @initialize(wait=st.booleans())
+    def begin(self, wait: bool) -> None:
+        self.eager, self.compiled = World(False), World(True, wait)
         self.random = tg.get_rng_state()
 
     def both(self, change: Any) -> None:
@@ -182,6 +184,14 @@ class Walk(RuleBasedStateMachine):
             if total:
                 sum(total).backward()
         return [result, x.grad, x, x._version, name == "writing" or world.state()["random"]]
+
+    @rule(name=st.sampled_from(NAMES))
+    def wait(self, name: str) -> None:
+        """In between, what the worker has compiled takes over."""
+        function: Any = self.compiled.functions[name]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            function.wait()
 
     @rule(value=st.sampled_from([0.5, 1.5, 2.0, -0.0]))
     def scale(self, value: float) -> None:

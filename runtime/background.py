@@ -1,0 +1,276 @@
+"""Compiling in another process, while this one goes on with eager calls.
+
+A *worker* process, one per process, is started by the first job and leaves after a minute without
+one. It generates, compiles and puts the result into the disk cache; who finds a job finished makes
+the same build here, and finds all of it in the cache. So what goes wrong in a worker costs time,
+never a result: the build is made here then, and raises here. Start reading at `submit`; `main` is
+what the worker runs.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection, Pipe
+from typing import Any
+
+from tracegrad.codegen.checks import Check
+from tracegrad.ir.errors import CompilerNotFound
+from tracegrad.ir.graph import Graph, Value
+from tracegrad.ir.types import Shape
+from tracegrad.runtime import blas, folder, toolchain
+
+IDLE_S = 60.0  # without a job; then the worker leaves
+_ENVIRONMENT = ("CC", "CFLAGS", "CPATH", "HOME", "LIBRARY_PATH", "PATH", "TMPDIR", "XDG_CACHE_HOME")
+_START = """
+import json, os, sys
+cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+if hasattr(os, "SCHED_IDLE") and os.getloadavg()[0] < cores / 2:
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+else:  # idle time there may never be
+    os.nice(5)
+sys.path[:] = json.loads(sys.argv[1])
+from tracegrad.runtime.background import main
+main(int(sys.argv[2]))
+"""
+
+
+class Job:
+    """One unit that the worker makes.
+
+    Attributes:
+        problem: why the worker could not, in words; empty otherwise.
+    """
+
+    def __init__(self) -> None:
+        self._over = threading.Event()
+        self.problem = ""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the build would be quick now, or must be made here anyway."""
+        return self._over.is_set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it is finished, at most `timeout` seconds; returns whether it is."""
+        return self._over.wait(timeout)
+
+    def finish(self, problem: str = "") -> None:
+        """The worker has made it, or could not."""
+        self.problem = problem
+        self._over.set()
+
+
+class Worker:
+    """The worker process, seen from the process that gives it jobs; a thread hears what it says."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.environment = environment
+        self.lost = False
+        self._lock = threading.Lock()
+        self._jobs: dict[int, Job] = {}
+        self._count = 0
+        self._connection, theirs = Pipe()
+        number = theirs.fileno()
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _START, json.dumps(sys.path), str(number)],
+                pass_fds=[number], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
+        except OSError:
+            self._connection.close()
+            raise
+        finally:
+            theirs.close()
+        threading.Thread(target=self._listen, name="tracegrad-compiler", daemon=True).start()
+
+    def give(self, work: bytes) -> Job:
+        """Send a job; it is finished at once if the worker is gone."""
+        job = Job()
+        with self._lock:
+            if not self._jobs:
+                room.leave()
+            self._count += 1
+            self._jobs[self._count] = job
+            try:
+                self._connection.send_bytes(work)
+            except OSError:
+                self._lose()
+        return job
+
+    def _listen(self) -> None:
+        blas.find()  # loaded meanwhile, so that the call that finds its job finished need not
+        try:
+            while True:
+                number, problem = self._connection.recv()
+                with self._lock:
+                    if job := self._jobs.pop(number, None):
+                        job.finish(problem)
+                    if not self._jobs:
+                        room.take_back()
+        except (OSError, EOFError):
+            with self._lock:
+                self._lose()
+            self._connection.close()
+            self._process.wait()
+
+    def release(self) -> None:
+        """Let it end by itself, after the job that it is at: the cache may be glad of it."""
+        with self._lock:
+            self._lose()
+        with contextlib.suppress(OSError):  # it has gone already
+            self._connection.send_bytes(b"")
+        self._process.returncode = self._process.poll() or 0  # nobody waits for it
+
+    def _lose(self) -> None:
+        self.lost = True
+        for job in self._jobs.values():
+            job.finish("the worker is gone")
+        self._jobs.clear()
+        room.take_back()
+
+
+class Room:
+    """A processor left to the compiler by the threads of NumPy's BLAS, which wait by spinning.
+
+    Measured on 2 cores: a network's forward and backward of 0.8 ms took 40 ms beside a compiler of the
+    lowest priority, as each time that such a thread yields, the compiler keeps its processor until
+    the next tick; on one thread fewer than there are processors it took 0.8 to 0.9 ms.
+    """
+
+    def __init__(self) -> None:
+        self._controller: Any = None
+        self._before: dict[Any, int] = {}  # counts of threads, by the library
+
+    def leave(self) -> None:
+        """Take a thread from each BLAS library that uses all processors."""
+        from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
+
+        if self._controller is None:
+            self._controller = ThreadpoolController().select(user_api="blas")
+        most = max(1, processors() - 1)
+        for library in self._controller.lib_controllers:
+            count = library.get_num_threads()
+            if count is not None and count > most:
+                self._before[library] = count
+                library.set_num_threads(most)
+
+    def take_back(self) -> None:
+        """Give it back to those who still have the count that `leave` gave them."""
+        most = max(1, processors() - 1)
+        while self._before:
+            library, count = self._before.popitem()
+            if library.get_num_threads() == most:
+                library.set_num_threads(count)
+
+
+def processors() -> int:
+    """How many processors this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+room = Room()
+_worker: Worker | None = None
+_worker_lock = threading.Lock()
+
+
+def submit(
+    graph: Graph, strides: Mapping[Value, Shape] | None = None, checks: Sequence[Check] = (),
+    returned: int | None = None,
+) -> Job | None:  # fmt: skip
+    """Begin to make what `executable.build` with the same arguments needs.
+
+    Returns:
+        The job; None where no other process can do it: there is no compiler, no cache that another
+        process can write to, no way to start one, or the graph cannot be sent.
+    """
+    global _worker
+    try:
+        possible = toolchain.find().present and folder.current().writable and hasattr(os, "fork")
+        if not possible:
+            return None
+        work = pickle.dumps((graph, dict(strides or {}), tuple(checks), returned))
+        environment = _environment()
+        with _worker_lock:
+            if _worker is not None and (_worker.lost or _worker.environment != environment):
+                _worker.release()
+                _worker = None
+            if _worker is None:
+                _worker = Worker(environment)
+            return _worker.give(work)
+    except (CompilerNotFound, OSError, pickle.PicklingError, AttributeError, TypeError):
+        return None  # `executable.build` goes on without, and says what is wrong where something is
+
+
+def _environment() -> dict[str, str]:
+    """The variables on which the code depends, and the place where it is kept."""
+    return {
+        name: value for name, value in os.environ.items()
+        if name.startswith("TRACEGRAD_") or name in _ENVIRONMENT
+    }  # fmt: skip
+
+
+def dismiss() -> None:
+    """Let the worker go; jobs that it has not finished are made where they are needed."""
+    global _worker
+    with _worker_lock:
+        if _worker is not None:
+            _worker.release()
+            _worker = None
+
+
+def _forget() -> None:
+    """In a forked child: the worker is the parent's, and locks may have been held."""
+    global _worker, _worker_lock
+    _worker_lock = threading.Lock()
+    if _worker is not None:
+        _worker._lock = threading.Lock()
+        _worker._lose()
+        _worker._connection.close()
+        _worker._process.returncode = 0
+        _worker = None
+
+
+atexit.register(dismiss)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+# ---- in the worker ------------------------------------------------------------------------------
+
+
+def main(number: int) -> None:
+    """Make units until the other end is closed or nothing has come for a minute."""
+    from tracegrad.runtime import executable, kernels
+
+    connection = Connection(number)
+    count = 0
+    while connection.poll(IDLE_S):
+        try:
+            work = connection.recv_bytes()
+        except (EOFError, OSError):
+            return
+        if not work:
+            return
+        count += 1
+        problem = ""
+        try:
+            graph, strides, checks, returned = pickle.loads(work)
+            executable.build(graph, "build", strides, checks, returned)
+            kernels.unload_all()
+        except Exception as error:  # the other process will meet it, too, and tell the user
+            problem = f"{type(error).__name__}: {error}"
+        try:
+            connection.send((count, problem))
+        except OSError:
+            return
