@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib.util
 from typing import Any
 
+from benchmarks.calls import TARGETS, TITLES
+
 Document = dict[str, Any]
 
 HEADINGS = ("peer", "median", "min", "x median", "x min", "first, cold", "first, warm", "peak",
@@ -80,6 +82,7 @@ def terminal(document: Document) -> None:
     if lines:
         draw("Start-up", ["", "median", "min"], lines)
     eager_table(document.get("eager") or {})
+    calls_table(document.get("calls") or {})
     print(provenance(document))
 
 
@@ -102,6 +105,20 @@ def eager_table(eager: dict[str, Any]) -> None:
     lines.append(["peak memory of 50 layers", *shown, ""])
     headings = ["", *(h for n in names for h in (n, "min")), "above numpy"]
     draw("Eager: 10 elements with graph recording unless said otherwise", headings, lines)
+
+
+def calls_table(calls: dict[str, Any]) -> None:
+    """What calls cost, columns per library."""
+    if not calls:
+        return
+    lines = []
+    for entry, title in TITLES.items():
+        times = [calls[n].get(entry) for n in calls]
+        if any(times):
+            shown = [duration(t[k] if t else None) for t in times for k in ("median", "minimum")]
+            lines.append([title, *shown, duration(TARGETS[entry]) if entry in TARGETS else ""])
+    headings = ["", *(h for n in calls for h in (n, "min")), "target"]
+    draw("Calls, on one thread", headings, lines)
 
 
 def draw(title: str, headings: list[str], lines: list[list[str]]) -> None:
