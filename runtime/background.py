@@ -17,7 +17,7 @@ import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
@@ -27,6 +27,7 @@ from tracegrad.ir.graph import Graph, Value
 from tracegrad.ir.types import Shape
 from tracegrad.runtime import blas, folder, toolchain
 
+TURN_S = 2e-4  # for which a thread of ours keeps the interpreter from the caller's
 IDLE_S = 60.0  # without a job; then the worker leaves
 _ENVIRONMENT = ("CC", "CFLAGS", "CPATH", "HOME", "LIBRARY_PATH", "PATH", "TMPDIR", "XDG_CACHE_HOME")
 _START = """
@@ -46,11 +47,14 @@ class Job:
     """One unit that the worker makes.
 
     Attributes:
+        then: what a thread of this process does with it before it counts as finished; not called
+            where the worker is lost.
         problem: why the worker could not, in words; empty otherwise.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, then: Callable[[], None]) -> None:
         self._over = threading.Event()
+        self.then = then
         self.problem = ""
 
     @property
@@ -92,9 +96,9 @@ class Worker:
             theirs.close()
         threading.Thread(target=self._listen, name="tracegrad-compiler", daemon=True).start()
 
-    def give(self, work: bytes) -> Job:
+    def give(self, work: bytes, then: Callable[[], None]) -> Job:
         """Send a job; it is finished at once if the worker is gone."""
-        job = Job()
+        job = Job(then)
         with self._lock:
             if not self._jobs:
                 room.leave()
@@ -112,7 +116,12 @@ class Worker:
             while True:
                 number, problem = self._connection.recv()
                 with self._lock:
-                    if job := self._jobs.pop(number, None):
+                    job = self._jobs.get(number)
+                if job is not None:
+                    with quick_turns():
+                        job.then()
+                with self._lock:
+                    if self._jobs.pop(number, None) is not None and job is not None:
                         job.finish(problem)
                     if not self._jobs:
                         room.take_back()
@@ -136,6 +145,21 @@ class Worker:
             job.finish("the worker is gone")
         self._jobs.clear()
         room.take_back()
+
+
+@contextlib.contextmanager
+def quick_turns() -> Iterator[None]:
+    """Let the caller's thread have the interpreter back soon, while this one loads what was made.
+
+    By default a thread may keep it for 5 ms; a call of 0.8 ms would then take ten times as long.
+    """
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(min(before, TURN_S))
+    try:
+        yield
+    finally:
+        if sys.getswitchinterval() < before:
+            sys.setswitchinterval(before)
 
 
 class Room:
@@ -186,10 +210,12 @@ _worker_lock = threading.Lock()
 
 def submit(
     graph: Graph, strides: Mapping[Value, Shape] | None = None, checks: Sequence[Check] = (),
-    returned: int | None = None,
+    returned: int | None = None, then: Callable[[], None] = lambda: None,
 ) -> Job | None:  # fmt: skip
     """Begin to make what `executable.build` with the same arguments needs.
 
+    Args:
+        then: called in a thread of this process once the cache holds it; must not raise.
     Returns:
         The job; None where no other process can do it: there is no compiler, no cache that another
         process can write to, no way to start one, or the graph cannot be sent.
@@ -207,7 +233,7 @@ def submit(
                 _worker = None
             if _worker is None:
                 _worker = Worker(environment)
-            return _worker.give(work)
+            return _worker.give(work, then)
     except (CompilerNotFound, OSError, pickle.PicklingError, AttributeError, TypeError):
         return None  # `executable.build` goes on without, and says what is wrong where something is
 

@@ -340,8 +340,11 @@ class CompiledFunction(Inspection):
         with self._lock:
             if self._pending.get(key) is not pending:
                 return  # another thread did
-            with self._own_faults(key):
-                self._build(key, pending.trace, pending.arrays, pending.results)
+            if pending.checked:
+                self._keep(key, pending.trace)
+            else:
+                with self._own_faults(key):
+                    self._build(key, pending.trace, pending.arrays, pending.results)
             del self._pending[key]
 
     def _wanders(self, key: Any, trace: Trace, stray: Strayed) -> bool:
@@ -411,6 +414,10 @@ class CompiledFunction(Inspection):
                 key, (Reason("its first compiled result was wrong", None),), warn=False
             )
             return
+        self._keep(key, trace)
+
+    def _keep(self, key: Any, trace: Trace) -> None:
+        """From now on calls replay a trace."""
         self._unsettled.pop(key, None)
         with self._order_lock:
             self._traces[key] = [trace, *self._traces.get(key, ())]

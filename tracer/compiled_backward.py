@@ -52,6 +52,7 @@ class Backward:
         self.copied = self._copied()
         self.interpreted = False  # set where verification failed
         self.pending: background.Job | None = None  # the worker's
+        self._loaded: Executable | None = None  # what came of it
         self._unit: Unit | None = None
         self._executable: Executable | None = None
 
@@ -126,17 +127,26 @@ class Backward:
         if self._executable is not None or not self.trace.apart or not self.distinct:
             return True
         if self.pending is None:
-            self.pending = background.submit(self.kernel_graph(), self.strides)
+            self.pending = background.submit(self.kernel_graph(), self.strides, then=self._load)
         return self.pending is None or self.pending.finished
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for the worker; returns whether it is done."""
         return self.pending is None or self.pending.wait(timeout)
 
+    def _load(self) -> None:
+        """In a thread of its own: load what the worker has made."""
+        try:
+            self._loaded = executable.build(self.kernel_graph(), "backward", self.strides)
+        except Exception:  # `_build` meets it again, in the user's thread
+            self._loaded = None
+
     def _build(self) -> None:
         """Compile; without a compiler that can, the gradients are interpreted."""
         try:
-            self._executable = executable.build(self.kernel_graph(), "backward", self.strides)
+            self._executable = self._loaded or executable.build(
+                self.kernel_graph(), "backward", self.strides
+            )
         except (CompilerNotFound, CompileError) as error:
             self.interpreted = True
             if isinstance(error, CompileError):

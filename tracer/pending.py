@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from tracegrad.runtime import background
+from tracegrad.tracer import verification
 from tracegrad.tracer.capture_memory import with_strides
 from tracegrad.tracer.tensor import Tensor
 from tracegrad.tracer.trace import Trace
@@ -43,37 +42,49 @@ def first_results(
     return results
 
 
-@dataclass(frozen=True)
 class Pending:
-    """A captured trace and the worker's job.
+    """A captured trace that is being compiled.
 
     Attributes:
         arrays, results: inputs and outputs of the captured run, as they were.
+        checked: the trace is compiled, and its first result right; where the rest is quick and this
+            is False, something went wrong, and is to be met again where the user hears of it.
     """
 
-    trace: Trace
-    job: background.Job
-    arrays: tuple[np.ndarray, ...]
-    results: tuple[np.ndarray | None, ...]
+    def __init__(
+        self, trace: Trace, arrays: Sequence[np.ndarray], results: Sequence[np.ndarray | None]
+    ) -> None:
+        self.trace = trace
+        self.arrays: tuple[np.ndarray, ...] = ()
+        self.results: tuple[np.ndarray | None, ...] = ()
+        if trace.verify != "off":
+            self.arrays = tuple(with_strides(a) for a in arrays)
+            self.results = tuple(None if r is None else r.copy() for r in results)
+        self.checked = False
+        self._job = trace.compile_apart(self._load)
 
     @classmethod
     def begin(
         cls, trace: Trace, arrays: Sequence[np.ndarray], results: Sequence[np.ndarray | None]
     ) -> Pending | None:
         """Have a trace compiled; None where there is nothing to compile or no worker to do it."""
-        job = trace.compile_apart()
-        if job is None:
-            return None
-        if trace.verify == "off":
-            return cls(trace, job, (), ())
-        kept = tuple(with_strides(a) for a in arrays)
-        return cls(trace, job, kept, tuple(None if r is None else r.copy() for r in results))
+        pending = cls(trace, arrays, results)
+        return None if pending._job is None else pending
+
+    def _load(self) -> None:
+        """In a thread of its own: load the code and compare its first result."""
+        try:
+            self.trace.compile()
+            found = verification.first_mismatch(self.trace, self.arrays, self.results)
+            self.checked = found is None
+        except Exception:  # `checked` says so: the next call does it again, and tells the user
+            self.checked = False
 
     @property
     def ready(self) -> bool:
         """Whether the rest is quick."""
-        return self.job.finished
+        return self._job is None or self._job.finished
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for the worker; returns whether it is done."""
-        return self.job.wait(timeout)
+        return self._job is None or self._job.wait(timeout)

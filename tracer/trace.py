@@ -159,12 +159,16 @@ class Trace:
             )
         self.launcher_text, self.launch = LauncherBuilder(self).build()
 
-    def compile_apart(self) -> background.Job | None:
-        """Have the worker do what takes long in `compile`; None where it cannot, or nothing does."""
+    def compile_apart(self, then: Callable[[], None]) -> background.Job | None:
+        """Have the worker do what takes long in `compile`; None where it cannot, or nothing does.
+
+        Args:
+            then: called in a thread when it has.
+        """
         graph, checks = self.kernel_graph(), self._checks()
         job = None
         if graph.outputs or checks:
-            job = background.submit(graph, self.strides, checks, self.returned)
+            job = background.submit(graph, self.strides, checks, self.returned, then)
         self.apart = job is not None
         return job
 
