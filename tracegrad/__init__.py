@@ -119,6 +119,8 @@ _LAZY_NAMES = {
     "EagerWarning": "tracegrad.tracer.verification",
     "RecaptureWarning": "tracegrad.tracer.compile",
     "VerificationWarning": "tracegrad.tracer.verification",
+    "is_anomaly_check_nan_enabled": "tracegrad.autograd",
+    "is_anomaly_enabled": "tracegrad.autograd",
     "vmap": "tracegrad.func",
     "kernel_history": "tracegrad.runtime.history",
     "set_num_threads": "tracegrad.runtime.threads",

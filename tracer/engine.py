@@ -82,8 +82,11 @@ def backward(
         raise GradientError(_NO_INPUTS.format(name="backward"))
     edges = [target_edge(t) for t in targets]
     found = run(roots, keep, create_graph, edges, into_leaves=True)
-    for target, ct in zip(targets, found, strict=True):
-        if ct is not None and isinstance(target, Tensor) and not target.is_leaf:
+    once = {id(t): (t, ct) for t, ct in zip(targets, found, strict=True)}
+    for target, ct in once.values():
+        if ct is None or not isinstance(target, Tensor):
+            continue
+        if not target.is_leaf and not target.retains_grad:  # else the run has done so
             accumulate(target, ct, create_graph, fresh=False)
 
 

@@ -24,6 +24,13 @@ if TYPE_CHECKING:
     from tracegrad.tracer.function import Function
 
 
+_ONCE = (
+    "saved_tensors can only be accessed once when clear_saved_tensors_on_access=True is set on the "
+    "autograd.Function. Either access saved_tensors only once, or set "
+    "clear_saved_tensors_on_access=False."
+)
+
+
 class FunctionCtx:
     """What `forward`, `setup_context` and `backward` of a `Function` share.
 
@@ -54,6 +61,7 @@ class FunctionCtx:
     _materialize: bool = True
     _in_jvp: bool = False
     _for_forward: tuple[Any, ...] | None = None
+    _accessed: bool = False
 
     def save_for_backward(self, *tensors: Tensor | None) -> None:
         """Keep tensors (inputs, outputs, others, None) for `backward`: see `saved_tensors`.
@@ -161,7 +169,9 @@ class FunctionNode(FunctionCtx, tape.BackwardNode):
             return self._for_forward
         everything = self._saved  # read once: another thread may release the node
         if everything is None:
-            raise GradientError(tape.FREED)
+            raise GradientError(_ONCE if self._accessed else tape.FREED)
+        if self._function.clear_saved_tensors_on_access:
+            self._saved, self._accessed = None, True
         return tuple(None if s is None else self._restored(s) for s in everything)
 
     @property

@@ -37,6 +37,8 @@ _DIRTY_VIEW = (
 def attach_results(node: FunctionNode, args: Sequence[Any], outputs: Sequence[Any]) -> list[Any]:
     """The outputs as the caller gets them, with `node` as their history."""
     _check_marks(node, args, outputs)
+    for x in node._dirty:
+        x._storage.bump(f"{node._function.__name__}.forward")
     inputs = {id(x) for x in args if isinstance(x, Tensor)}
     dirty = {id(x) for x in node._dirty}
     constant = {id(x) for x in node._constant}

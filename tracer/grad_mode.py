@@ -24,6 +24,39 @@ _CLASS = (
 )
 
 
+class set_multithreading_enabled:
+    """Whether a backward may use threads of its own, for code written for PyTorch.
+
+    Here a backward runs its nodes in the thread that calls it, whatever is set; the kernels of a
+    node use the threads of `set_num_threads`. As a context, restores the setting on leaving.
+
+    Raises:
+        OperandError: `mode` is no bool.
+    Example:
+        >>> import tracegrad as tg
+        >>> with tg.autograd.set_multithreading_enabled(False):
+        ...     tg.ones(1, requires_grad=True).sum().backward()
+    """
+
+    def __init__(self, mode: bool) -> None:
+        if type(mode) is not bool:
+            raise OperandError(
+                "set_multithreading_enabled(): argument 'enabled' (position 1) must be bool, not "
+                f"{type(mode).__name__}"
+            )
+        self.mode = mode
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+    def clone(self) -> set_multithreading_enabled:
+        """Another one of the same mode."""
+        return set_multithreading_enabled(self.mode)
+
+
 class _Mode:
     """A re-usable, re-entrant context that sets the grad mode, and a decorator."""
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import threading
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -82,10 +83,8 @@ class NodeHooks:
         for hook in list(self.accumulated.values()):
             changed = hook(leaf)
             if changed is not None:
-                raise OperandError(
-                    f"expected Variable, but hook returned '{type(changed).__name__}': a "
-                    "post-accumulate hook returns None and changes param.grad instead"
-                )
+                _need_tensor(changed)
+                raise GradientError("Tensor post accumulate grad hooks should return None.")
 
 
 class RemovableHandle:
@@ -119,12 +118,18 @@ def _name(hook: Hook) -> str:
     return getattr(hook, "__name__", type(hook).__name__)
 
 
-def _checked(hook: Hook, old: Tensor | None, new: Any) -> Tensor:
-    from tracegrad.tracer.tape import scalar_type_name
+def _need_tensor(new: Any) -> Tensor:
     from tracegrad.tracer.tensor import Tensor
 
     if not isinstance(new, Tensor):
         raise OperandError(f"expected Variable, but hook returned '{type(new).__name__}'")
+    return new
+
+
+def _checked(hook: Hook, old: Tensor | None, new: Any) -> Tensor:
+    from tracegrad.tracer.tape import scalar_type_name
+
+    new = _need_tensor(new)
     if old is None:
         raise GradientError(
             f"can't replace a None gradient with a non-None value (by hook '{_name(hook)}')"
@@ -182,6 +187,16 @@ def _node_of(tensor: Tensor) -> tuple[Any, int]:
     if isinstance(node, AccumulateGrad) and not isinstance(tensor._accumulator, _HookedLeaf):
         tensor._accumulator = _HookedLeaf(node)
     return node, number
+
+
+def hooks_on(tensor: Tensor) -> OrderedDict[int, Hook] | None:
+    """The hooks that `Tensor.register_hook` has put on the value of a tensor."""
+    node, number = tensor._grad_fn, tensor._output_nr
+    if node is None and tensor._accumulator is not None:
+        node, number = tensor._accumulator(), 0
+    if node is None or node.hooks is None or number not in node.hooks.tensor:
+        return None
+    return OrderedDict(node.hooks.tensor[number])
 
 
 class _HookedLeaf:

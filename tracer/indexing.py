@@ -61,7 +61,12 @@ def setitem(x: Tensor, index: Any, value: Any) -> None:
     if not arrays:
         shape = viewed._array.shape
         source = _trimmed(source, shape)
-        inplace.copy(viewed, source if source._array.shape == shape else source.expand(shape))
+        if source._array.shape != shape:
+            source = source.expand(shape)
+        if isinstance(value, Tensor | np.ndarray):
+            inplace.copy(viewed, source)
+        else:
+            inplace.fill(viewed, source)
         return
     if not isinstance(value, Tensor) or (mask and source._array.size == 1):
         source = source.to(viewed.dtype)
@@ -307,7 +312,7 @@ def _put(x: Tensor, arrays: dict[int, Tensor], value: Tensor, accumulate: bool =
     order, shape = _chosen(x, arrays)
     value = _broadcast(value, shape)
     back = tuple(sorted(range(len(order)), key=order.__getitem__))
-    updates = ops.permute(value, axes=back)
+    updates = value if back == tuple(range(len(back))) else ops.permute(value, axes=back)
     put = ops.scatter_add if accumulate else ops.scatter_set
     return put(x, updates, *arrays.values(), axes=axes)
 

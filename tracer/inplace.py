@@ -333,6 +333,12 @@ def copy(target: Tensor, source: Tensor) -> Tensor:
     return write("copy_", target, source)
 
 
+def fill(target: Tensor, number: Tensor) -> Tensor:
+    """Write a number of the dtype of `target` to all of it: what assignment of a number does."""
+    check_writable(target, number)
+    return write("fill_", target, number)
+
+
 def write(name: str, target: Tensor, value: Tensor, label: str = "") -> Tensor:
     """Put `value` (cast, and broadcast if it must) into `target`'s memory with its history.
 

@@ -99,6 +99,12 @@ def with_out(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+_NO_GRADIENT = (
+    "{name}(): functions with out=... arguments don't support automatic differentiation, but one of "
+    "the arguments requires grad."
+)
+
+
 def _into(
     name: str, function: Callable[..., Any], out: Any, args: Sequence[Any],
     options: Mapping[str, Any],
@@ -113,16 +119,15 @@ def _into(
     leaves: list[Any] = []
     flatten((args, options), leaves)
     tensors = [x for x in leaves if isinstance(x, Tensor)]
-    if inplace.tracked(*tensors, *outs):
-        raise GradientError(
-            f"{name}(): functions with out=... arguments don't support automatic differentiation, "
-            "but one of the arguments requires grad."
-        )
+    if inplace.tracked(*outs):
+        raise GradientError(_NO_GRADIENT.format(name=name))
     given = dict(options)
     if name in _COMPUTED_IN:
         _choose_dtype(given, outs[0])
     result = function(*args, **given)
     values = tuple(result) if isinstance(result, tuple) else (result,)
+    if inplace.tracked(*tensors) and values[0].dtype.is_floating_point:
+        raise GradientError(_NO_GRADIENT.format(name=name))
     if len(values) != len(outs):
         if pairs:
             raise OperandError(f"expected tuple of {len(values)} elements but got {len(outs)}")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tracegrad.ir import ops
-from tracegrad.ir.errors import GradientError
+from tracegrad.ir.errors import GradientError, OperandError
 from tracegrad.ir.graph import GraphBuilder, Value
 from tracegrad.ir.operators import Operators
 from tracegrad.ir.primitive import LINEAR, Primitive
@@ -33,7 +33,7 @@ from tracegrad.tracer.hooks import NodeHooks, RemovableHandle, hooks_of
 from tracegrad.tracer.saved import Packed
 from tracegrad.tracer.state import state
 from tracegrad.tracer.storage import Storage
-from tracegrad.tracer.tensor import literal, wrap
+from tracegrad.tracer.tensor import Tensor, literal, wrap
 
 if TYPE_CHECKING:
     from tracegrad.tracer.tensor import Tensor
@@ -167,7 +167,33 @@ class BackwardNode:
         return hooks_of(self)
 
     def __repr__(self) -> str:
-        return f"<{self.name()} object at {hex(id(self))}>"
+        return f"<{self.name().rpartition('::')[2]} object at {hex(id(self))}>"
+
+    def __call__(self, *cotangents: Tensor | None) -> Any:
+        """The cotangents of the inputs from those of the outputs; hooks are left out.
+
+        Returns:
+            One tensor (or None), or a tuple of several, recorded in grad mode. A leaf's node adds to
+            `.grad` and returns `()`.
+        Raises:
+            OperandError: not as many tensors (or None) as the node has outputs.
+            GradientError: the graph was freed.
+        """
+        wanted = max(1, len(self.types))
+        for i, ct in enumerate(cotangents):
+            if ct is not None and not isinstance(ct, Tensor):
+                raise OperandError(f"argument {i} is not a Variable")
+        if len(cotangents) != wanted:
+            raise OperandError(f"expected {wanted} arguments, got {len(cotangents)} instead")
+        return self._called([*cotangents])
+
+    def _called(self, cotangents: list[Tensor | None]) -> Any:
+        if all(ct is None for ct in cotangents) and not self.runs_user_code:
+            parts: Sequence[Tensor | None] = [None] * len(self.edges)
+        else:
+            parts = self.apply(cotangents, state.grad_enabled)
+        found = tuple(parts[i] for i in self.shown)
+        return found[0] if len(found) == 1 else found
 
 
 class AccumulateGrad(BackwardNode):
@@ -194,6 +220,13 @@ class AccumulateGrad(BackwardNode):
 
     def __repr__(self) -> str:
         return f"<AccumulateGrad object at {hex(id(self))}>"
+
+    def _called(self, cotangents: list[Tensor | None]) -> Any:
+        from tracegrad.tracer.accumulate import accumulate
+
+        if cotangents[0] is not None:
+            accumulate(self.variable, cotangents[0], state.grad_enabled, fresh=False)
+        return ()
 
 
 def gradient_edge(tensor: Tensor) -> Edge:

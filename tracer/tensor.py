@@ -294,6 +294,14 @@ class Tensor(Operators):
         node = self._grad_fn
         return bool(node is not None and node.retained and self._output_nr in node.retained)
 
+    @property
+    def _backward_hooks(self) -> Any:
+        """The hooks on its gradient by the number of their handle, in order; None before the first."""
+        from tracegrad.tracer.hooks import hooks_on
+
+        _noted("_backward_hooks")
+        return hooks_on(self)
+
     def retain_grad(self) -> None:
         """Have `backward()` fill `.grad` of this non-leaf too; nothing to do for a leaf.
 

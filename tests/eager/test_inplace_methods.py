@@ -71,7 +71,7 @@ def test_value_and_gradient_of_the_function(name: str) -> None:
         (lambda b: b.fill_(2), "FillBackward2"),
         (lambda b: b.fill_(tg.tensor(2.0)), "FillBackward3"),
         (lambda b: b.copy_(tg.ones(3)), "torch::autograd::CopyBackwards"),
-        (lambda b: b.__setitem__(slice(None), 1.0), "torch::autograd::CopyBackwards"),
+        (lambda b: b.__setitem__(slice(None), 1.0), "FillBackward3"),
         (lambda b: b.normal_(), "NormalBackward0"),
         (lambda b: b.uniform_(), "UniformBackward0"),
         (lambda b: b.bernoulli_(), "BernoulliBackward2"),
@@ -163,7 +163,7 @@ def by_optimizer(b: Any) -> None:
 
 @pytest.mark.parametrize(
     ("write", "name"),
-    [(by_setitem, "copy_"), (by_operator, "mul_"), (by_mask, "index_put_"), (by_view, "add_"),
+    [(by_setitem, "fill_"), (by_operator, "mul_"), (by_mask, "index_put_"), (by_view, "add_"),
      (by_detached, "zero_"), (by_out, "add(out=)"), (by_move, "t_")],
 )  # fmt: skip
 def test_overwritten_saved_value_names_who_did_it(write: Any, name: str) -> None:

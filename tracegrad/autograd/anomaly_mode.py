@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+from tracegrad.ir.errors import OperandError
 from tracegrad.tracer.anomaly import anomaly, set_mode
 
 _ENABLED = (
@@ -16,12 +17,23 @@ _ENABLED = (
 )
 
 
+def _check_flags(enabled: object, check_nan: object) -> None:
+    for position, (name, flag) in enumerate((("enabled", enabled), ("check_nan", check_nan)), 1):
+        if type(flag) is not bool:
+            raise OperandError(
+                f"set_anomaly_enabled(): argument '{name}' (position {position}) must be bool, not "
+                f"{type(flag).__name__}"
+            )
+
+
 class set_detect_anomaly:
     """Switch anomaly mode on or off, at once; as a context, restore it on leaving.
 
     Args:
         mode: on or off.
         check_nan: also raise where a step of the backward yields NaN.
+    Raises:
+        OperandError: `mode` or `check_nan` is no bool.
     Example:
         >>> import tracegrad as tg
         >>> with tg.autograd.set_detect_anomaly(True):
@@ -30,6 +42,7 @@ class set_detect_anomaly:
     """
 
     def __init__(self, mode: bool, check_nan: bool = True) -> None:
+        _check_flags(mode, check_nan)
         self._before = (anomaly.enabled, anomaly.check_nan)
         set_mode(mode, check_nan)
 
@@ -66,6 +79,7 @@ class detect_anomaly:
         warnings.warn(_ENABLED, UserWarning, stacklevel=2)
 
     def __enter__(self) -> None:
+        _check_flags(True, self._check_nan)
         self._before.append((anomaly.enabled, anomaly.check_nan))
         set_mode(True, self._check_nan)
 

@@ -118,13 +118,14 @@ def gradcheck(
         if not checked.outputs:
             _check_constant(checked)
             return True
+        if check_backward_ad:
+            (_fast if fast_mode else _slow)(checked, atol, rtol)
         if check_forward_ad:
             (_fast_forward if fast_mode else _slow_forward)(checked, atol, rtol)
         if check_batched_forward_grad:
             check_batched_forward(checked)
         if not check_backward_ad:
             return True
-        (_fast if fast_mode else _slow)(checked, atol, rtol)
         _check_repeats(checked, nondet_tol, check_grad_dtypes)
         if check_batched_grad:
             check_batched(checked)
@@ -225,7 +226,8 @@ def _check_inputs(inputs: Sequence[Any]) -> None:
         some = True
         if x._array.dtype != np.float64:
             warnings.warn(_PRECISION.format(i=i), UserWarning, stacklevel=3)
-        if any(s == 0 and n > 1 for s, n in zip(x._array.strides, x._array.shape, strict=True)):
+        strides = zip(x._array.strides, x._array.shape, strict=True)
+        if x._array.size and any(s == 0 and n > 1 for s, n in strides):
             raise RuntimeError(_STRIDE.format(i=i))
     if not some:
         raise ValueError(_NO_INPUT)

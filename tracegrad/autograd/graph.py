@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +21,8 @@ from tracegrad.tracer.tape import BackwardNode as Node
 from tracegrad.tracer.tensor import Tensor
 
 __all__ = ["GradientEdge", "Node", "allow_mutation_on_saved_tensors",
-           "disable_saved_tensors_hooks", "get_gradient_edge", "register_multi_grad_hook",
+           "disable_saved_tensors_hooks", "get_gradient_edge", "increment_version",
+           "register_multi_grad_hook",
            "save_on_cpu", "saved_tensors_hooks"]  # fmt: skip
 
 
@@ -48,6 +49,33 @@ def get_gradient_edge(tensor: Tensor) -> GradientEdge:
     node, number = gradient_edge(tensor)
     assert node is not None, "a tensor that requires grad has a node"
     return GradientEdge(node, number)
+
+
+def increment_version(tensor: Tensor | Iterable[Tensor]) -> None:
+    """Tell autograd that memory was written to where it could not see it, as by NumPy.
+
+    A backward that needs what was there before then raises instead of going on with what is there
+    now. Tensors made in inference mode have no version, and are left alone.
+
+    Raises:
+        GradientError: it is neither a tensor nor an iterable of tensors.
+    Example:
+        >>> import tracegrad as tg
+        >>> x = tg.ones(2)
+        >>> x.numpy()[0] = 5
+        >>> tg.autograd.graph.increment_version(x)
+        >>> x._version
+        1
+    """
+    tensors = [tensor] if isinstance(tensor, Tensor) else tensor
+    found = list(tensors) if isinstance(tensors, Iterable) else [None]
+    if not all(isinstance(t, Tensor) for t in found):
+        raise GradientError("increment_version expect a Iterable[Tensor] as input")
+    for t in found:
+        if not t._storage.inference:
+            if state.recorder is not None:
+                state.recorder.note("increment_version()", t)
+            t._storage.bump("increment_version")
 
 
 # ---- hooks over several tensors -----------------------------------------------------------------
