@@ -47,7 +47,15 @@ from tracegrad.tracer.capture_state import Setting
 from tracegrad.tracer.device import device
 from tracegrad.tracer.epoch import Epoch
 from tracegrad.tracer.inspection import Inspection
-from tracegrad.tracer.keys import BY_IDENTITY, PLAIN, Unkeyed, difference, is_object, make_key
+from tracegrad.tracer.keys import (
+    BY_IDENTITY,
+    PLAIN,
+    Unkeyed,
+    difference,
+    is_object,
+    make_key,
+    without_values,
+)
 from tracegrad.tracer.paths import Outcome, replay
 from tracegrad.tracer.pending import Pending, first_results, waits
 from tracegrad.tracer.profiling import profilers
@@ -64,6 +72,7 @@ SIDE_EFFECTS = ("eager", "drop")
 MANY_TRACES = 8
 MANY_PATHS = 64  # of one key
 MANY_VALUES = 8  # captures in a row because one number that Python read was another
+MANY_CAPTURES = 64  # of calls that differ in numbers and texts only, or in what guards look at
 MANY_OBJECTS = 64  # that stand in keys by their identity
 MANY_FIRST = 3  # runs that may make state, such as an optimizer's first step
 _RETURNED = (Tensor, Epoch, DType, device, np.generic)
@@ -136,6 +145,8 @@ class CompiledFunction(Inspection):
         self._held: list[Any] = []  # objects whose id is part of a key
         self._varying: set[tuple[int, Any]] = set()  # settings that have changed, by their guards
         self._unsettled: Counter[Any] = Counter()
+        self._eager_kinds: set[Any] = set()
+        self._captures: Counter[Any] = Counter()  # by the key without its numbers and texts
         self._misses = 0
         self._eager_calls = 0
         self._warned: set[str] = set()
@@ -243,6 +254,10 @@ class CompiledFunction(Inspection):
             guard = trace.guard_that_failed()
             if isinstance(guard, Setting) and guard.setting is not None:
                 self._varying.add(guard.setting)
+        if outcome.strayed is not None and self._wanders(key, *outcome.strayed):
+            return self._fn(*args, **kwargs)
+        if self._overruns(key, why):
+            return self._fn(*args, **kwargs)
         self._misses += 1
         recorder = GraphRecorder(self._label)
         names = self._leaf_names(args, kwargs)
@@ -252,8 +267,6 @@ class CompiledFunction(Inspection):
         observer = Observer(self._fn, (args, kwargs, *leaves))
         recorder.existed = observer.existed
         recorder.states.varying = self._varying
-        if outcome.strayed is not None and self._wanders(key, *outcome.strayed):
-            return self._fn(*args, **kwargs)
         before = (state.grad_enabled, state.inference, dtypes.get_default_dtype())
         refused = refusals()
         with _no_collection(), observer, recording(recorder):
@@ -365,6 +378,23 @@ class CompiledFunction(Inspection):
         else:
             return False
         self._stay_eager(key, (Reason(what, predicate.location),))
+        return True
+
+    def _overruns(self, key: Any, why: str) -> bool:
+        """Whether calls of a kind have been captured too often: it stays eager where no trace fits."""
+        kind = without_values(key)
+        self._captures[kind] += 1
+        if self._captures[kind] <= MANY_CAPTURES:
+            return False
+        what = (
+            f"it has been captured {MANY_CAPTURES} times, the last time because {why}; pass what keeps "
+            "changing as a tensor, tracegrad.tensor(...)"
+        )
+        reason = Reason(what, None)
+        if kind not in self._eager_kinds:
+            self._eager_kinds.add(kind)
+            self._stay_eager(kind, (reason,))
+        self._eager_calls += 1
         return True
 
     def _settles(self, key: Any) -> bool:

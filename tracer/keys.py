@@ -130,6 +130,19 @@ def _refusal(label: str, x: Any, where: Any) -> str:
     )
 
 
+def without_values(key: Any) -> Any:
+    """A key without the values of its numbers and texts: what calls have in common that differ in
+    those only.
+    """
+    return tuple(
+        part[:1] if isinstance(part, tuple) and len(part) == 2 and part[0] in _VALUES else part
+        for part in key
+    )
+
+
+_VALUES = (int, float, complex, str, bytes)
+
+
 def difference(old: Any, new: Any) -> str:
     """How two keys differ, in words."""
     if len(old) != len(new):
@@ -144,5 +157,7 @@ def difference(old: Any, new: Any) -> str:
             changed = [f"{w} {x} -> {y}" for w, x, y in zip(words, a, b, strict=True) if x != y]
             return f"another tensor as argument {i - 2}: {', '.join(changed)}"
         if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b) == 2:
+            if a[0] is b[0] and a[0] not in _VALUES:
+                return f"another {getattr(a[0], '__name__', a[0])} as argument {i - 2}"
             return f"another value of argument {i - 2}: {a[1]} -> {b[1]}"
     return "other arguments"

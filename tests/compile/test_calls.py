@@ -11,6 +11,7 @@ import pytest
 from beside import assert_equal, assert_same
 
 import tracegrad as tg
+from tracegrad.tracer import compile as compile_module
 
 
 def chain(x: Any) -> Any:
@@ -302,6 +303,38 @@ def test_many_traces_warn_once() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         f(tg.ones(20))
+
+
+@pytest.mark.parametrize("way", ["argument", "text", "global"])
+def test_a_number_that_is_another_at_each_call_ends_in_eager_mode(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No storm: after 64 captures of one kind of call the rest runs eagerly, and says so once."""
+    monkeypatch.setattr(compile_module, "MANY_CAPTURES", 10)
+    world = {"rate": 0.0}
+
+    def f(x: Any, rate: Any) -> Any:
+        return x * (world["rate"] if way == "global" else float(rate))
+
+    compiled = tg.compile(f, verify="off")
+    told = []
+    for k in range(15):
+        value = k + 0.5
+        world["rate"] = value
+        argument: Any = {"argument": value, "text": str(value), "global": 0}[way]
+        with warnings.catch_warnings(record=True) as some:
+            warnings.simplefilter("always")
+            assert compiled(tg.ones(2), argument).tolist() == [value, value]
+        told += [str(w.message) for w in some if issubclass(w.category, tg.EagerWarning)]
+    assert len(told) == 1 and "it has been captured 10 times, the last time because" in told[0]
+    assert "as a tensor" in told[0] and "keeps changing" in compiled.explain()
+    assert compiled.cache_info().traces == compiled.cache_info().misses == 10
+    hits = compiled.cache_info().hits
+    world["rate"] = 3.5  # what is known is replayed still
+    compiled(tg.ones(2), {"argument": 3.5, "text": "3.5", "global": 0}[way])
+    assert compiled.cache_info().hits == hits + 1
+    compiled(tg.ones(3), 0.5 if way != "text" else "0.5")  # another kind of call is captured
+    assert compiled.cache_info().misses == 11
 
 
 def test_long_chains_compile() -> None:
