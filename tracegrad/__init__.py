@@ -45,6 +45,7 @@ from tracegrad.tracer import reductions as _reductions
 from tracegrad.tracer import regions as _regions
 from tracegrad.tracer import shapes as _shapes
 from tracegrad.tracer import signatures as _signatures
+from tracegrad.tracer import stacking as _stacking
 from tracegrad.tracer import typed as _typed
 from tracegrad.tracer import updates as _updates
 from tracegrad.tracer.device import Size, device, get_default_device, set_default_device
@@ -95,6 +96,7 @@ for _table in (
     for _name, _function in _table.items():
         _public = _out.with_out if _name in _out.NAMES else _signatures.as_function
         globals()[_name] = _public(_name, _function)
+globals().update(_stacking.ATLEAST)
 for _made in (_factories.FUNCTIONS, _random.FUNCTIONS, _typed.TYPES):  # they say it themselves
     globals().update(
         {name: _out.with_out(name, f) if name in _out.NAMES else f for name, f in _made.items()}

@@ -24,10 +24,15 @@ from tracegrad.tracer import (  # noqa: F401  (they add to the tables of others)
     inplace,
     inplace_moves,
     linalg,
+    picking,
     pointwise,
     pointwise_composed,
     pointwise_odd,
+    pointwise_special,
+    products,
     running,
+    stacking,
+    statistics,
     updates,
 )
 from tracegrad.tracer.arguments import bool_argument
@@ -126,6 +131,17 @@ def copy_(self: Tensor, other: Any, non_blocking: bool = False) -> Tensor:
         kind = type(other).__name__
         raise OperandError(f"copy_(): argument 'other' (position 1) must be Tensor, not {kind}")
     return inplace.copy(self, indexing._as_value(self, other))
+
+
+def _float_power_(self: Tensor, exponent: Any) -> Tensor:
+    """`float_power`, written into the tensor's own memory, which must be float64."""
+    need_tensor("float_power_", "input", 1, self)
+    if self.dtype is not dtypes.float64:
+        raise DTypeError(
+            f"the base given to float_power_ has dtype {scalar_type_name(self.dtype)} but the "
+            "operation's result requires dtype Double"
+        )
+    return inplace.apply("float_power_", self, pointwise.FUNCTIONS["float_power"], exponent)
 
 
 # ---- at indices and masks -----------------------------------------------------------------------
@@ -292,11 +308,15 @@ INPLACE_FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 _tables = {**pointwise.FUNCTIONS, **updates.FUNCTIONS}
 for _name in "tril triu cumsum cumprod index_add index_copy index_fill masked_scatter addmv addr \
-addbmm deg2rad rad2deg xlogy logit".split():
+addbmm deg2rad rad2deg xlogy logit ldexp sinc mvlgamma heaviside gcd lcm nextafter".split():
     INPLACE_FUNCTIONS[f"{_name}_"] = _in_place(f"{_name}_", _tables[_name])
 INPLACE_FUNCTIONS.update(
     zero_=zero_, fill_=fill_, copy_=copy_, index_put_=index_put_, masked_fill_=masked_fill_,
     fill_diagonal_=_in_place("fill_diagonal_", updates.fill_diagonal),
+    float_power_=_float_power_,
+    put_=_in_place("put_", gathering.FUNCTIONS["put"]),
+    renorm_=_in_place("renorm_", gathering.FUNCTIONS["renorm"]),
+    polygamma_=_in_place("polygamma_", lambda x, n: pointwise.FUNCTIONS["polygamma"](n, x)),
     scatter_=_in_place("scatter_", gathering.scatter),
     scatter_add_=_in_place("scatter_add_", gathering.scatter_add),
     addmm_=_in_place("addmm_", linalg.addmm), baddbmm_=_in_place("baddbmm_", linalg.baddbmm),

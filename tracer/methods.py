@@ -124,7 +124,8 @@ def _new_legacy(self: Tensor, *given: Any, **options: Any) -> Tensor:
 
 _NOT_METHODS = (
     "detach", "real", "where", "cat", "concat", "concatenate", "stack", "einsum", "tensordot",
-    "rsub",
+    "rsub", "polygamma", "hstack", "vstack", "dstack", "row_stack", "column_stack", "chain_matmul",
+    "std_mean", "var_mean",
 )  # fmt: skip
 _METHODS = (
     *protocols.METHODS, *metadata.METHODS, conversion.to, conversion.type_as, register_hook,
@@ -141,6 +142,11 @@ _CASTS = {
 def _where(self: Tensor, condition: Any, other: Any) -> Any:
     """This tensor where `condition` holds, else `other`."""
     return pointwise_composed.where(condition, self, other)
+
+
+def _polygamma(self: Tensor, n: int) -> Tensor:
+    """The derivative of order `n` of `digamma`."""
+    return pointwise.FUNCTIONS["polygamma"](n, self)
 
 
 def _inverted(self: Tensor) -> Any:
@@ -195,6 +201,7 @@ def _attach() -> None:
         setattr(cls, name, method)
     cls.new_tensor, cls.new = _new_tensor, _new_legacy
     cls.where = as_method("where", _where)
+    cls.polygamma = _polygamma
     cls.type, cls.view = conversion.type_, conversion.view
     for query in (queries.allclose, queries.equal):
         setattr(cls, query.__name__, as_method(query.__name__, query))

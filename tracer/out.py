@@ -34,13 +34,16 @@ _POINTWISE = (
     "greater greater_equal gt hypot le lerp less less_equal lgamma log log10 log1p log2 "
     "logical_and logical_not logical_or logical_xor logit lt maximum minimum mul multiply "
     "nan_to_num ne neg negative not_equal pow rad2deg reciprocal remainder round rsqrt sgn sigmoid "
-    "sign sin sinh sqrt square sub subtract tan tanh true_divide trunc where xlogy"
+    "sign sin sinh sqrt square sub subtract tan tanh true_divide trunc where xlogy "
+    "float_power fmax fmin gcd heaviside isneginf isposinf lcm ldexp logaddexp logaddexp2 mvlgamma "
+    "nextafter polygamma signbit sinc"
 ).split()
 _WHOLE = (
     "addbmm addmm addmv addr all amax amin any argmax argmin baddbmm bernoulli bmm cat concat "
     "concatenate cumprod cumsum dot gather index_add index_copy index_select log_softmax logsumexp "
     "masked_select matmul max mean min mm mv nonzero norm outer prod scatter scatter_add softmax "
-    "stack std sum tensordot tril triu var"
+    "stack std sum tensordot tril triu var chain_matmul column_stack cross diag dstack ger hstack inner "
+    "kron matrix_power nanmean nansum narrow_copy renorm row_stack take take_along_dim vdot vstack"
 ).split()
 NAMES = frozenset((*_POINTWISE, *_WHOLE))
 """The functions that take `out`, as in PyTorch; factories read theirs themselves."""

@@ -25,7 +25,7 @@ from tracegrad.ir.primitive import is_scalar
 from tracegrad.tracer import from_data, inplace, joining, printing, reductions, shapes
 from tracegrad.tracer.arguments import bool_argument
 from tracegrad.tracer.once import warn_once
-from tracegrad.tracer.pointwise import apply2
+from tracegrad.tracer.pointwise import apply2, need_tensor
 from tracegrad.tracer.reading import WITH_GRAD
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tensor import Tensor, wrap
@@ -319,9 +319,67 @@ def apply_(self: Tensor, callable: Callable[[Any], Any]) -> Tensor:
     return self
 
 
+def map_(self: Tensor, other: Tensor, callable: Callable[[Any, Any], Any]) -> Tensor:
+    """Replace each element by `callable(element, element of other)`; slow. Returns the tensor.
+
+    Raises:
+        GradientError: a tensor requires grad.
+        OperandError: `other` is no tensor, or the function is none, or gives no number.
+        ShapeError: `other` does not broadcast to this tensor.
+
+    Example:
+        >>> import tracegrad as tg
+        >>> tg.tensor([1., 2.]).map_(tg.tensor([3., 4.]), lambda a, b: a * b)
+        tensor([3., 8.])
+    """
+    return _mapped("map_", self, (other,), callable)
+
+
+def map2_(self: Tensor, x: Tensor, y: Tensor, callable: Callable[[Any, Any, Any], Any]) -> Tensor:
+    """Replace each element by `callable(element, element of x, element of y)`; slow.
+
+    Raises:
+        GradientError: a tensor requires grad.
+        OperandError: `x` or `y` is no tensor, or the function is none, or gives no number.
+        ShapeError: they do not broadcast to this tensor.
+
+    Example:
+        >>> import tracegrad as tg
+        >>> one = tg.tensor([1., 2.])
+        >>> tg.zeros(2).map2_(one, one, lambda a, b, c: a + b + c)
+        tensor([2., 4.])
+    """
+    return _mapped("map2_", self, (x, y), callable)
+
+
+def _mapped(
+    name: str, self: Tensor, others: tuple[Tensor, ...], callable: Callable[..., Any]
+) -> Tensor:
+    for position, other in enumerate(others, 1):
+        need_tensor(name, "xy"[position - 1] if len(others) > 1 else "other", position, other)
+    if self.requires_grad or any(x.requires_grad for x in others):
+        raise GradientError(
+            f"Can't call {name}() on Variable that requires grad. Use var.detach().{name}() instead."
+        )
+    for other in (self, *others):
+        _read(other, name)
+    inplace.check_writable(self, name=name)
+    wide = [tolist(x.expand(self.shape).reshape(-1)) for x in others]
+    try:
+        values = [callable(*row) for row in zip(tolist(self.reshape(-1)), *wide, strict=True)]
+        new = np.array(values, np.float64 if self.dtype.is_floating_point else np.int64)
+    except (TypeError, ValueError) as error:
+        raise OperandError(str(error)) from None
+    self._array[...] = new.reshape(self._array.shape)
+    self._storage.bump(name)
+    return self
+
+
 METHODS = (
     item,
     apply_,
+    map_,
+    map2_,
     tolist,
     numpy,
     __array__,

@@ -113,6 +113,28 @@ static inline {T} tg_remainder_{s}({T} x, {T} y)
     return (r != 0) & ((r < 0) != (y < 0)) ? r + y : r;
 }
 
+/*[tg_gcd_{s} u8 i8 i16 i32 i64 u32] The greatest common divisor, by Euclid's algorithm. */
+static inline {T} tg_gcd_{s}({T} x, {T} y)
+{
+    uint64_t a = x < 0 ? 0 - (uint64_t)x : (uint64_t)x, b = y < 0 ? 0 - (uint64_t)y : (uint64_t)y;
+    while (b != 0) {
+        const uint64_t r = a % b;
+        a = b;
+        b = r;
+    }
+    return ({T})a;
+}
+
+/*[tg_lcm_{s} u8 i8 i16 i32 i64 u32] The least common multiple; wraps around like a product. */
+static inline {T} tg_lcm_{s}({T} x, {T} y)
+{
+    const {T} g = tg_gcd_{s}(x, y);
+    if (g == 0)
+        return 0;
+    const {T} m = ({T})(({U})({T})(x / g) * ({U})y);
+    return m < 0 ? ({T})(0 - ({U})m) : m;
+}
+
 /*[tg_floor_divide_{s} u8 i8 i16 i32 i64 u32] Quotient rounded towards minus infinity. */
 static inline {T} tg_floor_divide_{s}({T} x, {T} y, int64_t *status)
 {

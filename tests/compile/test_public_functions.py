@@ -145,6 +145,27 @@ ROWS: dict[str, Call] = {
     "scatter": lambda f, x, y, p, i, k, s: (f(x, 0, s, y), f(x, 1, s, 2.0)),
     "scatter_add": lambda f, x, y, p, i, k, s: f(x, 0, i, y),
     "masked_fill": lambda f, x, y, p, i, k, s: f(x, y > 0, 3.0),
+    **each(plain, *"isneginf isposinf signbit sinc nansum nanmean std_mean var_mean diag diagflat "
+           "diag_embed trace".split()),
+    **each(pair, *"fmax fmin logaddexp logaddexp2 heaviside inner kron".split()),
+    **each(integers, "gcd", "lcm"),
+    "nextafter": lambda f, x, y, p, i, k, s: f(x, y),
+    "float_power": lambda f, x, y, p, i, k, s: (f(p, y), f(x, 2), f(2, x)),
+    "ldexp": lambda f, x, y, p, i, k, s: f(x, i),
+    "polygamma": lambda f, x, y, p, i, k, s: (f(1, p), f(0, p + 1)),
+    "mvlgamma": lambda f, x, y, p, i, k, s: f(p + 2, 3),
+    "take": lambda f, x, y, p, i, k, s: f(x, i),
+    "put": lambda f, x, y, p, i, k, s: (f(x, k, y[0, :2]), f(x, k, y[0, :2], True)),
+    "take_along_dim": lambda f, x, y, p, i, k, s: (f(x, i, 1), f(x, k)),
+    "narrow_copy": lambda f, x, y, p, i, k, s: f(x, 1, 1, 2),
+    "renorm": lambda f, x, y, p, i, k, s: (f(x, 2, 0, 1.5), f(p, 1, 1, 100)),
+    "vdot": lambda f, x, y, p, i, k, s: f(x[0], y[1]),
+    "ger": lambda f, x, y, p, i, k, s: f(x[0], y[1]),
+    "cross": lambda f, x, y, p, i, k, s: f(x, y, dim=1),
+    "chain_matmul": lambda f, x, y, p, i, k, s: f(x, y[:, :2], p[:2]),
+    "matrix_power": lambda f, x, y, p, i, k, s: (f(x, 3), f(x, 0)),
+    **each(lambda f, x, y, *_: (f([x, y]), f((x[0], y[0]))),
+           *"hstack vstack row_stack dstack column_stack".split()),
 }  # fmt: skip
 
 BY_VALUES = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 from describing import answer, rows
 
-TOPICS = ("factories", "data", "indexing", "printing", "protocols")
+TOPICS = ("factories", "data", "indexing", "printing", "protocols", "functions")
 CASES = [
     pytest.param(program, expected, id=f"{topic}-{k}")
     for topic in TOPICS

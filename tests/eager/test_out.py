@@ -59,6 +59,23 @@ CALLS: dict[str, Callable[..., Any]] = {
     "index_copy": lambda f, **o: f(x, 0, i[0], x.t(), **o),
     "scatter": lambda f, **o: f(x, 0, i, x, **o), "scatter_add": lambda f, **o: f(x, 0, i, x, **o),
     "masked_select": lambda f, **o: f(x, x > 0.3, **o),
+    **dict.fromkeys(
+        "isneginf isposinf signbit sinc nansum nanmean diag".split(), lambda f, **o: f(x, **o)
+    ),
+    **dict.fromkeys(
+        "fmax fmin logaddexp logaddexp2 heaviside nextafter inner kron float_power ldexp".split(),
+        lambda f, **o: f(x, x.t(), **o),
+    ),
+    **dict.fromkeys(("gcd", "lcm"), lambda f, **o: f(i, i.t(), **o)),
+    **dict.fromkeys(("vdot", "ger"), lambda f, **o: f(v, v, **o)),
+    **dict.fromkeys(
+        "hstack vstack row_stack dstack column_stack".split(), lambda f, **o: f([x, x], **o)
+    ),
+    "polygamma": lambda f, **o: f(1, x, **o), "mvlgamma": lambda f, **o: f(x + 1, 2, **o),
+    "take": lambda f, **o: f(x, i, **o), "take_along_dim": lambda f, **o: f(x, i, 0, **o),
+    "narrow_copy": lambda f, **o: f(x, 1, 0, 1, **o), "renorm": lambda f, **o: f(x, 2, 0, 0.5, **o),
+    "cross": lambda f, **o: f(tg.eye(3), tg.ones(3, 3), dim=1, **o),
+    "chain_matmul": lambda f, **o: f(x, x, x, **o), "matrix_power": lambda f, **o: f(x, 3, **o),
     **dict.fromkeys(("zeros", "ones", "rand", "randn"), lambda f, **o: f(2, 3, **o)),
     "empty": lambda f, **o: f(0, **o), "eye": lambda f, **o: f(3, **o),
     "full": lambda f, **o: f((2,), 7.0, **o), "arange": lambda f, **o: f(1, 4, **o),
