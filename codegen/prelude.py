@@ -41,7 +41,7 @@ _TWO = {
     "ldexp",
 }
 _SCALAR = {"sqrt", "fabs", "floor", "ceil", "trunc", "rint", "nearbyint", "round", "fmod", "copysign",
-           "lgamma", "tgamma", "fmax", "fmin", "fma"}  # fmt: skip
+           "lgamma", "tgamma", "fmax", "fmin", "fma", "nextafter"}  # fmt: skip
 _LIBM = _LIBMVEC_222 | _LIBMVEC_235 | _SCALAR
 
 # By suffix of a helper: its C type, the unsigned type in which its arithmetic wraps around, and
