@@ -56,15 +56,15 @@ def executable_text(name: str, inputs: int, outputs: Sequence[TensorType], kerne
         "        slot = slots.pop()",
         "    except IndexError:",
         "        slot = new_slot()",
-        "    args = slot[0]",
+        "    args, pointers = slot[0], slot[1]  # one table of addresses, seen as ints and as pointers",
         *(f"    args[{k}] = {n}" for k, n in enumerate(names)),
     ]
     for k, t in enumerate(outputs):
         lines.append(f"    out_{k} = empty({tuple(t.shape)!r}, dtype_{t.dtype.name})")
-        lines.append(f"    args[{inputs + k}] = address(out_{k})")
+        lines.append(f"    pointers[{inputs + k}] = buffer(out_{k})")
     results = "".join(f"out_{k}, " for k in range(len(outputs))).strip()
     lines += [
-        "    if tg_run(slot[1]):",
+        "    if tg_run(pointers):",
         "        fail(slot, slots)",
         "    slots.append(slot)",
         "    record.launches += 1",

@@ -146,7 +146,7 @@ def build(
         "slots": slots,
         "new_slot": lambda: _new_slot(unit, len(graph.inputs) + len(outputs)),
         "empty": np.empty,
-        "address": kernels.pointer,
+        "buffer": ffi.from_buffer,
         "tg_run": kernel.run,  # `history.timing` may put a clock around it
         "fail": _fail,
         "record": kernel.record,

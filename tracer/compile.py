@@ -166,7 +166,14 @@ class CompiledFunction(Inspection):
             key = make_key(self._label, args, kwargs, leaves)
         except Unkeyed as error:
             return self._unkeyed(error, args, kwargs)
-        outcome = self._replay(key, leaves)
+        traces, tried = self._traces.get(key), None
+        if traces and not profilers:  # as `_replay`, for the usual case that the first one fits
+            first = traces[0]
+            result = first.launch(leaves)
+            if type(result) is tuple:
+                return first.rebuild(result)
+            tried = (first, result)
+        outcome = self._replay(key, leaves, tried)
         if outcome.trace is not None:
             return outcome.trace.rebuild(outcome.result)
         if outcome.fault:
@@ -219,11 +226,13 @@ class CompiledFunction(Inspection):
         coming = f", {len(self._pending)} being compiled" if self._pending else ""
         return f"<compiled {self._label}: {len(self._order)} trace(s){coming}>"
 
-    def _replay(self, key: Any, leaves: list[Any]) -> Outcome:
+    def _replay(
+        self, key: Any, leaves: list[Any], tried: tuple[Trace, Any] | None = None
+    ) -> Outcome:
         """Try the traces of a key; the one that fits is the first to be tried next time."""
         traces = self._traces.get(key, [])
         if not profilers or state.profiler is None:
-            outcome = replay(traces, leaves, lambda launch, given: launch(given))
+            outcome = replay(traces, leaves, lambda launch, given: launch(given), tried)
         else:
             outcome = replay(traces, leaves, partial(state.profiler.launch, self._label))
         found = outcome.trace

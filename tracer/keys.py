@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tracegrad.ir import dtypes
-from tracegrad.ir.dtypes import DType
+from tracegrad.ir.dtypes import DType, default
 from tracegrad.ir.errors import OperandError
 from tracegrad.tracer.capture_hook import Followed
 from tracegrad.tracer.device import device
@@ -56,19 +55,30 @@ def make_key(
     Raises:
         Unkeyed: an argument is of a type whose changes could not be seen.
     """
-    parts: list[Any] = [(state.grad_enabled, state.inference), dtypes.get_default_dtype()]
+    parts: list[Any] = [(state.grad_enabled, state.inference), default[0]]
+    if not kwargs and len(args) == 1 and args[0].__class__ is Tensor:  # as below, at once
+        parts.append(_of_tensor(args[0]))
+        leaves.append(args[0])
+        return tuple(parts)
     containers: list[int] = []
     for i, x in enumerate(args):
         _describe(label, x, parts, leaves, i, containers)
     for name, x in kwargs.items():
         parts.append(name)
         _describe(label, x, parts, leaves, name, containers)
-    tensors = [id(x) for x in leaves if isinstance(x, Tensor)]
-    if len(set(tensors)) < len(tensors):
-        parts.append(tuple(tensors.index(t) for t in tensors))
-    if len(set(containers)) < len(containers):
+    if len(leaves) > 1:
+        tensors = [id(x) for x in leaves if isinstance(x, Tensor)]
+        if len(set(tensors)) < len(tensors):
+            parts.append(tuple(tensors.index(t) for t in tensors))
+    if containers and len(set(containers)) < len(containers):
         parts.append(("containers", *(containers.index(c) for c in containers)))
     return tuple(parts)
+
+
+def _of_tensor(x: Tensor) -> tuple[Any, ...]:
+    a = x._array
+    grad = x._requires_grad if x._view is None else x.requires_grad
+    return (a.shape, a.dtype, a.strides, grad, a.flags.aligned)
 
 
 def _describe(
@@ -76,9 +86,7 @@ def _describe(
 ) -> None:
     """Append what identifies an argument; tensors by type, numbers by value."""
     if isinstance(x, Tensor):
-        a = x._array
-        grad = x._requires_grad if x._view is None else x.requires_grad
-        parts.append((a.shape, a.dtype, a.strides, grad, a.flags.aligned))
+        parts.append(_of_tensor(x))
         leaves.append(x)
     elif type(x) in PLAIN:
         parts.append((type(x), repr(x) if isinstance(x, float | complex) else x))

@@ -37,14 +37,26 @@ class Outcome:
         self.fault = False
 
 
-def replay(traces: Sequence[Trace], leaves: Sequence[Any], launch: Launch) -> Outcome:
-    """Launch the first trace that fits, passing over those that begin in another way."""
+def replay(
+    traces: Sequence[Trace],
+    leaves: Sequence[Any],
+    launch: Launch,
+    tried: tuple[Trace, Any] | None = None,
+) -> Outcome:
+    """Launch the first trace that fits, passing over those that begin in another way.
+
+    Args:
+        tried: a trace that has been launched, and what came of it.
+    """
     outcome = Outcome()
     begins: tuple[bytes, ...] = ()
     for trace in traces:
         if begins and trace.beginning(len(begins)) != begins:
             continue
-        result = launch(trace.launch, leaves)
+        if tried is not None and trace is tried[0]:
+            result = tried[1]
+        else:
+            result = launch(trace.launch, leaves)
         if result is MISS:
             continue
         if result is FAULT:

@@ -53,7 +53,12 @@ ROWS: dict[str, Call] = {
     **each(of("x", "p"), "div_ divide_ true_divide_ fmod_ remainder_ floor_divide_ xlogy_"),
     **each(of("i", 1), "bitwise_and_ bitwise_or_ bitwise_xor_ bitwise_left_shift_ "
            "bitwise_right_shift_"),
+    **each(of("i", "i"), "gcd_ lcm_"),
     "bitwise_not_": of("i"),
+    "sinc_": of("x"), "float_power_": of("p", "y"), "polygamma_": of("r", 1), "mvlgamma_": of("r", 2),
+    "ldexp_": of("x", "i"), "heaviside_": of("x", "y"), "nextafter_": of("x", "y"),
+    "renorm_": of("x", 2, 0, 1.5),
+    "put_": lambda name, x, y, p, i, k, m: x.clone().put_(k, y[0, :2]),
     "pow_": of("p", "y"), "lerp_": of("x", "y", 0.3),
     "addcmul_": of("x", "y", "p", value=0.5), "addcdiv_": of("x", "y", "p", value=0.5),
     **each(of("x", 0.2), "clamp_min_ clamp_max_ fill_ fill_diagonal_"),
