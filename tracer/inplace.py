@@ -7,7 +7,7 @@ What has no sound meaning is refused with PyTorch's words. Start reading at `app
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from tracegrad.ir.dtypes import DType
 from tracegrad.ir.errors import DTypeError, GradientError, ShapeError
 from tracegrad.ir.primitive import TABLE
-from tracegrad.ir.types import broadcast_shapes
+from tracegrad.ir.types import TensorType, broadcast_shapes
 from tracegrad.tracer import tape
 from tracegrad.tracer.dispatch import dispatch
 from tracegrad.tracer.profiling import profilers
@@ -238,8 +238,24 @@ def apply(
     value = _fitted(target, compute(source, *operands, **params))
     if name in _WITHOUT_OVERLAP:
         check_apart(target, operands, same=False)
+    if recorded and name in _COMPARISONS and not value._requires_grad:
+        tensors = tuple(x for x in operands if isinstance(x, Tensor))
+        label = _COMPARISONS[name]
+        label += "0" if label.startswith("Logical") else str(len(tensors))
+        return write(name, target, value, label, tensors)
     return write(name, target, value)
 
+
+_COMPARISONS = {
+    f"{name}_": f"{short[0].upper()}{short[1:]}Backward"
+    for short, names in (
+        ("eq", "eq"), ("ne", "ne not_equal"), ("lt", "lt less"), ("le", "le less_equal"),
+        ("gt", "gt greater"), ("ge", "ge greater_equal"), ("LogicalAnd", "logical_and"),
+        ("LogicalOr", "logical_or"), ("LogicalXor", "logical_xor"),
+    )
+    for name in names.split()
+}  # fmt: skip
+"""Their results depend on both operands, with derivatives that are zero."""
 
 _UFUNCS = {"add_": np.add, "sub_": np.subtract, "mul_": np.multiply, "div_": np.divide}
 
@@ -277,14 +293,19 @@ _TAKES_VALUE = ("CopyBackwards", "FillBackward3")
 class Overwrite(tape.BackwardNode):
     """The backward of a write whose value does not depend on what the memory held before.
 
-    Edges: the old history, and, where a tensor was written, its own.
+    Edges: the old history, and, where a tensor was written, its own; or, of a comparison, those of
+    what the memory was compared with, for which the derivative is zero.
     """
 
-    __slots__ = ("label",)
+    __slots__ = ("label", "compared")
 
-    def __init__(self, label: str, edges: tuple[tape.Edge, ...], target: Tensor) -> None:
+    def __init__(
+        self, label: str, edges: tuple[tape.Edge, ...], target: Tensor,
+        compared: tuple[TensorType, ...] = (),
+    ) -> None:  # fmt: skip
         super().__init__(edges, (target.type_info,))
         self.label = label
+        self.compared = compared
 
     def name(self) -> str:
         """PyTorch's name."""
@@ -297,10 +318,14 @@ class Overwrite(tape.BackwardNode):
         old = None
         if self.edges[0][0] is not None:
             old = literal(np.zeros(ct._array.shape, ct._array.dtype))
+        if self.compared:
+            return [old, *(literal(np.zeros(t.shape, t.dtype.numpy)) for t in self.compared)]
         return [old, ct][: len(self.edges)]
 
 
-def _new_history(name: str, label: str, target: Tensor, value: Tensor) -> Tensor:
+def _new_history(
+    name: str, label: str, target: Tensor, value: Tensor, compared: Sequence[Tensor]
+) -> Tensor:
     """What carries the history that `target` has after `value` was written to it."""
     label = label or _LABELS.get(name) or f"{name.strip('_').title().replace('_', '')}Backward0"
     keeps = value._requires_grad and label not in _TAKES_VALUE
@@ -309,8 +334,10 @@ def _new_history(name: str, label: str, target: Tensor, value: Tensor) -> Tensor
     edges = [tape.gradient_edge(target)]
     if label in _TAKES_VALUE:
         edges.append(tape.gradient_edge(value))
+    edges += [tape.gradient_edge(x) for x in compared]
     carrier = wrap(value._array)
-    tape.attach(Overwrite(label, tuple(edges), target), (carrier,))
+    types = tuple(x.type_info for x in compared)
+    tape.attach(Overwrite(label, tuple(edges), target, types), (carrier,))
     return carrier
 
 
@@ -339,18 +366,21 @@ def fill(target: Tensor, number: Tensor) -> Tensor:
     return write("fill_", target, number)
 
 
-def write(name: str, target: Tensor, value: Tensor, label: str = "") -> Tensor:
+def write(
+    name: str, target: Tensor, value: Tensor, label: str = "", compared: Sequence[Tensor] = ()
+) -> Tensor:
     """Put `value` (cast, and broadcast if it must) into `target`'s memory with its history.
 
     Args:
         name: of the in-place operation, for messages.
         label: name of the node where the value does not depend on the old one; by default made
             from `name`.
+        compared: tensors on which the value depends with a derivative of zero.
     """
     value = _fitted(target, value)
-    recorded = tracked(target, value)
+    recorded = tracked(target, value, *compared)
     was_tracked = recorded and target.requires_grad
-    history = _new_history(name, label, target, value) if recorded else value
+    history = _new_history(name, label, target, value, compared) if recorded else value
     if state.recorder is not None:
         state.recorder.check_write(name, target, value)
     if before_write:

@@ -89,7 +89,10 @@ def put(input: Any, index: Any, source: Any, accumulate: bool = False) -> Any:
         tensor([[8., 0.],
                 [0., 9.]])
     """
-    need_tensor("put", "source", 3, source)
+    for position, (word, x) in enumerate(
+        (("input", input), ("index", index), ("source", source)), 1
+    ):
+        need_tensor("put", word, position, x)
     bool_argument("put", "accumulate", accumulate)
     if index.dtype is dtypes.int64 and source.dtype is not input.dtype:
         raise DTypeError(

@@ -225,7 +225,12 @@ def _of_tensors(name: str, category: int, doc: str) -> None:
 
 _of_tensors("gcd", 1, "The greatest common divisor of integers, not negative; 0 of two zeros.")
 _of_tensors("lcm", 1, "The least common multiple of integers, not negative; 0 where one is 0.")
-_of_tensors("nextafter", 2, "The floating-point number next to `input` on the way to `other`.")
+_of_tensors(
+    "nextafter",
+    2,
+    "The floating-point number next to `input` on the way to `other`; the gradient is that of `input` "
+    "(PyTorch has zeros).",
+)
 
 # ---- choices ------------------------------------------------------------------------------------
 

@@ -36,8 +36,8 @@ CASES: dict[str, Callable[[Any, Any], Any]] = {
     "column_stack": lambda x, y: tg.column_stack([x * y, y[0]]),
     "hstack": lambda x, y: tg.hstack([x * y, y]) ** 2, "dstack": lambda x, y: tg.dstack([x, y]) ** 2,
     "nansum": lambda x, y: tg.nansum(x * y, 1), "nanmean": lambda x, y: tg.nanmean(x * y, 0),
-    "std_mean": lambda x, y: tg.std_mean(x * y, 1), "var_mean": lambda x, y: tg.var_mean(x * y),
     "nextafter": lambda x, y: tg.nextafter(x * y, tg.zeros(1, dtype=tg.float64)),
+    "std_mean": lambda x, y: tg.std_mean(x * y, 1), "var_mean": lambda x, y: tg.var_mean(x * y),
 }  # fmt: skip
 
 

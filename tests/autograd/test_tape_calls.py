@@ -103,6 +103,23 @@ def test_an_assigned_slice_is_the_next_function() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["eq", "ne", "lt", "le", "gt", "ge"])
+def test_a_comparison_in_place_has_derivatives_of_zero(name: str) -> None:
+    """Of the memory and of what it is compared with; a number takes none."""
+    x, y = leaf(2), leaf(1)
+    z = x * 1
+    getattr(z, f"{name}_")(y)
+    assert z.grad_fn.name() == f"{name.title()}Backward1"
+    z.sum().backward()
+    assert x.grad.tolist() == [0.0, 0.0] and y.grad.tolist() == [0.0]
+    z = tg.zeros(2)
+    getattr(z, f"{name}_")(y)
+    assert z.requires_grad and z.grad_fn.next_functions[0] == (None, 0)
+    z = x * 1
+    getattr(z, f"{name}_")(2.0)
+    assert z.grad_fn.name() == f"{name.title()}Backward0" and len(z.grad_fn.next_functions) == 1
+
+
 # ---- versions -----------------------------------------------------------------------------------
 
 
