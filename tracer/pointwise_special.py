@@ -36,8 +36,10 @@ def float_power(input: Any, exponent: Any) -> Any:
         >>> tg.float_power(tg.tensor([2, 4]), -1)
         tensor([0.5000, 0.2500], dtype=torch.float64)
     """
-    if is_scalar(input) is False or is_scalar(exponent):
+    if not is_scalar(input) or is_scalar(exponent):
         need_tensor("float_power", "input", 1, input)
+    if not is_scalar(exponent):
+        need_tensor("float_power", "exponent", 2, exponent)
     base, power = _double(input), _double(exponent)
     out = apply2("pow", base, power)
     if is_scalar(exponent):
