@@ -1,4 +1,4 @@
-"""Kernels of scatter_add and scatter_set: copy the operand, then take the updates in in order.
+"""Kernels of scatter_add, scatter_set and the like: copy the operand, then take the updates in in order.
 
 The updates run on one thread in row-major order, so repeated indices give the same bits as eager
 mode. Start reading at `plan_scatter`.
@@ -59,6 +59,8 @@ def plan_scatter(
 def _update(node: Node, out: Buffer, element: str, value: str) -> list[Line]:
     where = str(node.location) if node.location is not None else ""
     half = out.dtype.c_compute != out.dtype.c_type
+    if node.primitive.name in _JOINED:
+        return _joined(_JOINED[node.primitive.name], out, element, value, where)
     if node.primitive.name == "scatter_set":
         return [
             Line(f"{element} = {f'tg_store_{out.dtype.name}({value})' if half else value};", where)
@@ -67,6 +69,33 @@ def _update(node: Node, out: Buffer, element: str, value: str) -> list[Line]:
         total = f"tg_load_{out.dtype.name}({element}) + {value}"
         return [Line(f"{element} = tg_store_{out.dtype.name}({total});", where)]
     return [Line(f"{element} {'|' if out.dtype.kind == 'b' else '+'}= {value};", where)]
+
+
+_JOINED = {
+    "scatter_max": ("update > held || update != update ? update : held", "held | update"),
+    "scatter_min": ("update < held || update != update ? update : held", "held & update"),
+    "scatter_mul": ("held * update", "held & update"),
+}
+"""What comes to stand in the place of `held`: for numbers (NaN wins), and for truth values."""
+
+
+def _joined(
+    texts: tuple[str, str], out: Buffer, element: str, value: str, where: str
+) -> list[Line]:
+    dtype = out.dtype
+    text = texts[dtype.kind == "b"]
+    if dtype.kind != "f":
+        text = text.replace("update > held || update != update", "update > held").replace(
+            "update < held || update != update", "update < held"
+        )
+    half = dtype.c_compute != dtype.c_type
+    held = f"tg_load_{dtype.name}({element})" if half else element
+    new = f"tg_store_{dtype.name}({text})" if half else f"({dtype.c_type})({text})"
+    return [
+        Line(f"const {dtype.c_compute} update = {value};", where),
+        Line(f"const {dtype.c_compute} held = {held};", where),
+        Line(f"{element} = {new};", where),
+    ]
 
 
 def _variables(shape: Shape, letter: str) -> dict[str, int]:

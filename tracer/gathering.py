@@ -5,6 +5,7 @@ Start reading at `gather`, then `scatter`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -249,7 +250,7 @@ def masked_fill(input: Tensor, mask: Tensor, value: Any) -> Tensor:
     return named(out, f"MaskedFillBackward{int(isinstance(value, Tensor))}")
 
 
-FUNCTIONS = {
+FUNCTIONS: dict[str, Callable[..., Any]] = {
     f.__name__: f
     for f in (
         index_put, index_select, gather, scatter, scatter_add, nonzero, masked_select, masked_fill,

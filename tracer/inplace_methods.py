@@ -31,6 +31,7 @@ from tracegrad.tracer import (  # noqa: F401  (they add to the tables of others)
     pointwise_special,
     products,
     running,
+    scatter_reduce,
     stacking,
     statistics,
     updates,
@@ -142,6 +143,12 @@ def _float_power_(self: Tensor, exponent: Any) -> Tensor:
             "operation's result requires dtype Double"
         )
     return inplace.apply("float_power_", self, pointwise.FUNCTIONS["float_power"], exponent)
+
+
+def _conj_physical_(self: Tensor) -> Tensor:
+    """The tensor itself: no number here is complex."""
+    need_tensor("conj_physical_", "input", 1, self)
+    return self
 
 
 # ---- at indices and masks -----------------------------------------------------------------------
@@ -317,6 +324,9 @@ INPLACE_FUNCTIONS.update(
     put_=_in_place("put_", gathering.FUNCTIONS["put"]),
     renorm_=_in_place("renorm_", gathering.FUNCTIONS["renorm"]),
     polygamma_=_in_place("polygamma_", lambda x, n: pointwise.FUNCTIONS["polygamma"](n, x)),
+    scatter_reduce_=_in_place("scatter_reduce_", gathering.FUNCTIONS["scatter_reduce"]),
+    index_reduce_=_in_place("index_reduce_", gathering.FUNCTIONS["index_reduce"]),
+    conj_physical_=_conj_physical_,
     scatter_=_in_place("scatter_", gathering.scatter),
     scatter_add_=_in_place("scatter_add_", gathering.scatter_add),
     addmm_=_in_place("addmm_", linalg.addmm), baddbmm_=_in_place("baddbmm_", linalg.baddbmm),

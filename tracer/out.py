@@ -43,7 +43,8 @@ _WHOLE = (
     "concatenate cumprod cumsum dot gather index_add index_copy index_select log_softmax logsumexp "
     "masked_select matmul max mean min mm mv nonzero norm outer prod scatter scatter_add softmax "
     "stack std sum tensordot tril triu var chain_matmul column_stack cross diag dstack ger hstack inner "
-    "kron matrix_power nanmean nansum narrow_copy renorm row_stack take take_along_dim vdot vstack"
+    "kron matrix_power nanmean nansum narrow_copy renorm row_stack "
+    "scatter_reduce index_reduce take take_along_dim vdot vstack"
 ).split()
 NAMES = frozenset((*_POINTWISE, *_WHOLE))
 """The functions that take `out`, as in PyTorch; factories read theirs themselves."""

@@ -224,14 +224,14 @@ def _scatter_shape(x: TensorType, updates: TensorType, *indices: TensorType, axe
 
 
 def _eager_scatter(
-    x: np.ndarray, updates: np.ndarray, indices: Sequence[np.ndarray], axes: Axes, add: bool
+    x: np.ndarray, updates: np.ndarray, indices: Sequence[np.ndarray], axes: Axes, joined: Any
 ) -> np.ndarray:
     """Write row after row in row-major order of the indices: deterministic."""
     matrix = np.array(_by_rows(x, axes), order="C")
     rows = _rows(x.shape, indices, axes)
     flat = np.ascontiguousarray(updates).reshape(len(rows), matrix.shape[1])
-    if add:
-        np.add.at(matrix, rows, flat)
+    if joined is not None:
+        joined.at(matrix, rows, flat)
     else:
         matrix[rows] = flat
     return _from_rows(matrix, x.shape, axes)
@@ -309,13 +309,13 @@ _SCATTER_REFUSALS = (
 )  # fmt: skip
 
 
-def _scatter(name: str, *, add: bool, **record: Any) -> Primitive:
-    """Declare a scatter."""
+def _scatter(name: str, joined: Any, **record: Any) -> Primitive:
+    """Declare a scatter; `joined` is the ufunc that joins an update with what is there, or None."""
     made: Primitive
     made = primitive(
         name, args=("x", "updates", "indices"), variadic=True, params=("axes",), family="indexing",
         shape=_scatter_shape, dtype=same_dtype(0), normalize=_normalize, promotion=NO_PROMOTION,
-        eager=lambda x, updates, *indices, axes: _eager_scatter(x, updates, indices, axes, add),
+        eager=lambda x, updates, *indices, axes: _eager_scatter(x, updates, indices, axes, joined),
         batch=lambda size, batched, *args, axes: _batch_scatter(made, size, batched, args, axes),
         samples=_scatter_samples, refusals=_SCATTER_REFUSALS, backward_name="IndexPutBackward0",
         cost=2, source="NumPy's integer array indexing", **record,
@@ -324,10 +324,79 @@ def _scatter(name: str, *, add: bool, **record: Any) -> Primitive:
 
 
 scatter_add = _scatter(
-    "scatter_add", add=True, vjp=_add_cotangent, jvp=_add_tangent,
+    "scatter_add", np.add, vjp=_add_cotangent, jvp=_add_tangent,
     doc="x with `updates` added at the indexed positions; repeats add up, in row-major order.",
 )  # fmt: skip
 scatter_set = _scatter(
-    "scatter_set", add=False, vjp=_set_cotangent, jvp=_set_tangent,
+    "scatter_set", None, vjp=_set_cotangent, jvp=_set_tangent,
     doc="x with `updates` put at the indexed positions; of repeats the last wins (row-major).",
+)  # fmt: skip
+
+# ---- scatter of extremes and products -----------------------------------------------------------
+
+
+def _shares(out: Any, x: Any, updates: Any, indices: Sequence[Any], axes: Axes) -> tuple[Any, Any]:
+    """Derivatives of an extreme by `x` and `updates`: equal ones share it."""
+    cast, equal = get("cast"), get("equal")
+    dtype = type_of(out).dtype
+    kept = cast(equal(x, out), dtype=dtype)
+    taken = cast(equal(updates, gather(out, *indices, axes=axes)), dtype=dtype)
+    count = scatter_add(kept, taken, *indices, axes=axes)
+    count = get("maximum")(count, filled_like(count, 1, count.shape))  # none of a NaN
+    div = get("div")
+    return div(kept, count), div(taken, gather(count, *indices, axes=axes))
+
+
+def _others(out: Any, x: Any, updates: Any, indices: Sequence[Any], axes: Axes) -> tuple[Any, Any]:
+    """Derivatives of a product by `x` and `updates`: the product of the other factors."""
+    equal, where, div = get("equal"), get("where"), get("div")
+    dtype = type_of(out).dtype
+    none = equal(updates, 0)
+    one_x, one = filled_like(x, 1, x.shape), filled_like(updates, 1, updates.shape)
+    by_x = scatter_mul(one_x, updates, *indices, axes=axes)
+    nothing = filled_like(out, 0, out.shape)
+    zeros = scatter_add(nothing, get("cast")(none, dtype=dtype), *indices, axes=axes)
+    rest = scatter_mul(x, where(none, one, updates), *indices, axes=axes)
+    single = gather(where(equal(zeros, 1), rest, nothing), *indices, axes=axes)
+    quotient = div(gather(out, *indices, axes=axes), where(none, one, updates))
+    by_updates = where(none, single, quotient)
+    return by_x, by_updates
+
+
+def _joined_cotangent(parts: Any) -> Any:
+    def rule(i: int, ct: Any, out: Any, x: Any, updates: Any, *indices: Any, axes: Axes) -> Any:
+        if i > 1:
+            return None
+        by_x, by_updates = parts(out, x, updates, indices, axes)
+        if i == 0:
+            return get("mul")(ct, by_x)
+        return get("mul")(gather(ct, *indices, axes=axes), by_updates)
+
+    return rule
+
+
+def _joined_tangent(parts: Any) -> Any:
+    def rule(i: int, dx: Any, out: Any, x: Any, updates: Any, *indices: Any, axes: Axes) -> Any:
+        if i > 1:
+            return None
+        by_x, by_updates = parts(out, x, updates, indices, axes)
+        if i == 0:
+            return get("mul")(dx, by_x)
+        moved = get("mul")(dx, by_updates)
+        return scatter_add(filled_like(out, 0, x.shape), moved, *indices, axes=axes)
+
+    return rule
+
+
+scatter_max = _scatter(
+    "scatter_max", np.maximum, vjp=_joined_cotangent(_shares), jvp=_joined_tangent(_shares),
+    doc="The largest of x and of the `updates` at the indexed positions; NaN wins.",
+)  # fmt: skip
+scatter_min = _scatter(
+    "scatter_min", np.minimum, vjp=_joined_cotangent(_shares), jvp=_joined_tangent(_shares),
+    doc="The smallest of x and of the `updates` at the indexed positions; NaN wins.",
+)  # fmt: skip
+scatter_mul = _scatter(
+    "scatter_mul", np.multiply, vjp=_joined_cotangent(_others), jvp=_joined_tangent(_others),
+    doc="x times the `updates` at the indexed positions, in row-major order.",
 )  # fmt: skip

@@ -24,6 +24,18 @@ CASES: dict[str, Callable[[Any, Any], Any]] = {
     "heaviside": lambda x, y: tg.heaviside(x, y) + x * y,
     "take": lambda x, y: tg.take(x * y, I), "put": lambda x, y: x.put(I[0], y[0]) * y,
     "put and add": lambda x, y: x.put(I[1], y[0], accumulate=True) * y,
+    **{
+        f"scatter_reduce {r} {own}": lambda x, y, r=r, own=own: tg.scatter_reduce(
+            x, 1, I, y + 0.05, r, include_self=own
+        )
+        for r in ("sum", "prod", "mean", "amax", "amin") for own in (True, False)
+    },
+    **{
+        f"index_reduce {r} {own}": lambda x, y, r=r, own=own: tg.index_reduce(
+            x, 0, I[0], y + 0.05, r, include_self=own
+        )
+        for r in ("prod", "mean", "amax", "amin") for own in (True, False)
+    },
     "take_along_dim": lambda x, y: tg.take_along_dim(x * y, I, 0),
     "narrow_copy": lambda x, y: tg.narrow_copy(x * y, 1, 1, 2),
     "renorm": lambda x, y: tg.renorm(x, 2, 0, 1.5) * y,
@@ -129,6 +141,12 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: tg.matrix_power(tg.ones(2, 2), -1), RuntimeError, "needs an inverse"),
     (lambda: tg.chain_matmul(), RuntimeError, "Expected one or more matrices"),
     (lambda: tg.zeros(2).put(tg.tensor([0]), tg.tensor([1])), RuntimeError, "have the same dtype"),
+    (lambda: tg.scatter_reduce(tg.ones(2), 0, I[0], tg.ones(3), "or"), RuntimeError, "must be either sum"),
+    (lambda: tg.ones(2).scatter_reduce_(0, I[0], tg.ones(3), "sum"), IndexError, "out of bounds"),
+    (lambda: tg.index_reduce(tg.ones(2), 0, I[0], tg.ones(3), "sum"), RuntimeError, "one of prod, mean"),
+    (lambda: tg.ones(2).index_reduce_(0, I, tg.ones(3), "prod"), IndexError, "to be a vector"),
+    (lambda: tg.ones(2).index_reduce(0, I[0], tg.ones(2), "prod"), RuntimeError, "does not fit 3 ind"),
+    (lambda: tg.Tensor.conj_physical_(3), TypeError, "must be Tensor"),  # type: ignore[arg-type]
     (lambda: tg.var_mean(3), TypeError, "must be Tensor, not int"),
 ]  # fmt: skip
 

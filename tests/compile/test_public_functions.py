@@ -156,6 +156,14 @@ ROWS: dict[str, Call] = {
     "mvlgamma": lambda f, x, y, p, i, k, s: f(p + 2, 3),
     "take": lambda f, x, y, p, i, k, s: f(x, i),
     "put": lambda f, x, y, p, i, k, s: (f(x, k, y[0, :2]), f(x, k, y[0, :2], True)),
+    "scatter_reduce": lambda f, x, y, p, i, k, s: (
+        *(f(x, 0, i, y, r) for r in ("sum", "prod", "mean", "amax", "amin")),
+        f(x, 1, i, y, "mean", include_self=False), f(x, 1, i, y, "amin", include_self=False),
+    ),
+    "index_reduce": lambda f, x, y, p, i, k, s: (
+        *(f(x, 0, k, y[:2], r) for r in ("prod", "mean", "amax", "amin")),
+        f(x, 1, k, y[:, :2], "prod", include_self=False),
+    ),
     "take_along_dim": lambda f, x, y, p, i, k, s: (f(x, i, 1), f(x, k)),
     "narrow_copy": lambda f, x, y, p, i, k, s: f(x, 1, 1, 2),
     "renorm": lambda f, x, y, p, i, k, s: (f(x, 2, 0, 1.5), f(p, 1, 1, 100)),

@@ -73,6 +73,8 @@ CALLS: dict[str, Callable[..., Any]] = {
     ),
     "polygamma": lambda f, **o: f(1, x, **o), "mvlgamma": lambda f, **o: f(x + 1, 2, **o),
     "take": lambda f, **o: f(x, i, **o), "take_along_dim": lambda f, **o: f(x, i, 0, **o),
+    "scatter_reduce": lambda f, **o: f(x, 0, i, x, "amax", **o),
+    "index_reduce": lambda f, **o: f(x, 0, i[0], x, "prod", **o),
     "narrow_copy": lambda f, **o: f(x, 1, 0, 1, **o), "renorm": lambda f, **o: f(x, 2, 0, 0.5, **o),
     "cross": lambda f, **o: f(tg.eye(3), tg.ones(3, 3), dim=1, **o),
     "chain_matmul": lambda f, **o: f(x, x, x, **o), "matrix_power": lambda f, **o: f(x, 3, **o),
