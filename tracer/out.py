@@ -35,7 +35,7 @@ _POINTWISE = (
     "logical_and logical_not logical_or logical_xor logit lt maximum minimum mul multiply "
     "nan_to_num ne neg negative not_equal pow rad2deg reciprocal remainder round rsqrt sgn sigmoid "
     "sign sin sinh sqrt square sub subtract tan tanh true_divide trunc where xlogy "
-    "float_power fmax fmin gcd heaviside isneginf isposinf lcm ldexp logaddexp logaddexp2 mvlgamma "
+    "float_power fmax fmin gcd heaviside i0 isneginf isposinf lcm ldexp logaddexp logaddexp2 mvlgamma "
     "nextafter polygamma signbit sinc"
 ).split()
 _WHOLE = (

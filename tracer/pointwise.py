@@ -159,7 +159,7 @@ def _binary(name: str, primitive: str) -> Callable[..., Any]:
 
 def _unlisted(operands: int) -> list[str]:
     """Primitives that the lists above do not name: a new row of the table is public at once."""
-    listed = {*UNARY.values(), *BINARY.values(), "detach", "logit"}  # `logit` takes `eps` too
+    listed = {*UNARY.values(), *BINARY.values(), "detach", "logit", "i1"}  # `logit` takes `eps` too
     return [
         op.name
         for op in TABLE.values()

@@ -330,3 +330,63 @@ static inline float tg_polygamma_f32(int n, float x)
 {
     return (float)tg_polygamma_f64(n, x);
 }
+
+/*[tg_i0_f64] Modified Bessel function I0: its power series (DLMF 10.25.2), from 30 on the asymptotic
+ * series (10.40.1). NaN at infinity, as in SciPy and PyTorch. */
+static inline double tg_i0_f64(double x)
+{
+    x = fabs(x);
+    double term = 1.0, sum = 1.0;
+    if (x < 30.0) {
+        const double q = 0.25 * x * x;
+        for (int k = 1; term > 1e-17 * sum; k++) {
+            term *= q / ((double)k * k);
+            sum += term;
+        }
+        return sum;
+    }
+    for (int k = 1; k < 60; k++) {
+        term *= (2.0 * k - 1) * (2.0 * k - 1) / (8.0 * k * x);
+        sum += term;
+        if (!(term > 1e-17))
+            break;
+    }
+    const double half = exp(0.5 * x);
+    return half * (sum / sqrt(6.283185307179586 * x)) * half;
+}
+
+/*[tg_i0_f32] Modified Bessel function I0, through double. */
+static inline float tg_i0_f32(float x)
+{
+    return (float)tg_i0_f64(x);
+}
+
+/*[tg_i1_f64] Modified Bessel function I1, as tg_i0_f64. */
+static inline double tg_i1_f64(double x)
+{
+    const double sign = x < 0 ? -1.0 : 1.0;
+    x = fabs(x);
+    double term = 1.0, sum = 1.0;
+    if (x < 30.0) {
+        const double q = 0.25 * x * x;
+        for (int k = 1; term > 1e-17 * sum; k++) {
+            term *= q / ((double)k * (k + 1));
+            sum += term;
+        }
+        return sign * 0.5 * x * sum;
+    }
+    for (int k = 1; k < 60; k++) {
+        term *= ((2.0 * k - 1) * (2.0 * k - 1) - 4.0) / (8.0 * k * x);
+        sum += term;
+        if (!(fabs(term) > 1e-17))
+            break;
+    }
+    const double half = exp(0.5 * x);
+    return sign * half * (sum / sqrt(6.283185307179586 * x)) * half;
+}
+
+/*[tg_i1_f32] Modified Bessel function I1, through double. */
+static inline float tg_i1_f32(float x)
+{
+    return (float)tg_i1_f64(x);
+}

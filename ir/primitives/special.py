@@ -12,6 +12,7 @@ from tracegrad.ir import dtypes
 from tracegrad.ir.errors import ParameterError
 from tracegrad.ir.primitive import FLOAT, Refusal
 from tracegrad.ir.primitives.elementary import exp
+from tracegrad.ir.primitives.logic import equal, where
 from tracegrad.ir.primitives.pointwise import (
     per_dtype,
     pointwise,
@@ -114,3 +115,22 @@ lgamma = unary("lgamma", _lgamma,
                per_dtype(dtypes.FLOATS, floats="tg_lgamma_{s}({x})"), cost=60, ulp=16,
                vjp=lambda ct, out, x: ct * digamma(x), sample=(2.2, 6.0), source="NIST DLMF §5.2",
                doc="log |gamma(x)|. Near its zeros at 1 and 2 the error is absolute.")  # fmt: skip
+
+# ---- Bessel functions --------------------------------------------------------------------------
+
+i0 = unary("i0", scipy_special("i0"), per_dtype(dtypes.FLOATS, floats="tg_i0_{s}({x})"), cost=120,
+           ulp=32, vjp=lambda ct, out, x: ct * i1(x), sample=(-4.0, 4.0),
+           source="NIST DLMF §10.25, §10.40",
+           doc="Modified Bessel function of the first kind, order 0.")  # fmt: skip
+
+
+def _i1_slope(x: Any) -> Any:
+    """i0 - i1 / x, which is 1/2 at 0."""
+    zero = equal(x, 0)
+    return where(zero, 0.5, i0(x) - i1(x) / where(zero, 1, x))
+
+
+i1 = unary("i1", scipy_special("i1"), per_dtype(dtypes.FLOATS, floats="tg_i1_{s}({x})"), cost=120,
+           ulp=32, vjp=lambda ct, out, x: ct * _i1_slope(x), sample=(-4.0, 4.0),
+           source="NIST DLMF §10.25, §10.40",
+           doc="Modified Bessel function of the first kind, order 1.")  # fmt: skip

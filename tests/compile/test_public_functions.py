@@ -145,7 +145,7 @@ ROWS: dict[str, Call] = {
     "scatter": lambda f, x, y, p, i, k, s: (f(x, 0, s, y), f(x, 1, s, 2.0)),
     "scatter_add": lambda f, x, y, p, i, k, s: f(x, 0, i, y),
     "masked_fill": lambda f, x, y, p, i, k, s: f(x, y > 0, 3.0),
-    **each(plain, *"isneginf isposinf signbit sinc nansum nanmean std_mean var_mean diag diagflat "
+    **each(plain, *"i0 isneginf isposinf signbit sinc nansum nanmean std_mean var_mean diag diagflat "
            "diag_embed trace".split()),
     **each(pair, *"fmax fmin logaddexp logaddexp2 heaviside inner kron".split()),
     **each(integers, "gcd", "lcm"),

@@ -60,7 +60,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "scatter": lambda f, **o: f(x, 0, i, x, **o), "scatter_add": lambda f, **o: f(x, 0, i, x, **o),
     "masked_select": lambda f, **o: f(x, x > 0.3, **o),
     **dict.fromkeys(
-        "isneginf isposinf signbit sinc nansum nanmean diag".split(), lambda f, **o: f(x, **o)
+        "i0 isneginf isposinf signbit sinc nansum nanmean diag".split(), lambda f, **o: f(x, **o)
     ),
     **dict.fromkeys(
         "fmax fmin logaddexp logaddexp2 heaviside nextafter inner kron float_power ldexp".split(),
