@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing import spawn
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
@@ -85,7 +86,7 @@ class Worker:
         number = theirs.fileno()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _START, json.dumps(sys.path), str(number)],
+                [spawn.get_executable(), "-c", _START, json.dumps(sys.path), str(number)],
                 pass_fds=[number], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
@@ -222,8 +223,10 @@ def submit(
     """
     global _worker
     try:
-        possible = toolchain.find().present and folder.current().writable and hasattr(os, "fork")
-        if not possible:
+        frozen = getattr(sys, "frozen", False)  # a program of its own, that would start once more
+        if frozen or not hasattr(os, "fork") or not toolchain.find().present:
+            return None
+        if not folder.current().writable:
             return None
         work = pickle.dumps((graph, dict(strides or {}), tuple(checks), returned))
         environment = _environment()

@@ -203,6 +203,21 @@ def test_a_graph_that_cannot_be_sent_is_compiled_here(monkeypatch: pytest.Monkey
     assert f.cache_info().traces == 1
 
 
+@pytest.mark.parametrize("way", ["frozen", "no interpreter", "no program of that name"])
+def test_where_no_worker_can_be_started_it_is_compiled_here(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    background.dismiss()
+    if way == "frozen":
+        monkeypatch.setattr(sys, "frozen", True, raising=False)
+    else:
+        found = None if way == "no interpreter" else "/nonexistent/python"
+        monkeypatch.setattr(background.spawn, "get_executable", lambda: found)
+    f = compiled(lambda x: x * 13)
+    f(tg.ones(2))
+    assert f.cache_info().traces == 1 and background._worker is None
+
+
 def test_code_that_the_compiler_refuses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The worker meets it first; the user hears of it when the job is found finished."""
     from tracegrad.runtime import executable
