@@ -119,7 +119,7 @@ _LAZY_NAMES = {
     "debug_callback": "tracegrad.tracer.callbacks",
     "CompiledFunction": "tracegrad.tracer.compile",
     "EagerWarning": "tracegrad.tracer.verification",
-    "RecaptureWarning": "tracegrad.tracer.compile",
+    "RecaptureWarning": "tracegrad.tracer.capturing",
     "VerificationWarning": "tracegrad.tracer.verification",
     "is_anomaly_check_nan_enabled": "tracegrad.autograd",
     "is_anomaly_enabled": "tracegrad.autograd",

@@ -11,75 +11,32 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import gc
 import inspect
 import os
 import sys
 import threading
 import time
-import traceback
 import types
-import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-import numpy as np
-
-from tracegrad.ir import dtypes
-from tracegrad.ir.dtypes import DType
 from tracegrad.ir.errors import (
-    CaptureError,
-    CompileError,
-    CompilerNotFound,
     OperandError,
     ParameterError,
-    refusals,
 )
-from tracegrad.ir.location import Location, user_stacklevel
-from tracegrad.runtime.executable import Strayed
-from tracegrad.tracer import verification
 from tracegrad.tracer.anomaly import anomaly
-from tracegrad.tracer.capture import Capture, GraphRecorder, Reason
-from tracegrad.tracer.capture_hook import recording
-from tracegrad.tracer.capture_state import Setting
-from tracegrad.tracer.device import device
-from tracegrad.tracer.epoch import Epoch
-from tracegrad.tracer.inspection import Inspection
+from tracegrad.tracer.capturing import Capturing
 from tracegrad.tracer.keys import (
-    BY_IDENTITY,
-    PLAIN,
     Unkeyed,
-    difference,
-    is_object,
     make_key,
-    without_values,
 )
-from tracegrad.tracer.paths import Outcome, replay
-from tracegrad.tracer.pending import Pending, first_results, waits
 from tracegrad.tracer.profiling import profilers
-from tracegrad.tracer.pytree import flatten
 from tracegrad.tracer.state import state
-from tracegrad.tracer.tensor import Tensor
-from tracegrad.tracer.trace import Trace
-from tracegrad.tracer.verification import EagerWarning
 
-Stray = tuple[Location | None, bool]  # where a value was read that differed, and if it is a number
 BACKENDS = ("c", "eager")
 VERIFY = ("first", "always", "off")
 SIDE_EFFECTS = ("eager", "drop")
-MANY_TRACES = 8
-MANY_PATHS = 64  # of one key
-MANY_VALUES = 8  # captures in a row because one number that Python read was another
-MANY_CAPTURES = 64  # of calls that differ in numbers and texts only, or in what guards look at
-MANY_OBJECTS = 64  # that stand in keys by their identity
-MANY_FIRST = 3  # runs that may make state, such as an optimizer's first step
-_RETURNED = (Tensor, Epoch, DType, device, np.generic)
-
-
-class RecaptureWarning(UserWarning):
-    """A compiled function was captured many times; the message says what keeps changing."""
 
 
 class _Eager(threading.local):
@@ -110,49 +67,12 @@ def eager() -> Iterator[None]:
         _eager.depth -= 1
 
 
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Keep the garbage collector from running finalisers of others in the midst of a capture."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-class CompiledFunction(Inspection):
+class CompiledFunction(Capturing):
     """A function together with its traces; made by `compile`."""
 
-    def __init__(
-        self, fn: Callable[..., Any], backend: str, verify: str, strict: bool, side_effects: str,
-        wait: bool | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, fn: Callable[..., Any], *options: Any) -> None:
+        super().__init__(fn, *options)
         functools.update_wrapper(self, fn, updated=())
-        self._fn = fn
-        self._backend = backend
-        self._verify = verify
-        self._options = (backend, verify, strict, side_effects, wait)
-        self._waits = wait
-        self._strict = strict
-        self._drops_effects = side_effects == "drop"
-        self._label = getattr(fn, "__name__", type(fn).__name__)
-        self._traces: dict[Any, list[Trace]] = {}
-        self._order: list[Trace] = []
-        self._eager_keys: dict[Any, tuple[Reason, ...]] = {}
-        self._pending: dict[Any, Pending] = {}  # captured, and compiled by the worker
-        self._held: list[Any] = []  # objects whose id is part of a key
-        self._varying: set[tuple[int, Any]] = set()  # settings that have changed, by their guards
-        self._unsettled: Counter[Any] = Counter()
-        self._eager_kinds: set[Any] = set()
-        self._captures: Counter[Any] = Counter()  # by the key without its numbers and texts
-        self._misses = 0
-        self._eager_calls = 0
-        self._warned: set[str] = set()
-        self._lock = threading.RLock()
-        self._order_lock = threading.Lock()
-        self._strays: dict[Any, list[Stray]] = {}  # the predicates that led to a capture, by key
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Replay a trace whose key and guards fit; else run eagerly and capture."""
@@ -190,13 +110,6 @@ class CompiledFunction(Inspection):
                 return state.profiler.capture(self._label, self._capture, key, args, kwargs, leaves)
             return self._capture(key, args, kwargs, leaves)
 
-    def _unkeyed(self, error: Unkeyed, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Run as it is; one entry for all such calls tells of them."""
-        if Unkeyed not in self._eager_keys:
-            self._stay_eager(Unkeyed, (Reason(str(error), None),))
-        self._eager_calls += 1
-        return self._fn(*args, **kwargs)
-
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
 
@@ -226,110 +139,6 @@ class CompiledFunction(Inspection):
         coming = f", {len(self._pending)} being compiled" if self._pending else ""
         return f"<compiled {self._label}: {len(self._order)} trace(s){coming}>"
 
-    def _replay(
-        self, key: Any, leaves: list[Any], tried: tuple[Trace, Any] | None = None
-    ) -> Outcome:
-        """Try the traces of a key; the one that fits is the first to be tried next time."""
-        traces = self._traces.get(key, [])
-        if not profilers or state.profiler is None:
-            outcome = replay(traces, leaves, lambda launch, given: launch(given), tried)
-        else:
-            outcome = replay(traces, leaves, partial(state.profiler.launch, self._label))
-        found = outcome.trace
-        if found is not None and found is not traces[0]:
-            with self._order_lock:
-                others = [t for t in self._traces[key] if t is not found]
-                self._traces[key] = [found, *others]
-        return outcome
-
-    # ---- capture --------------------------------------------------------------------------------
-
-    def _capture(self, key: Any, args: Any, kwargs: dict[str, Any], leaves: list[Any]) -> Any:
-        """Run eagerly with the recorder on; compile what was recorded."""
-        from tracegrad.tracer.observe import Observer
-
-        outcome = self._replay(key, leaves)  # another thread may have captured it meanwhile
-        if outcome.trace is not None:
-            return outcome.trace.rebuild(outcome.result)
-        if outcome.fault or key in self._eager_keys or key in self._pending:
-            return self._fn(*args, **kwargs)
-        objects = [x for x in leaves if not isinstance(x, Tensor) and is_object(x)]
-        if objects and len(self._held) >= MANY_OBJECTS:
-            kind = type(objects[0]).__name__
-            text = f"it is called with more than {MANY_OBJECTS} objects, the last one a {kind}"
-            return self._unkeyed(Unkeyed(text), args, kwargs)
-        why = self._why(key, outcome)
-        for trace in self._traces.get(key, ()):
-            guard = trace.guard_that_failed()
-            if isinstance(guard, Setting) and guard.setting is not None:
-                self._varying.add(guard.setting)
-        if outcome.strayed is not None and self._wanders(key, *outcome.strayed):
-            return self._fn(*args, **kwargs)
-        if self._overruns(key, why):
-            return self._fn(*args, **kwargs)
-        self._misses += 1
-        recorder = GraphRecorder(self._label)
-        names = self._leaf_names(args, kwargs)
-        for position, leaf in enumerate(leaves):
-            if isinstance(leaf, Tensor) and not recorder.knows(leaf):
-                recorder.argument(leaf, position, names[position])
-        observer = Observer(self._fn, (args, kwargs, *leaves))
-        recorder.existed = observer.existed
-        recorder.states.varying = self._varying
-        before = (state.grad_enabled, state.inference, dtypes.get_default_dtype())
-        refused = refusals()
-        with _no_collection(), observer, recording(recorder):
-            result = self._fn(*args, **kwargs)
-        if refusals() != refused:
-            recorder.reasons.append(Reason("it catches an error that depends on values", None))
-        if before != (state.grad_enabled, state.inference, dtypes.get_default_dtype()):
-            recorder.reasons.append(Reason("it changes the grad mode or default dtype", None))
-        observation = observer.finish()
-        for p in observation.problems:
-            what = f"changes of {p.name} could go unseen, because {p.reason} ({p.remedy})"
-            recorder.reasons.append(Reason(what, p.location))
-        if not self._drops_effects:
-            for effect in observation.side_effects:
-                recorder.reasons.append(Reason(effect.reason, effect.location))
-        for late in observation.reads_of(recorder.states.changed_later):
-            what = f"{late.name} is read and changed by a schedule"
-            recorder.reasons.append(Reason(what, late.location))
-        results: list[Any] = []
-        structure = flatten(result, results)
-        tensors = [t for t in results if isinstance(t, Tensor)]
-        for x in results:
-            if not isinstance(x, _RETURNED) and type(x) not in PLAIN:
-                recorder.reasons.append(Reason(f"it returns a {type(x).__name__}", None))
-        capture = recorder.finish(tensors)
-        self._held.extend(x for x in leaves if isinstance(x, (Epoch, *BY_IDENTITY)))
-        self._held.extend(objects)
-        changed = recorder.states.changed()
-        if changed and not capture.reasons and self._settles(key):
-            return result  # state that is there from now on: the next run may be replayed
-        unsettled = (Reason(f"it changes {g.name} at each call", g.location) for g in changed)
-        covered = (*observation.tensors, *recorder.states.tensors)
-        reasons = (*capture.reasons, *unsettled, *self._uncovered(capture, covered))
-        if reasons:
-            self._stay_eager(key, reasons)
-            return result
-        same = [
-            (p, x) for p, x in enumerate(leaves)
-            if isinstance(x, Tensor) and any(x is t for t in observation.tensors)
-        ]  # fmt: skip
-        with self._own_faults(key):
-            guards = (*observation.guards, *recorder.states.guards)
-            if self._drops_effects:  # what the run itself changes is as it was at the capture
-                guards = tuple(g for g in guards if g.holds())
-            trace = Trace(self._label, capture, guards, why, self._verify, same)
-            trace.remember_results(structure, results)
-            results = first_results(trace, tensors, recorder.lying)
-            pending = None if waits(self._waits) else Pending.begin(trace, recorder.arrays, results)
-            if pending is not None:
-                self._pending[key] = pending
-            else:
-                self._build(key, trace, recorder.arrays, results)
-        return result
-
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until all that was captured is compiled: by default that goes on beside eager calls.
 
@@ -356,170 +165,6 @@ class CompiledFunction(Inspection):
         for key, pending in [*self._pending.items()]:
             self._finish(key, pending)
         return True
-
-    def _finish(self, key: Any, pending: Pending) -> None:
-        """Keep a trace that the worker has compiled."""
-        with self._lock:
-            if self._pending.get(key) is not pending:
-                return  # another thread did
-            if pending.checked:
-                self._keep(key, pending.trace)
-            else:
-                with self._own_faults(key):
-                    self._build(key, pending.trace, pending.arrays, pending.results)
-            del self._pending[key]
-
-    def _wanders(self, key: Any, trace: Trace, stray: Strayed) -> bool:
-        """Whether the paths of a key have become too many: it stays eager where none fits."""
-        predicate = trace.predicates[stray.number]
-        strays = self._strays.setdefault(key, [])
-        strays.append((predicate.location, predicate.is_number))
-        alike = strays[-MANY_VALUES:]
-        if predicate.is_number and len(alike) == MANY_VALUES and len(set(alike)) == 1:
-            what = (
-                f"Python reads a value that keeps changing ({predicate.what}); return the tensor and "
-                "read it outside"
-            )
-        elif len(strays) >= MANY_PATHS:
-            what = (
-                f"the values that Python reads ({predicate.what}) lead to over {MANY_PATHS} paths"
-            )
-        else:
-            return False
-        self._stay_eager(key, (Reason(what, predicate.location),))
-        return True
-
-    def _overruns(self, key: Any, why: str) -> bool:
-        """Whether calls of a kind have been captured too often: it stays eager where no trace fits."""
-        kind = without_values(key)
-        self._captures[kind] += 1
-        if self._captures[kind] <= MANY_CAPTURES:
-            return False
-        what = (
-            f"it has been captured {MANY_CAPTURES} times, the last time because {why}; pass what keeps "
-            "changing as a tensor, tracegrad.tensor(...)"
-        )
-        reason = Reason(what, None)
-        if kind not in self._eager_kinds:
-            self._eager_kinds.add(kind)
-            self._stay_eager(kind, (reason,))
-        self._eager_calls += 1
-        return True
-
-    def _settles(self, key: Any) -> bool:
-        """Whether a run that changed what a library object keeps may have been one of the first."""
-        self._unsettled[key] += 1
-        return self._unsettled[key] <= MANY_FIRST
-
-    @contextlib.contextmanager
-    def _own_faults(self, key: Any) -> Iterator[None]:
-        """A fault of the compiler itself costs speed, not the result: said loudly, then eager."""
-        try:
-            yield
-        except (Warning, CaptureError):  # of ours: warnings that the user made errors, `strict`
-            raise
-        except Exception as error:
-            fault = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{os.path.basename(fault.filename)}:{fault.lineno}"
-            what = f"{type(error).__name__} in {where}: {error}"
-            self._stay_eager(
-                key, (Reason(f"tracegrad failed on it ({what}); please report", None),)
-            )
-
-    def _build(
-        self, key: Any, trace: Trace, arrays: Sequence[np.ndarray],
-        results: Sequence[np.ndarray | None],
-    ) -> None:  # fmt: skip
-        """Compile a trace and keep it, unless the toolchain or the first result is at fault."""
-        try:
-            trace.compile()
-        except CompilerNotFound as error:
-            self._stay_eager(key, (Reason(str(error), None),), warn=False)
-            return
-        except CompileError as error:
-            self._stay_eager(key, (Reason(str(error), None),))
-            return
-        for _ in range(1 + len(trace.predicates)):
-            try:
-                right = verification.check_forward(trace, arrays, results)
-            except Strayed as stray:
-                if not trace.adopt(stray):
-                    return  # rounding took compiled code elsewhere: no path for this state
-                trace.compile()
-            else:
-                break
-        if not right:
-            self._stay_eager(
-                key, (Reason("its first compiled result was wrong", None),), warn=False
-            )
-            return
-        self._keep(key, trace)
-
-    def _keep(self, key: Any, trace: Trace) -> None:
-        """From now on calls replay a trace."""
-        self._unsettled.pop(key, None)
-        with self._order_lock:
-            self._traces[key] = [trace, *self._traces.get(key, ())]
-        self._order.append(trace)
-        if len(self._order) - sum(map(len, self._strays.values())) == MANY_TRACES + 1:
-            self._warn(RecaptureWarning,
-                       f"{self._label} has been captured {len(self._order)} times; {trace.why}. "
-                       "See its .explain().")  # fmt: skip
-
-    def _uncovered(self, capture: Capture, covered: Sequence[Tensor]) -> Iterator[Reason]:
-        """Tensors that came from where no guard looks."""
-        for source in capture.sources:
-            if source.kind == "captured" and not any(source.tensor is t for t in covered):
-                user = next((n for n in capture.graph.nodes if source.value in n.inputs), None)
-                yield Reason(
-                    f"it reads a tensor of type {source.value.type} that reached it neither as an "
-                    "argument nor through a variable that can be guarded (pass it as an argument)",
-                    user.location if user else None,
-                )
-
-    def _stay_eager(self, key: Any, reasons: tuple[Reason, ...], warn: bool = True) -> None:
-        if self._strict and warn:
-            listed = "".join(f"\n  {reason}" for reason in reasons)
-            raise CaptureError(
-                f"{self._label} was run, but cannot be replayed, and strict=True asks for that:{listed}"
-            )
-        self._eager_keys[key] = reasons
-        if warn:
-            self._warn(EagerWarning, f"{self._label} runs eagerly: {reasons[0]}")
-
-    def _warn(self, category: type[Warning], text: str) -> None:
-        if text not in self._warned:
-            self._warned.add(text)
-            warnings.warn(text, category, stacklevel=user_stacklevel())
-
-    def _why(self, key: Any, outcome: Outcome) -> str:
-        """Why a capture is needed, in words."""
-        if outcome.strayed is not None:
-            trace, stray = outcome.strayed
-            return trace.explain_stray(stray)
-        tried = self._traces.get(key, ())
-        failed = [t for t in tried if t.failed_guard is not None]
-        if failed:
-            return failed[-1].explain_miss()
-        keys = [*self._traces, *self._pending]
-        if not keys:
-            return "it was called for the first time"
-        return "it was called with " + difference(keys[-1], key)
-
-    def _leaf_names(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[str]:
-        """How the user would write each leaf of the arguments."""
-        try:
-            parameters = list(inspect.signature(self._fn).parameters.values())
-        except (TypeError, ValueError):
-            parameters = []
-        names: list[str] = []
-        for i, x in enumerate(args):
-            fixed = i < len(parameters) and parameters[i].kind != inspect.Parameter.VAR_POSITIONAL
-            name = parameters[i].name if fixed else f"args[{i}]"
-            names.extend(flatten(x, []).names(name))
-        for name, x in kwargs.items():
-            names.extend(flatten(x, []).names(name))
-        return names
 
 
 def compile(

@@ -11,7 +11,7 @@ import pytest
 from beside import assert_equal, assert_same
 
 import tracegrad as tg
-from tracegrad.tracer import compile as compile_module
+from tracegrad.tracer import capturing
 
 
 def chain(x: Any) -> Any:
@@ -310,7 +310,7 @@ def test_a_number_that_is_another_at_each_call_ends_in_eager_mode(
     way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No storm: after 64 captures of one kind of call the rest runs eagerly, and says so once."""
-    monkeypatch.setattr(compile_module, "MANY_CAPTURES", 10)
+    monkeypatch.setattr(capturing, "MANY_CAPTURES", 10)
     world = {"rate": 0.0}
 
     def f(x: Any, rate: Any) -> Any:
