@@ -112,25 +112,30 @@ class Worker:
         return job
 
     def _listen(self) -> None:
-        blas.find()  # loaded meanwhile, so that the call that finds its job finished need not
+        with _awake:
+            blas.find()  # loaded meanwhile, so that the call that finds its job finished need not
         try:
             while True:
                 number, problem = self._connection.recv()
-                with self._lock:
-                    job = self._jobs.get(number)
-                if job is not None:
-                    with quick_turns():
-                        job.then()
-                with self._lock:
-                    if self._jobs.pop(number, None) is not None and job is not None:
-                        job.finish(problem)
-                    if not self._jobs:
-                        room.take_back()
+                with _awake:
+                    self._heard(number, problem)
         except (OSError, EOFError):
-            with self._lock:
+            with _awake, self._lock:
                 self._lose()
             self._connection.close()
             self._process.wait()
+
+    def _heard(self, number: int, problem: str) -> None:
+        with self._lock:
+            job = self._jobs.get(number)
+        if job is not None:
+            with quick_turns():
+                job.then()
+        with self._lock:
+            if self._jobs.pop(number, None) is not None and job is not None:
+                job.finish(problem)
+            if not self._jobs:
+                room.take_back()
 
     def release(self) -> None:
         """Let it end by itself, after the job that it is at: the cache may be glad of it."""
@@ -258,9 +263,16 @@ def dismiss() -> None:
             _worker = None
 
 
+_awake = threading.RLock()
+"""Held by the threads that listen while they do anything but listen, and by whoever forks: a child
+must not inherit a lock (of an import, of the cache) that such a thread was holding.
+"""
+
+
 def _forget() -> None:
-    """In a forked child: the worker is the parent's, and locks may have been held."""
-    global _worker, _worker_lock
+    """In a forked child: the worker is the parent's, and there is no thread that listens."""
+    global _worker, _worker_lock, _awake
+    _awake = threading.RLock()
     _worker_lock = threading.Lock()
     if _worker is not None:
         _worker._lock = threading.Lock()
@@ -272,7 +284,11 @@ def _forget() -> None:
 
 atexit.register(dismiss)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(
+        before=lambda: _awake.acquire(),
+        after_in_parent=lambda: _awake.release(),
+        after_in_child=_forget,
+    )
 
 
 # ---- in the worker ------------------------------------------------------------------------------

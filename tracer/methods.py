@@ -201,7 +201,7 @@ def _attach() -> None:
         setattr(cls, name, method)
     cls.new_tensor, cls.new = _new_tensor, _new_legacy
     cls.where = as_method("where", _where)
-    cls.polygamma = _polygamma
+    cls.polygamma = as_method("polygamma", _polygamma)
     cls.type, cls.view = conversion.type_, conversion.view
     for query in (queries.allclose, queries.equal):
         setattr(cls, query.__name__, as_method(query.__name__, query))
