@@ -225,6 +225,12 @@ class Examples(Lockstep):
         super().constant(tensor)
         self._remember_local(tensor)
 
+    def alias(self, made: Tensor, tensor: Tensor) -> None:
+        """What is made inside the function stays so in other memory."""
+        super().alias(made, tensor)
+        if self._is_local(tensor):
+            self._remember_local(made)
+
     def _is_local(self, tensor: Tensor) -> bool:
         base = tensor if tensor._view is None else tensor._view.base
         return id(base._array) in self._local

@@ -141,7 +141,7 @@ class Tangents(Lockstep):
         if tangent is None:
             return super().shown(tensor)
         with self.outside():
-            return printing.text(tensor, extra=[f"tangent={tangent!r}"])
+            return printing.text(tensor, extra=[f"tangent={tangent}"])
 
 
 def laid_out_as(tangent: Tensor, primal: Tensor) -> Tensor:

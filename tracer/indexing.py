@@ -56,6 +56,10 @@ def getitem(x: Tensor, index: Any) -> Tensor:
 
 def setitem(x: Tensor, index: Any, value: Any) -> None:
     """`x[index] = value`, in place, with autograd history."""
+    if index is True or index is False:  # all of it, or none of it
+        if index:
+            setitem(x, ..., value)
+        return
     viewed, arrays, mask = _parse(x, index)
     source = _as_value(viewed, value)
     if not arrays:

@@ -230,7 +230,8 @@ def apply(
     if operands and name not in _ANY_OVERLAP and name not in _WITHOUT_OVERLAP:
         check_apart(target, operands)  # the writes at indices check what they compute first
     source = target
-    if recorded:
+    in_batches = state.recorder is not None and state.recorder.varies(target)
+    if recorded or in_batches:  # what a backward needs of it, that of all examples too, must stay
         source = _twin(target)
         operands = tuple(source if x is target else x for x in operands)
     elif state.recorder is None and not params and _directly(name, target, *operands):

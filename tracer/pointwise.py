@@ -253,6 +253,11 @@ def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Any:
     kinds = [x.dtype.category if isinstance(x, Tensor) else 0 for x in (input, other)]
     if max(kinds) == 2 or isinstance(other, float) or isinstance(input, float):
         return named(apply1("trunc", apply2("div", input, other)), "DivBackward2")
+    if max(kinds) == 1:  # bools divide as numbers
+        input, other = (
+            x.to(dtypes.uint8) if isinstance(x, Tensor) and x.dtype is dtypes.bool_ else x
+            for x in (input, other)
+        )
     # x - fmod(x, y) is an exact multiple of y, so flooring the quotient changes nothing
     return apply2("floor_divide", apply2("sub", input, apply2("fmod", input, other)), other)
 

@@ -18,6 +18,7 @@ from tracegrad.tracer.pointwise import FUNCTIONS, _public, apply1, apply2, named
 from tracegrad.tracer.pointwise_checks import need_floating
 from tracegrad.tracer.pointwise_composed import where
 from tracegrad.tracer.pointwise_odd import _real
+from tracegrad.tracer.reductions import _wide
 from tracegrad.tracer.tape import scalar_type_name
 
 # ---- powers -------------------------------------------------------------------------------------
@@ -66,7 +67,11 @@ def ldexp(input: Any, other: Any) -> Any:
     """
     need_tensor("ldexp", "input", 1, input)
     need_tensor("ldexp", "other", 2, other)
-    return named(apply2("mul", input, apply2("pow", 2.0, other)), "LdexpBackward0")
+    dtype = dtypes.promote([(x.dtype, x.ndim) for x in (input, other)])
+    if not dtype.is_floating_point:
+        dtype = dtypes.get_default_dtype()
+    scale = apply2("pow", 2.0, other.to(dtype))
+    return named(apply2("mul", input.to(dtype), scale), "LdexpBackward0")
 
 
 # ---- special functions --------------------------------------------------------------------------
@@ -83,11 +88,12 @@ def sinc(input: Any) -> Any:
         tensor([1.0000, 0.6366])
     """
     need_tensor("sinc", "input", 1, input)
-    turn = apply2("mul", _real(input), math.pi)
+    x = _real(input)
+    turn = apply2("mul", _wide(x), math.pi)
     zero = apply2("equal", turn, 0)
     safe = where(zero, 1, turn)
     out = where(zero, 1, apply2("div", apply1("sin", safe), safe))
-    return named(out, "SincBackward0")
+    return named(out if out.dtype is x.dtype else out.to(x.dtype), "SincBackward0")
 
 
 @_public
@@ -198,9 +204,10 @@ def _sorted(name: str, input: Any, other: Any) -> tuple[Any, Any]:
     """The larger operand, and the distance to the other, not positive: smooth where they cross."""
     need_tensor(name, "input", 1, input)
     need_tensor(name, "other", 2, other)
-    if not (input.dtype.is_floating_point or other.dtype.is_floating_point):
+    dtype = dtypes.promote([(x.dtype, x.ndim) for x in (input, other)])
+    if not dtype.is_floating_point:
         need_floating(f"{name}_cpu", input)
-    x, y = _real(input), _real(other)
+    x, y = input.to(dtype), other.to(dtype)
     first = apply2("greater_equal", x, y)
     more, less = where(first, x, y), where(first, y, x)
     endless = apply2("bitwise_and", apply1("isinf", more), apply2("equal", more, less))

@@ -104,8 +104,9 @@ def mean(input: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = Non
             f"mean(): could not infer output dtype. {which} dtype must be either a floating point or "
             f"complex dtype. Got: {scalar_type_name(x.dtype)}"
         )
-    total = _reduced_sum(x, dim, keepdim)
+    total = _reduced_sum(_wide(x), dim, keepdim)
     out = apply2("div", total, float(_count(x, dim)))
+    out = out if out.dtype is x.dtype else out.to(x.dtype)
     return named(out, "MeanBackward0" if dim is None else "MeanBackward1")
 
 
@@ -194,8 +195,16 @@ _NO_FREEDOM = (
 )
 
 
+def _wide(x: Any) -> Any:
+    """Half types as float32, for what is computed in several steps and rounded once."""
+    return x.to(dtypes.float32) if x.dtype in (dtypes.float16, dtypes.bfloat16) else x
+
+
 @composite
 def _var(input: Any, dim: Any, less: float, keepdim: bool) -> Any:
+    wide = _wide(input)
+    if wide is not input:
+        return named(_var(wide, dim, less, keepdim).to(input.dtype), "VarBackward0")
     centered = apply2("sub", input, mean(input, _all(input, dim), keepdim=True))
     total = ops.reduce_sum(
         apply2("mul", centered, centered), axes=_axes(input, dim), keepdims=keepdim
@@ -226,6 +235,9 @@ def std(
 
 @composite
 def _std(input: Any, dim: Any, less: float, keepdim: bool) -> Any:
+    wide = _wide(input)
+    if wide is not input:
+        return named(_std(wide, dim, less, keepdim).to(input.dtype), "StdBackward0")
     return named(_safe_sqrt(_var(input, dim, less, keepdim)), "StdBackward0")
 
 

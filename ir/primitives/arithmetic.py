@@ -222,7 +222,8 @@ def _power(x: Any, y: Any) -> Any:
     # 1/x rounded to an integer: only 1 and -1 have one that is not 0.
     odd = np.where(np.asarray(y) % 2 == 0, 1, -1)
     tiny = np.where(x == 1, 1, np.where(x == -1, odd, 0)) if x.dtype.kind == "i" else x == 1
-    return np.where(negative, tiny, np.power(x, np.where(negative, 0, y).astype(y.dtype)))
+    found = np.where(negative, tiny, np.power(x, np.where(negative, 0, y).astype(y.dtype)))
+    return found.astype(x.dtype)
 
 
 def _refuse_negative_power(x: Any, y: Any) -> None:

@@ -362,3 +362,66 @@ def test_vmap_writes_no_example_to_memory_outside_by_another_name(
     assert outside.tolist() == [0.0, 0.0]
     func.vmap(lambda a: (outside.add_(1), a)[1])(torch.ones(3, 2))  # the same for all: once
     assert outside.tolist() == [1.0, 1.0]
+
+
+# ---- writes inside of batches -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "slope"), [
+    ("sin_", lambda x: (x + 1).cos()), ("mul_", lambda x: 2 * (x + 1)), ("exp_", lambda x: (x + 1).exp()),
+    ("div_", lambda x: x * 0),
+])  # fmt: skip
+def test_a_write_in_a_batch_leaves_what_the_backward_outside_needs(name: str, slope: Any) -> None:
+    """The examples do not require grad, the batch does."""
+
+    def f(x: Any) -> Any:
+        y = x + 1
+        return getattr(y, name)(y) if name in ("mul_", "div_") else getattr(y, name)()
+
+    x = torch.arange(6.0).reshape(2, 3).requires_grad_()
+    torch.vmap(f)(x).sum().backward()
+    assert torch.allclose(x.grad, slope(x.detach()))
+    plain = x.detach()
+    assert torch.allclose(torch.func.grad(lambda a: torch.vmap(f)(a).sum())(plain), slope(plain))
+    assert torch.allclose(torch.func.jacrev(torch.vmap(f))(plain).sum(dim=(0, 1)), slope(plain))
+
+
+def test_memory_made_inside_two_batches_may_be_written_to() -> None:
+    x = torch.arange(8.0).reshape(2, 2, 2)
+
+    def swapped(v: Any) -> Any:
+        y = torch.zeros_like(v)
+        y[0] = v[1]
+        return y.add_(v)
+
+    for make in (torch.zeros_like, lambda v: v.new_zeros(2), torch.empty_like):
+        assert (
+            torch.vmap(torch.vmap(lambda v, make=make: make(v).copy_(v)))(x).tolist() == x.tolist()
+        )
+    want = [[swapped(v).tolist() for v in row] for row in x]
+    assert torch.vmap(torch.vmap(swapped))(x).tolist() == want
+
+    def h(v: Any) -> Any:
+        y = torch.zeros_like(v)
+        y.copy_(v)
+        return y.add_(v * v).sum()
+
+    assert torch.vmap(torch.func.hessian(h))(x[0]).tolist() == [[[2.0, 0.0], [0.0, 2.0]]] * 2
+
+
+def test_a_vjp_from_outside_leaves_no_history_in_a_gradient() -> None:
+    x = torch.arange(3.0)
+    _, pull = torch.func.vjp(lambda x: x**3, x)
+    found = torch.func.grad(lambda v: pull(v)[0].sum())(x)
+    assert found.tolist() == [0.0, 3.0, 12.0] and not found.requires_grad and found.grad_fn is None
+
+
+def test_jacrev_refuses_integers() -> None:
+    text = "^vjp\\(f, ...\\): All outputs of f must be floating-point or complex Tensors, got Tensor with dt"
+    with pytest.raises(RuntimeError, match=text):
+        torch.func.jacrev(lambda x: x.long())(torch.ones(2))
+
+
+def test_out_dims_are_ints() -> None:
+    with pytest.raises(ValueError, match="`out_dims` must be an int, None or a python collection"):
+        torch.vmap(lambda x: (x, x), out_dims=(0, "a"))(torch.ones(2))

@@ -195,7 +195,9 @@ class _Call:
 
     def _dims_of_results(self, structure: Structure) -> list[Any]:
         wanted = self.out_dims
-        if not isinstance(wanted, int | tuple | list | dict | None):
+        listed: list[Any] = []
+        flatten(wanted, listed)
+        if not all(dim is None or type(dim) is int for dim in listed):
             raise ParameterError(
                 f"vmap({self.name}, ..., out_dims={wanted}): `out_dims` must be an int, None or a "
                 "python collection of ints representing where in the outputs the vmapped dimension "

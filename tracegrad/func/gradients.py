@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tracegrad.autograd.functional_checks import gradients
@@ -102,6 +102,16 @@ def _check_scalar(output: Any) -> None:
         )
 
 
+def need_floating_outputs(outputs: Sequence[Tensor]) -> None:
+    """Refuse to differentiate integers."""
+    for x in outputs:
+        if not x.dtype.is_floating_point:
+            raise GradientError(
+                "vjp(f, ...): All outputs of f must be floating-point or complex Tensors, got "
+                f"Tensor with dtype {x.dtype}"
+            )
+
+
 def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
     """The output of `func` at `primals`, and a function that multiplies vectors by the Jacobian.
 
@@ -133,12 +143,8 @@ def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
             result = func(*structure.build(iter(at)))
         output, aux = with_aux(result, has_aux, _VJP)
         outputs, out_structure = flat_outputs(output, _VJP)
-        for x in outputs:
-            if not x.dtype.is_floating_point:
-                raise GradientError(
-                    "vjp(f, ...): All outputs of f must be floating-point or complex Tensors, got "
-                    f"Tensor with dtype {x.dtype}"
-                )
+        need_floating_outputs(outputs)
+    level.finish()
 
     def vjp_fn(cotangents: Any, retain_graph: bool = True, create_graph: bool | None = None) -> Any:
         cts: list[Any] = []

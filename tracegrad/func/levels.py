@@ -8,6 +8,7 @@ their results are plain tensors where nothing outside asks for more. Start readi
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -84,6 +85,9 @@ def differentiating(inputs: Iterable[Tensor], others: Any = ()) -> Iterator[None
         opened.inputs = opened.others = ()
 
 
+_finished: weakref.WeakSet[BackwardNode] = weakref.WeakSet()  # leaves of levels that have ended
+
+
 class Level:
     """One transform at work. Make it before switching the grad mode on.
 
@@ -115,6 +119,12 @@ class Level:
         """Count these leaves as belonging to the transform."""
         self._own.update(accumulator(x) for x in leaves)
 
+    def finish(self) -> None:
+        """The function has run, and only what it has recorded lives on (that of `vjp`): its fresh
+        leaves are nothing outside to whoever uses that later.
+        """
+        _finished.update(self._own)
+
     def reaches_outside(self, values: Iterable[Any]) -> bool:
         """Whether the history of one of the tensors among `values` leads to a leaf outside."""
         if not self._connected:
@@ -125,7 +135,8 @@ class Level:
         while stack:
             node = stack.pop()
             if isinstance(node, AccumulateGrad) and node not in self._own:
-                return True
+                if node not in _finished:
+                    return True
             fresh = {n for n, _ in node.edges if n is not None} - seen
             seen |= fresh
             stack.extend(fresh)

@@ -12,6 +12,7 @@ from typing import Any
 from tracegrad.autograd.jacobians import rows, rows_at_once, split_first, unit_vectors
 from tracegrad.autograd.pushforward import Pushforward
 from tracegrad.func.batching import RANDOMNESS, vmap
+from tracegrad.func.gradients import need_floating_outputs
 from tracegrad.func.levels import (
     Chosen,
     Level,
@@ -241,6 +242,7 @@ def jacrev(
                 result = func(*chosen.replaced(at), **kwargs)
             output, aux = with_aux(result, has_aux, _VJP)
             outputs, structure = flat_outputs(output, _VJP)
+            need_floating_outputs(outputs)
             create = level.reaches_outside(outputs)
             if chunk_size == 1:
                 found = [rows(i, x, at, create) for i, x in enumerate(outputs)]
