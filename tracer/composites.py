@@ -49,53 +49,98 @@ def viewing(function: F) -> F:
     return _as_one(function, by_strides=True)
 
 
-def _as_one(function: F, by_strides: bool) -> F:
+def _as_one(
+    function: F, by_strides: bool, known_as: Any = None, told: Callable[..., Any] | None = None
+) -> F:
+    """The function as one operation.
+
+    Args:
+        known_as: by what its programs are known; the same for all forms of a function.
+        told: what to ask about a call that was refused: it raises in better words, gives keywords
+            to try again with, or None.
+    """
+
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if state.recorder is not None or state.saved_hooks or profilers:
-            return function(*args, **kwargs)
-        tensors: Any
-        key: Any
-        first = args[0] if args else None
-        if kwargs or first.__class__ is not Tensor or len(args) > 2:
-            tensors = []
-            key = _key(call, args, kwargs, tensors, by_strides)
-            if key is None:
+        try:
+            if state.recorder is not None or state.saved_hooks or profilers:
                 return function(*args, **kwargs)
-        elif len(args) == 1 or args[1].__class__ in _CONSTANTS:  # as `_key`, for usual cases
-            tensors = args[:1]
-            x = first._array
-            wanted = _wanted1(first) if state.grad_enabled else 0
-            if len(args) == 1:
-                key = (call, default[0], x.shape, x.dtype, wanted)
+            tensors: Any
+            key: Any
+            first = args[0] if args else None
+            if kwargs or first.__class__ is not Tensor or len(args) > 2:
+                tensors = []
+                key = _key(identity, args, kwargs, tensors, by_strides)
+                if key is None:
+                    return function(*args, **kwargs)
+            elif len(args) == 1 or args[1].__class__ in _CONSTANTS:  # as `_key`, for usual cases
+                tensors = args[:1]
+                x = first._array
+                wanted = _wanted1(first) if state.grad_enabled else 0
+                if len(args) == 1:
+                    key = (identity, default[0], x.shape, x.dtype, wanted)
+                else:
+                    key = (
+                        identity,
+                        default[0],
+                        x.shape,
+                        x.dtype,
+                        args[1].__class__,
+                        args[1],
+                        wanted,
+                    )
+                if by_strides:
+                    key += (x.strides,)
+            elif args[1].__class__ is slice and _is_plain(args[1]):
+                tensors = args[:1]
+                x, s = first._array, args[1]
+                wanted = _wanted1(first) if state.grad_enabled else 0
+                key = (
+                    identity,
+                    default[0],
+                    x.shape,
+                    x.dtype,
+                    s.start,
+                    s.stop,
+                    s.step,
+                    wanted,
+                    x.strides,
+                )
+            elif args[1].__class__ is Tensor:
+                tensors = args
+                x, y = first._array, args[1]._array
+                same = first is args[1]
+                key = (
+                    identity,
+                    default[0],
+                    x.shape,
+                    x.dtype,
+                    y.shape,
+                    y.dtype,
+                    _wanted(args),
+                    same,
+                )
+                if by_strides:
+                    key += (x.strides,)
             else:
-                key = (call, default[0], x.shape, x.dtype, args[1].__class__, args[1], wanted)
-            if by_strides:
-                key += (x.strides,)
-        elif args[1].__class__ is slice and _is_plain(args[1]):
-            tensors = args[:1]
-            x, s = first._array, args[1]
-            wanted = _wanted1(first) if state.grad_enabled else 0
-            key = (call, default[0], x.shape, x.dtype, s.start, s.stop, s.step, wanted, x.strides)
-        elif args[1].__class__ is Tensor:
-            tensors = args
-            x, y = first._array, args[1]._array
-            same = first is args[1]
-            key = (call, default[0], x.shape, x.dtype, y.shape, y.dtype, _wanted(args), same)
-            if by_strides:
-                key += (x.strides,)
-        else:
-            tensors = []
-            key = _key(call, args, kwargs, tensors, by_strides)
-            if key is None:
+                tensors = []
+                key = _key(identity, args, kwargs, tensors, by_strides)
+                if key is None:
+                    return function(*args, **kwargs)
+            found = _known.get(key)
+            if found is None:
+                return _learned(function, args, kwargs, key, tensors, by_strides)
+            if found is _PLAIN:
                 return function(*args, **kwargs)
-        found = _known.get(key)
-        if found is None:
-            return _learned(function, args, kwargs, key, tensors, by_strides)
-        if found is _PLAIN:
-            return function(*args, **kwargs)
-        return found.run(tensors)
+            return found.run(tensors)
+        except Exception:
+            again = None if told is None else told(args, kwargs)
+            if again is None:
+                raise
+        return call(*args, **again)
 
+    identity: Any = known_as or call
+    call.retold = lambda told: _as_one(function, by_strides, identity, told)  # type: ignore[attr-defined]
     return call  # type: ignore[return-value]
 
 

@@ -63,8 +63,7 @@ def hooked(x: Any) -> Any:
     y.register_hook(lambda g: g * 2)
     y.grad_fn.register_hook(lambda a, b: None)
     y.grad_fn.register_prehook(lambda a: None)
-    graph.register_multi_grad_hook((y,), lambda gs: None)
-    graph.register_multi_grad_hook((x, y), lambda g: None, mode="any")
+    graph.register_multi_grad_hook((x, y), lambda gs: None)
     y.retain_grad()
     return y
 
