@@ -256,7 +256,9 @@ class GraphRecorder(Recorder):
             if state.grad_enabled and self._written_leaf(x):
                 self._cut_off(used, "a leaf that requires grad is used after it was written to")
         if state.grad_enabled and op.name != "detach" and any(map(self._cut_view, operands)):
-            self.stay_eager("a view that was made under no_grad() is a leaf of its own")
+            self.stay_eager(
+                "a view that was made under no_grad() requires grad, but has no history"
+            )
         value = self.builder.append(op, inputs, params, location=location)
         if not out._requires_grad and self._cut(op, operands, value):
             detach = primitive.TABLE["detach"]

@@ -31,8 +31,8 @@ from tracegrad.tracer.tape import (
     Edge,
     OperationNode,
     Plan,
-    accumulator,
     gradient_edge,
+    leaf_edge,
     placed,
     stand_in,
 )
@@ -168,7 +168,7 @@ class Composite(Plan):
             if not wanted:
                 edges.append(NO_EDGE)
             else:
-                edges.append((node, x._output_nr) if node is not None else (accumulator(x), 0))
+                edges.append((node, x._output_nr) if node is not None else leaf_edge(x))
         kept = [operands[i] for i in self.kept_operands]
         kept += [outputs[i] for i in self.kept_outputs]
         saved: list[Any] = [(x._array, x._storage, x._storage.version) for x in kept]

@@ -14,7 +14,7 @@ from tracegrad.ir.quiet import IGNORE, QUIET
 from tracegrad.tracer.array_rules import function_of
 from tracegrad.tracer.composite_forward import finisher, laid_out, owned
 from tracegrad.tracer.composite_plan import Program, Step
-from tracegrad.tracer.tape import NO_EDGE, accumulator, node_class
+from tracegrad.tracer.tape import NO_EDGE, leaf_edge, node_class
 from tracegrad.tracer.tensor import wrap
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Single:
                     loud(token)
                 out = wrap(laid_out(array, a._array))
                 node = a._grad_fn
-                to_a = (node, a._output_nr) if node is not None else (accumulator(a), 0)
+                to_a = (node, a._output_nr) if node is not None else leaf_edge(a)
                 out._grad_fn = Node(plan, params, (to_a,), 1, ())
                 out._requires_grad = True
                 return out
@@ -53,7 +53,7 @@ class Single:
             "quiet": QUIET.set, "loud": QUIET.reset, "IGNORE": IGNORE, "kernel": plan.kernel,
             "as_array": np.asarray, "dtype": plan.dtype, "owned": owned, "laid_out": laid_out,
             "wrap": wrap, "plan": plan,
-            "params": step.params, "accumulator": accumulator, "NO_EDGE": NO_EDGE,
+            "params": step.params, "leaf_edge": leaf_edge, "NO_EDGE": NO_EDGE,
         }  # fmt: skip
         body: list[str] = []
         for k in dict.fromkeys(step.inputs):
@@ -86,8 +86,7 @@ def _recording(step: Step, names: dict[int, str], constants: frozenset[int]) -> 
         if any(i == k and step.wanted >> j & 1 for j, i in enumerate(step.inputs)):
             lines.append(f"node = {name}._grad_fn")
             lines.append(
-                f"to_{name} = (node, {name}._output_nr) if node is not None "
-                f"else (accumulator({name}), 0)"
+                f"to_{name} = (node, {name}._output_nr) if node is not None else leaf_edge({name})"
             )
     edges = [
         f"to_{names[k]}" if step.wanted >> j & 1 else "NO_EDGE" for j, k in enumerate(step.inputs)

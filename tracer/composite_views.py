@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tracegrad.tracer.dispatch import viewed
-from tracegrad.tracer.tape import OperationNode, accumulator
+from tracegrad.tracer.tape import OperationNode, leaf_edge
 from tracegrad.tracer.views import ViewNode
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Viewing:
             out = viewed(x, array if array is not x._array else array.view(), hop.chain)
             if hop.node is not None:
                 node = x._grad_fn
-                edge = (node, x._output_nr) if node is not None else (accumulator(x), 0)
+                edge = (node, x._output_nr) if node is not None else leaf_edge(x)
                 out._grad_fn = hop.node(edge)
                 out._requires_grad = True
             x = out

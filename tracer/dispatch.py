@@ -23,7 +23,7 @@ from tracegrad.tracer import tape
 from tracegrad.tracer.profiling import profilers
 from tracegrad.tracer.saved import Packed, pack
 from tracegrad.tracer.state import state
-from tracegrad.tracer.tape import NO_EDGE, Plan, accumulator
+from tracegrad.tracer.tape import NO_EDGE, Plan, leaf_edge
 from tracegrad.tracer.tensor import Tensor, View, dtype_of, wrap
 from tracegrad.tracer.views import refresh
 
@@ -328,14 +328,14 @@ def viewed(source: Tensor, array: np.ndarray, steps: tuple[Any, ...]) -> Tensor:
         view = out._view = View(above.base, steps, storage.version, above.made, above)
     if not state.grad_enabled:
         view.made = "inference" if state.inference else "no_grad"
-        out._requires_grad = source.requires_grad  # of a leaf of its own, as in PyTorch
+        view.borrowed = out._requires_grad = source.requires_grad
     return out
 
 
 def _track1(plan: Plan, x: Tensor, out: Tensor) -> None:
     """As `_track`, for one operand, no parameters and no hooks on what is kept."""
     node = x._grad_fn
-    edge = (node, x._output_nr) if node is not None else (accumulator(x), 0)
+    edge = (node, x._output_nr) if node is not None else leaf_edge(x)
     kept = plan._kept.get(1)
     if kept is None:
         kept = plan.kept(1)
@@ -355,10 +355,10 @@ def _track2(
     to_x = to_y = NO_EDGE
     if wanted & 1:
         node = x._grad_fn
-        to_x = (node, x._output_nr) if node is not None else (accumulator(x), 0)
+        to_x = (node, x._output_nr) if node is not None else leaf_edge(x)
     if wanted & 2:
         node = y._grad_fn
-        to_y = (node, y._output_nr) if node is not None else (accumulator(y), 0)
+        to_y = (node, y._output_nr) if node is not None else leaf_edge(y)
     kept = plan._kept.get(wanted)
     if kept is None:
         kept = plan.kept(wanted)
@@ -384,7 +384,7 @@ def _track(
         if wanted & bit:
             # gradient_edge(x), written out; `dispatch` has brought the grad_fn of views up to date
             node = x._grad_fn
-            edges.append((node, x._output_nr) if node is not None else (accumulator(x), 0))
+            edges.append((node, x._output_nr) if node is not None else leaf_edge(x))
         else:
             edges.append(NO_EDGE)
         bit <<= 1

@@ -103,5 +103,5 @@ def _result(node: FunctionNode, x: Tensor, is_input: bool, is_dirty: bool) -> Te
     base = x if x._view is None else x._view.base  # the caller may not write through it
     made._view = View(base, (), x._storage.version, "function")
     if not node._recorded:
-        made._requires_grad = x.requires_grad
+        made._view.borrowed = made._requires_grad = x.requires_grad
     return made

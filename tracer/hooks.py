@@ -179,11 +179,13 @@ def _note(what: str, tensor: Tensor | None = None) -> None:
 
 
 def _node_of(tensor: Tensor) -> tuple[Any, int]:
-    from tracegrad.tracer.tape import AccumulateGrad, gradient_edge
+    from tracegrad.tracer.tape import AccumulateGrad, accumulator, gradient_edge
 
     if not tensor.requires_grad:
         raise GradientError("cannot register a hook on a tensor that doesn't require gradient")
     node, number = gradient_edge(tensor)
+    if node is None:  # a borrowed view; it may become a leaf of its own later
+        node = accumulator(tensor)
     if isinstance(node, AccumulateGrad) and not isinstance(tensor._accumulator, _HookedLeaf):
         tensor._accumulator = _HookedLeaf(node)
     return node, number

@@ -75,11 +75,11 @@ def numpy(self: Tensor, *, force: bool = False) -> np.ndarray:
     """The memory as a NumPy array, shared (bfloat16 as that of the package ml_dtypes).
 
     Raises:
-        GradientError: the tensor requires grad (and not `force`).
+        GradientError: the tensor requires grad (and not `force`), under grad mode.
         OperandError: `force` is no bool.
     """
     bool_argument("numpy", "force", force)
-    if self.requires_grad and not force:
+    if state.grad_enabled and self.requires_grad and not force:
         raise GradientError(
             "Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead."
         )

@@ -111,7 +111,7 @@ def seed(i: int, out: Tensor, given: Any, batched: bool = False) -> Tensor:
         ShapeError: it does not have the output's shape.
         OperandError: it is no tensor.
     """
-    if out.requires_grad:
+    if out.requires_grad and gradient_edge(out)[0] is not None:
         return _given(i, out.type_info, given, batched)
     if given is not None:
         _given(i, out.type_info, given, batched)  # its own faults come first

@@ -244,9 +244,16 @@ def gradient_edge(tensor: Tensor) -> Edge:
     node = tensor.grad_fn
     if node is not None:
         return (node, tensor._output_nr)
-    if not tensor._requires_grad:
-        return NO_EDGE
-    return (accumulator(tensor), 0)
+    return leaf_edge(tensor) if tensor._requires_grad else NO_EDGE
+
+
+def leaf_edge(leaf: Tensor) -> Edge:
+    """Where the cotangent of a tensor that requires grad and has no node goes: its accumulator.
+
+    Of a view that requires grad only because its base does, nowhere.
+    """
+    view = leaf._view
+    return NO_EDGE if view is not None and view.borrowed else (accumulator(leaf), 0)
 
 
 def accumulator(leaf: Tensor) -> AccumulateGrad:

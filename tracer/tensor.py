@@ -69,10 +69,12 @@ class View:
     `version` is the storage version for which the view's `grad_fn` holds; after a later in-place
     write through any alias it is made anew from the chain. `made` is "", or the reason why autograd
     cannot follow writes to the view: it was made under "no_grad" or in "inference" mode, is one of
-    "several" results, or was returned by a custom "function".
+    "several" results, or was returned by a custom "function". `borrowed` views require grad only
+    because their base does, having been made while nothing was recorded: what is computed from them
+    requires grad, but no gradient arrives at them.
     """
 
-    __slots__ = ("base", "steps", "above", "version", "made")
+    __slots__ = ("base", "steps", "above", "version", "made", "borrowed")
 
     def __init__(
         self, base: Tensor, steps: tuple[Any, ...], version: int, made: str,
@@ -83,6 +85,7 @@ class View:
         self.above = above  # the view of which it is one, whose steps come first
         self.version = version
         self.made = made
+        self.borrowed = False
 
     @property
     def chain(self) -> tuple[Any, ...]:
@@ -209,8 +212,13 @@ class Tensor(Operators):
             )
         if flag and not self.dtype.is_floating_point:
             raise GradientError("only Tensors of floating point dtype can require gradients")
-        if state.recorder is not None and flag != self._requires_grad:
+        view = self._view
+        own = self._requires_grad and (view is None or not view.borrowed)
+        if state.recorder is not None and flag != own:
             state.recorder.requires_grad(self, flag)
+        if view is not None and self._grad_fn is None:
+            view.borrowed = not flag
+            flag = flag or view.base.requires_grad
         self._requires_grad = flag
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:

@@ -163,13 +163,13 @@ def test_views_made_in_another_mode(mode: Any, made: str, when: str, block: str)
     assert base._version == 1
 
 
-def test_view_made_under_no_grad_is_a_leaf_of_its_own() -> None:
+def test_no_gradient_arrives_at_a_view_made_under_no_grad() -> None:
     x = leaf()
     with tg.no_grad():
         view = x[0]
     assert view.requires_grad and view.is_leaf and view._base is x
     (view * 2).sum().backward()
-    assert view.grad.tolist() == [2.0] * 4 and x.grad is None
+    assert view.grad is None and x.grad is None
 
 
 def test_view_of_a_detached_tensor_has_it_as_base() -> None:

@@ -33,6 +33,7 @@ def get_gradient_edge(tensor: Tensor) -> GradientEdge:
 
     Raises:
         GradientError: the tensor does not require grad.
+        AssertionError: it is a view made under `no_grad()`, at which no gradient arrives.
     Example:
         >>> import tracegrad as tg
         >>> x = tg.ones(2, requires_grad=True)
@@ -47,7 +48,8 @@ def get_gradient_edge(tensor: Tensor) -> GradientEdge:
             "gradients"
         )
     node, number = gradient_edge(tensor)
-    assert node is not None, "a tensor that requires grad has a node"
+    if node is None:  # a view that was made while nothing was recorded
+        raise AssertionError("Expected gradient function to be set")
     return GradientEdge(node, number)
 
 
