@@ -68,12 +68,14 @@ def _as_one(
             tensors: Any
             key: Any
             first = args[0] if args else None
-            if kwargs or first.__class__ is not Tensor or len(args) > 2:
+            if kwargs or first.__class__ is not Tensor or len(args) > 3:
                 tensors = []
                 key = _key(identity, args, kwargs, tensors, by_strides)
                 if key is None:
                     return function(*args, **kwargs)
-            elif len(args) == 1 or args[1].__class__ in _CONSTANTS:  # as `_key`, for usual cases
+            elif len(args) == 1 or (
+                len(args) == 2 and args[1].__class__ in _CONSTANTS
+            ):  # as `_key`, for usual cases
                 tensors = args[:1]
                 x = first._array
                 wanted = _wanted1(first) if state.grad_enabled else 0
@@ -91,6 +93,20 @@ def _as_one(
                     )
                 if by_strides:
                     key += (x.strides,)
+            elif len(args) == 3:
+                one, two = args[1], args[2]
+                if one.__class__ is int and two.__class__ is int:  # reshape(2, 3), transpose(0, 1)
+                    tensors = args[:1]
+                    x = first._array
+                    wanted = _wanted1(first) if state.grad_enabled else 0
+                    key = (identity, default[0], x.shape, x.dtype, one, two, wanted)
+                    if by_strides:
+                        key += (x.strides,)
+                else:
+                    tensors = []
+                    key = _key(identity, args, kwargs, tensors, by_strides)
+                    if key is None:
+                        return function(*args, **kwargs)
             elif args[1].__class__ is slice and _is_plain(args[1]):
                 tensors = args[:1]
                 x, s = first._array, args[1]

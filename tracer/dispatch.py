@@ -17,6 +17,7 @@ from tracegrad.ir import dtypes
 from tracegrad.ir.dtypes import DType
 from tracegrad.ir.errors import OperandError
 from tracegrad.ir.primitive import Primitive, numpy_scalar
+from tracegrad.ir.primitives.contraction import MATRIX_PRODUCT
 from tracegrad.ir.quiet import IGNORE, QUIET
 from tracegrad.ir.types import TensorType
 from tracegrad.tracer import tape
@@ -285,7 +286,7 @@ def _wrapped(
                 out = out.view() if plan.views else out.copy()
                 break
         else:
-            if plan.op.family == "pointwise":
+            if plan.op.family == "pointwise" or plan.kernel is MATRIX_PRODUCT:
                 plan.plain = out is made  # what a kernel makes depends on types only
             elif not out.flags.c_contiguous:
                 out = out.copy()
