@@ -16,6 +16,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import spawn
@@ -29,6 +30,7 @@ from tracegrad.ir.types import Shape
 from tracegrad.runtime import blas, folder, toolchain
 
 TURN_S = 2e-4  # for which a thread of ours keeps the interpreter from the caller's
+PIPE_BYTES = 16384  # of a message; the kernel's buffer takes several
 IDLE_S = 60.0  # without a job; then the worker leaves
 _ENVIRONMENT = ("CC", "CFLAGS", "CPATH", "HOME", "LIBRARY_PATH", "PATH", "TMPDIR", "XDG_CACHE_HOME")
 _START = """
@@ -57,6 +59,7 @@ class Job:
         self._over = threading.Event()
         self.then = then
         self.problem = ""
+        self.path = ""  # of the file that holds the work, where it is large
 
     @property
     def finished(self) -> bool:
@@ -69,8 +72,35 @@ class Job:
 
     def finish(self, problem: str = "") -> None:
         """The worker has made it, or could not."""
+        if self.path:
+            with contextlib.suppress(OSError):  # the worker has read and removed it
+                os.unlink(self.path)
         self.problem = problem
         self._over.set()
+
+
+def _letter(work: bytes) -> bytes:
+    """The message about a job: its work, or where that lies if it is more than a pipe surely takes.
+
+    The caller must not wait until the worker, which may be at another job, has read it.
+    """
+    if len(work) <= PIPE_BYTES:
+        return b"W" + work
+    with tempfile.NamedTemporaryFile(prefix="tracegrad-job-", delete=False) as file:
+        file.write(work)
+    return b"P" + os.fsencode(file.name)
+
+
+def _opened(letter: bytes) -> bytes:
+    """The work that a message is about; a file that held it is removed."""
+    if letter[:1] == b"W":
+        return letter[1:]
+    path = os.fsdecode(letter[1:])
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    finally:
+        os.unlink(path)
 
 
 class Worker:
@@ -106,7 +136,9 @@ class Worker:
             self._count += 1
             self._jobs[self._count] = job
             try:
-                self._connection.send_bytes(work)
+                letter = _letter(work)
+                job.path = os.fsdecode(letter[1:]) if letter[:1] == b"P" else ""
+                self._connection.send_bytes(letter)
             except OSError:
                 self._lose()
         return job
@@ -302,15 +334,15 @@ def main(number: int) -> None:
     count = 0
     while connection.poll(IDLE_S):
         try:
-            work = connection.recv_bytes()
+            letter = connection.recv_bytes()
         except (EOFError, OSError):
             return
-        if not work:
+        if not letter:
             return
         count += 1
         problem = ""
         try:
-            graph, strides, checks, returned = pickle.loads(work)
+            graph, strides, checks, returned = pickle.loads(_opened(letter))
             executable.build(graph, "build", strides, checks, returned)
             kernels.unload_all()
         except Exception as error:  # the other process will meet it, too, and tell the user

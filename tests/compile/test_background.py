@@ -191,6 +191,22 @@ def test_paths_are_compiled_one_after_another() -> None:
     assert f.cache_info() == (3, 3, 3, 0)
 
 
+def test_large_graphs_do_not_wait_for_a_worker_that_is_busy(tmp_path: Path) -> None:
+    """More than a pipe takes is sent in a file, which the worker removes."""
+    made = []
+    with held():
+        for k in range(6):
+            f = compiled(lambda x, k=k: sum((x * n).sin() for n in range(1, 120 + k)))
+            f(tg.ones(2))
+            made.append(f)
+    assert len(background.pickle.dumps(made[0]._pending.popitem()[1].trace.kernel_graph())) > 16384
+    for k, f in enumerate(made[1:], 1):
+        assert f.wait(120.0)
+        want = sum(np.sin(n) for n in range(1, 120 + k))
+        np.testing.assert_allclose(f(tg.ones(2)).tolist(), [want] * 2, rtol=1e-4, atol=1e-4)
+        assert f.cache_info().hits == 1
+
+
 def test_a_worker_that_dies_costs_nothing_but_time() -> None:
     f = compiled(lambda x: x.tanh() * 7)
     x = tg.ones(3)
