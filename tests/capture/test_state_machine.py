@@ -38,7 +38,9 @@ class World:
     def __init__(self, compiled: bool, wait: bool = True) -> None:
         tg.manual_seed(5)
         self.generator = tg.Generator().manual_seed(7)
-        self.model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2))
+        # no bias before the normalisation: its gradient is rounding alone, which Adam makes a step of
+        first = nn.Linear(3, 4, bias=False)
+        self.model = nn.Sequential(first, nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2))
         self.optimizer: Any = optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
         self.scale, self.flags, self.limits = 1.5, {"square": False}, [1.0, 2.0]
         self.total = tg.zeros(3)
