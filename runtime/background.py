@@ -29,16 +29,16 @@ from tracegrad.ir.graph import Graph, Value
 from tracegrad.ir.types import Shape
 from tracegrad.runtime import blas, folder, toolchain
 
+PATIENCE_S = 3.0  # of those who wait for a worker, before they look whether it has any time
 TURN_S = 2e-4  # for which a thread of ours keeps the interpreter from the caller's
 PIPE_BYTES = 16384  # of a message; the kernel's buffer takes several
 IDLE_S = 60.0  # without a job; then the worker leaves
 _ENVIRONMENT = ("CC", "CFLAGS", "CPATH", "HOME", "LIBRARY_PATH", "PATH", "TMPDIR", "XDG_CACHE_HOME")
 _START = """
 import json, os, sys
-cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-if hasattr(os, "SCHED_IDLE") and os.getloadavg()[0] < cores / 2:
+if sys.argv[3] == "idle":
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-else:  # idle time there may never be
+else:
     os.nice(5)
 sys.path[:] = json.loads(sys.argv[1])
 from tracegrad.runtime.background import main
@@ -55,7 +55,8 @@ class Job:
         problem: why the worker could not, in words; empty otherwise.
     """
 
-    def __init__(self, then: Callable[[], None]) -> None:
+    def __init__(self, worker: Worker, then: Callable[[], None]) -> None:
+        self._worker = worker
         self._over = threading.Event()
         self.then = then
         self.problem = ""
@@ -68,7 +69,12 @@ class Job:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it is finished, at most `timeout` seconds; returns whether it is."""
-        return self._over.wait(timeout)
+        if timeout is not None and timeout <= PATIENCE_S:
+            return self._over.wait(timeout)
+        if self._over.wait(PATIENCE_S):
+            return True
+        self._worker.hurry()
+        return self._over.wait(None if timeout is None else max(0.0, timeout - PATIENCE_S))
 
     def finish(self, problem: str = "") -> None:
         """The worker has made it, or could not."""
@@ -109,6 +115,7 @@ class Worker:
     def __init__(self, environment: dict[str, str]) -> None:
         self.environment = environment
         self.lost = False
+        self.idle = idle_class()
         self._lock = threading.Lock()
         self._jobs: dict[int, Job] = {}
         self._count = 0
@@ -116,7 +123,8 @@ class Worker:
         number = theirs.fileno()
         try:
             self._process = subprocess.Popen(
-                [spawn.get_executable(), "-c", _START, json.dumps(sys.path), str(number)],
+                [spawn.get_executable(), "-c", _START, json.dumps(sys.path), str(number),
+                 "idle" if self.idle else "nice"],
                 pass_fds=[number], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
@@ -129,7 +137,7 @@ class Worker:
 
     def give(self, work: bytes, then: Callable[[], None]) -> Job:
         """Send a job; it is finished at once if the worker is gone."""
-        job = Job(then)
+        job = Job(self, then)
         with self._lock:
             if not self._jobs:
                 room.leave()
@@ -168,6 +176,15 @@ class Worker:
                 job.finish(problem)
             if not self._jobs:
                 room.take_back()
+
+    def hurry(self) -> None:
+        """Somebody waits: where others leave no idle time to it, end the worker. What it was to make
+        is made where it is needed then, and the next worker takes its share.
+        """
+        global _starved
+        if self.idle and not self.lost and os.getloadavg()[0] >= processors():
+            _starved = True
+            self._process.kill()
 
     def release(self) -> None:
         """Let it end by itself, after the job that it is at: the cache may be glad of it."""
@@ -234,6 +251,12 @@ class Room:
                 library.set_num_threads(count)
 
 
+def idle_class() -> bool:
+    """Whether a worker should have idle time only: where there is some."""
+    possible = hasattr(os, "SCHED_IDLE") and not _starved
+    return possible and os.getloadavg()[0] < processors() / 2
+
+
 def processors() -> int:
     """How many processors this process may run on."""
     if hasattr(os, "sched_getaffinity"):
@@ -242,6 +265,7 @@ def processors() -> int:
 
 
 room = Room()
+_starved = False  # a worker had no time
 _worker: Worker | None = None
 _worker_lock = threading.Lock()
 

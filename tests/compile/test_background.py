@@ -191,6 +191,27 @@ def test_paths_are_compiled_one_after_another() -> None:
     assert f.cache_info() == (3, 3, 3, 0)
 
 
+def test_who_waits_for_a_worker_without_time_compiles_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others that keep all processors busy would keep a worker of the idle class from working."""
+    monkeypatch.setattr(background, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(background, "_starved", False)
+    background.dismiss()
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    f = compiled(lambda x: x * 14)
+    f(tg.ones(2))
+    worker = background._worker
+    assert worker is not None and worker.idle
+    os.kill(worker._process.pid, signal.SIGSTOP)
+    monkeypatch.setattr(os, "getloadavg", lambda: (64.0, 64.0, 64.0))
+    assert f.wait()
+    assert f(tg.ones(2)).tolist() == [14.0, 14.0] and f.cache_info().hits == 1
+    assert background._starved and not background.idle_class()
+    g = compiled(lambda x: x * 15)
+    g(tg.ones(2))
+    assert background._worker is not None and not background._worker.idle
+    assert g.wait()
+
+
 def test_large_graphs_do_not_wait_for_a_worker_that_is_busy(tmp_path: Path) -> None:
     """More than a pipe takes is sent in a file, which the worker removes."""
     made = []
