@@ -72,8 +72,8 @@ def _update(node: Node, out: Buffer, element: str, value: str) -> list[Line]:
 
 
 _JOINED = {
-    "scatter_max": ("update > held || update != update ? update : held", "held | update"),
-    "scatter_min": ("update < held || update != update ? update : held", "held & update"),
+    "scatter_max": ("update > held{nan} ? update : held", "held | update"),
+    "scatter_min": ("update < held{nan} ? update : held", "held & update"),
     "scatter_mul": ("held * update", "held & update"),
 }
 """What comes to stand in the place of `held`: for numbers (NaN wins), and for truth values."""
@@ -83,11 +83,8 @@ def _joined(
     texts: tuple[str, str], out: Buffer, element: str, value: str, where: str
 ) -> list[Line]:
     dtype = out.dtype
-    text = texts[dtype.kind == "b"]
-    if dtype.kind != "f":
-        text = text.replace("update > held || update != update", "update > held").replace(
-            "update < held || update != update", "update < held"
-        )
+    nan = " || update != update" if dtype.kind == "f" else ""
+    text = texts[dtype.kind == "b"].format(nan=nan)
     half = dtype.c_compute != dtype.c_type
     held = f"tg_load_{dtype.name}({element})" if half else element
     new = f"tg_store_{dtype.name}({text})" if half else f"({dtype.c_type})({text})"

@@ -285,11 +285,13 @@ def submit(
     global _worker
     try:
         frozen = getattr(sys, "frozen", False)  # a program of its own, that would start once more
-        if frozen or not hasattr(os, "fork") or not toolchain.find().present:
+        if frozen or not hasattr(os, "fork") or spawn.get_executable() is None:
             return None
-        if not folder.current().writable:
+        if not toolchain.find().present or not folder.current().writable:
             return None
-        work = pickle.dumps((graph, dict(strides or {}), tuple(checks), returned))
+        work = _packed((graph, dict(strides or {}), tuple(checks), returned))
+        if work is None:
+            return None
         environment = _environment()
         with _worker_lock:
             if _worker is not None and (_worker.lost or _worker.environment != environment):
@@ -298,8 +300,16 @@ def submit(
             if _worker is None:
                 _worker = Worker(environment)
             return _worker.give(work, then)
-    except (CompilerNotFound, OSError, pickle.PicklingError, AttributeError, TypeError):
+    except (CompilerNotFound, OSError):
         return None  # `executable.build` goes on without, and says what is wrong where something is
+
+
+def _packed(job: Any) -> bytes | None:
+    """A job as bytes; None where something in it (a function of the user's) cannot be sent."""
+    try:
+        return pickle.dumps(job)
+    except (pickle.PicklingError, AttributeError, TypeError):  # pickle's three ways to say so
+        return None
 
 
 def _environment() -> dict[str, str]:

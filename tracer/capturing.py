@@ -37,6 +37,7 @@ from tracegrad.tracer.capture_hook import recording
 from tracegrad.tracer.capture_state import Setting
 from tracegrad.tracer.device import device
 from tracegrad.tracer.epoch import Epoch
+from tracegrad.tracer.guards import Observation
 from tracegrad.tracer.inspection import Inspection
 from tracegrad.tracer.keys import (
     BY_IDENTITY,
@@ -103,7 +104,6 @@ class Capturing(Inspection):
         self._held: list[Any] = []  # objects whose id is part of a key
         self._varying: set[tuple[int, Any]] = set()  # settings that have changed, by their guards
         self._unsettled: Counter[Any] = Counter()
-        self._eager_kinds: set[Any] = set()
         self._captures: Counter[Any] = Counter()  # by the key without its numbers and texts
         self._misses = 0
         self._eager_calls = 0
@@ -171,21 +171,10 @@ class Capturing(Inspection):
         if before != (state.grad_enabled, state.inference, dtypes.get_default_dtype()):
             recorder.reasons.append(Reason("it changes the grad mode or default dtype", None))
         observation = observer.finish()
-        for p in observation.problems:
-            what = f"changes of {p.name} could go unseen, because {p.reason} ({p.remedy})"
-            recorder.reasons.append(Reason(what, p.location))
-        if not self._drops_effects:
-            for effect in observation.side_effects:
-                recorder.reasons.append(Reason(effect.reason, effect.location))
-        for late in observation.reads_of(recorder.states.changed_later):
-            what = f"{late.name} is read and changed by a schedule"
-            recorder.reasons.append(Reason(what, late.location))
         results: list[Any] = []
         structure = flatten(result, results)
         tensors = [t for t in results if isinstance(t, Tensor)]
-        for x in results:
-            if not isinstance(x, _RETURNED) and type(x) not in PLAIN:
-                recorder.reasons.append(Reason(f"it returns a {type(x).__name__}", None))
+        recorder.reasons += self._reasons(observation, recorder, results)
         capture = recorder.finish(tensors)
         self._held.extend(x for x in leaves if isinstance(x, (Epoch, *BY_IDENTITY)))
         self._held.extend(objects)
@@ -208,25 +197,41 @@ class Capturing(Inspection):
                 guards = tuple(g for g in guards if g.holds())
             trace = Trace(self._label, capture, guards, why, self._verify, same)
             trace.remember_results(structure, results)
-            results = first_results(trace, tensors, recorder.lying)
-            pending = None if waits(self._waits) else Pending.begin(trace, recorder.arrays, results)
+            first = first_results(trace, tensors, recorder.lying)
+            pending = None if waits(self._waits) else Pending.begin(trace, recorder.arrays, first)
             if pending is not None:
                 self._pending[key] = pending
             else:
-                self._build(key, trace, recorder.arrays, results)
+                self._build(key, trace, recorder.arrays, first)
         return result
+
+    def _reasons(
+        self, observation: Observation, recorder: GraphRecorder, results: Sequence[Any]
+    ) -> Iterator[Reason]:
+        """What was observed of a run, or returned by it, that keeps it from being replayed."""
+        for p in observation.problems:
+            what = f"changes of {p.name} could go unseen, because {p.reason} ({p.remedy})"
+            yield Reason(what, p.location)
+        if not self._drops_effects:
+            for effect in observation.side_effects:
+                yield Reason(effect.reason, effect.location)
+        for late in observation.reads_of(recorder.states.changed_later):
+            yield Reason(f"{late.name} is read and changed by a schedule", late.location)
+        for x in results:
+            if not isinstance(x, _RETURNED) and type(x) not in PLAIN:
+                yield Reason(f"it returns a {type(x).__name__}", None)
 
     def _finish(self, key: Any, pending: Pending) -> None:
         """Keep a trace that the worker has compiled."""
         with self._lock:
             if self._pending.get(key) is not pending:
                 return  # another thread did
+            del self._pending[key]
             if pending.checked:
                 self._keep(key, pending.trace)
-            else:
-                with self._own_faults(key):
-                    self._build(key, pending.trace, pending.arrays, pending.results)
-            del self._pending[key]
+                return
+            with self._own_faults(key):
+                self._build(key, pending.trace, pending.arrays, pending.results)
 
     def _unkeyed(self, error: Unkeyed, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run as it is; one entry for all such calls tells of them."""
@@ -265,10 +270,8 @@ class Capturing(Inspection):
             f"it has been captured {MANY_CAPTURES} times, the last time because {why}; pass what keeps "
             "changing as a tensor, tracegrad.tensor(...)"
         )
-        reason = Reason(what, None)
-        if kind not in self._eager_kinds:
-            self._eager_kinds.add(kind)
-            self._stay_eager(kind, (reason,))
+        if kind not in self._eager_keys:
+            self._stay_eager(kind, (Reason(what, None),))
         self._eager_calls += 1
         return True
 

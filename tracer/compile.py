@@ -156,13 +156,14 @@ class CompiledFunction(Capturing):
             True
         """
         end = None if timeout is None else time.monotonic() + timeout
-        jobs: list[Any] = [*self._pending.values()]
+        waited = [*self._pending.items()]  # those that others begin meanwhile are theirs
+        jobs: list[Any] = [pending for _, pending in waited]
         jobs += [b for t in self._order for b in t.backwards() if b.pending is not None]
         for job in jobs:
             left = None if end is None else max(0.0, end - time.monotonic())
             if not job.wait(left):
                 return False
-        for key, pending in [*self._pending.items()]:
+        for key, pending in waited:
             self._finish(key, pending)
         return True
 

@@ -65,84 +65,42 @@ def _as_one(
         try:
             if state.recorder is not None or state.saved_hooks or profilers:
                 return function(*args, **kwargs)
-            tensors: Any
-            key: Any
-            first = args[0] if args else None
-            if kwargs or first.__class__ is not Tensor or len(args) > 3:
+            first: Any = args[0] if args else None
+            count = len(args)
+            tensors: Any = None
+            strides: Any = by_strides
+            if first.__class__ is Tensor and count < 4 and not kwargs:  # as `_key`, for usual cases
+                second: Any = args[1] if count > 1 else None
+                kind = second.__class__
+                about: tuple[Any, ...] = ()
+                if count == 1:
+                    tensors = args
+                elif count == 3:
+                    if kind is int and args[2].__class__ is int:  # reshape(2, 3), transpose(0, 1)
+                        tensors, about = args[:1], args[1:]
+                elif kind in _CONSTANTS:
+                    tensors, about = args[:1], (kind, second)
+                elif kind is slice and _is_plain(second):
+                    tensors, about = args[:1], (second.start, second.stop, second.step)
+                    strides = True
+                elif kind is Tensor:
+                    y = second._array
+                    tensors, about = args, (y.shape, y.dtype, first is second)
+            if tensors is None:
                 tensors = []
                 key = _key(identity, args, kwargs, tensors, by_strides)
                 if key is None:
                     return function(*args, **kwargs)
-            elif len(args) == 1 or (
-                len(args) == 2 and args[1].__class__ in _CONSTANTS
-            ):  # as `_key`, for usual cases
-                tensors = args[:1]
-                x = first._array
-                wanted = _wanted1(first) if state.grad_enabled else 0
-                if len(args) == 1:
-                    key = (identity, default[0], x.shape, x.dtype, wanted)
-                else:
-                    key = (
-                        identity,
-                        default[0],
-                        x.shape,
-                        x.dtype,
-                        args[1].__class__,
-                        args[1],
-                        wanted,
-                    )
-                if by_strides:
-                    key += (x.strides,)
-            elif len(args) == 3:
-                one, two = args[1], args[2]
-                if one.__class__ is int and two.__class__ is int:  # reshape(2, 3), transpose(0, 1)
-                    tensors = args[:1]
-                    x = first._array
-                    wanted = _wanted1(first) if state.grad_enabled else 0
-                    key = (identity, default[0], x.shape, x.dtype, one, two, wanted)
-                    if by_strides:
-                        key += (x.strides,)
-                else:
-                    tensors = []
-                    key = _key(identity, args, kwargs, tensors, by_strides)
-                    if key is None:
-                        return function(*args, **kwargs)
-            elif args[1].__class__ is slice and _is_plain(args[1]):
-                tensors = args[:1]
-                x, s = first._array, args[1]
-                wanted = _wanted1(first) if state.grad_enabled else 0
-                key = (
-                    identity,
-                    default[0],
-                    x.shape,
-                    x.dtype,
-                    s.start,
-                    s.stop,
-                    s.step,
-                    wanted,
-                    x.strides,
-                )
-            elif args[1].__class__ is Tensor:
-                tensors = args
-                x, y = first._array, args[1]._array
-                same = first is args[1]
-                key = (
-                    identity,
-                    default[0],
-                    x.shape,
-                    x.dtype,
-                    y.shape,
-                    y.dtype,
-                    _wanted(args),
-                    same,
-                )
-                if by_strides:
-                    key += (x.strides,)
             else:
-                tensors = []
-                key = _key(identity, args, kwargs, tensors, by_strides)
-                if key is None:
-                    return function(*args, **kwargs)
+                x = first._array
+                wanted: Any = 0
+                if len(tensors) == 2:
+                    wanted = _wanted(tensors)
+                elif state.grad_enabled:
+                    wanted = _wanted1(first)
+                key = (identity, default[0], x.shape, x.dtype, about, wanted)
+                if strides:
+                    key += (x.strides,)
             found = _known.get(key)
             if found is None:
                 return _learned(function, args, kwargs, key, tensors, by_strides)
@@ -156,8 +114,20 @@ def _as_one(
         return call(*args, **again)
 
     identity: Any = known_as or call
-    call.retold = lambda told: _as_one(function, by_strides, identity, told)  # type: ignore[attr-defined]
+    _forms[call] = lambda told: _as_one(function, by_strides, identity, told)
     return call  # type: ignore[return-value]
+
+
+_forms: dict[Any, Callable[[Callable[..., Any]], Any]] = {}
+
+
+def retold(function: F, told: Callable[..., Any]) -> F | None:
+    """A composite function in a form that asks `told` about calls that it refuses.
+
+    None where the function is no composite.
+    """
+    form = _forms.get(function)
+    return None if form is None else form(told)
 
 
 def _learned(

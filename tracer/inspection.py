@@ -34,9 +34,9 @@ class Inspection:
     _misses: int
     _eager_calls: int
 
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait until all that was captured is compiled."""
-        raise NotImplementedError
+    if TYPE_CHECKING:  # what `CompiledFunction` adds
+
+        def wait(self, timeout: float | None = None) -> bool: ...  # noqa: D102
 
     def _trace(self, index: int) -> Trace:
         self.wait()

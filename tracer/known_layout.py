@@ -14,13 +14,17 @@ class KnownLayout:
     """What a tensor's meta-data was, and its array as last seen.
 
     Attributes:
+        tensor: whose layout it is.
         array: the tensor's array; held, so that no other object is taken for it.
         address: of the array's first element.
     """
 
-    __slots__ = ("address", "array", "dtype", "requires_grad", "shape", "strides", "whole")
+    __slots__ = (
+        "address", "array", "dtype", "requires_grad", "shape", "strides", "tensor", "whole",
+    )  # fmt: skip
 
     def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
         self.array = tensor._array
         self.address = tensor._ptr()
         self.shape, self.strides = self.array.shape, self.array.strides

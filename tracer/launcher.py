@@ -21,7 +21,7 @@ from tracegrad.tracer.capture_memory import apart, write_back
 from tracegrad.tracer.capture_state import number_tensor
 from tracegrad.tracer.compiled_backward import CompiledBackward, FreedBackward, plain_memory
 from tracegrad.tracer.known_layout import KnownLayout
-from tracegrad.tracer.tensor import Tensor, wrap
+from tracegrad.tracer.tensor import wrap
 
 if TYPE_CHECKING:
     from tracegrad.tracer.trace import Trace
@@ -124,12 +124,10 @@ class LauncherBuilder:
 
     def _layouts(self) -> dict[int, KnownLayout]:
         """The layouts of the captured inputs."""
-        watched: dict[int, KnownLayout] = {}
-        for guard in self.trace.guards:
-            if guard.kind == "layout":
-                bound = guard.bindings.values()
-                (tensor,) = (x for x in bound if isinstance(x, Tensor))
-                (watched[id(tensor)],) = (x for x in bound if isinstance(x, KnownLayout))
+        watched = {
+            id(known.tensor): known for guard in self.trace.guards
+            for known in guard.bindings.values() if isinstance(known, KnownLayout)
+        }  # fmt: skip
         found = {}
         for k, source in enumerate(self.capture.sources):
             if source.kind == "captured" and source.tensor is not None:

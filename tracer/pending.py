@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tracegrad.runtime import background
 from tracegrad.tracer import verification
 from tracegrad.tracer.capture_memory import with_strides
 from tracegrad.tracer.tensor import Tensor
@@ -46,6 +47,7 @@ class Pending:
     """A captured trace that is being compiled.
 
     Attributes:
+        job: the worker's.
         arrays, results: inputs and outputs of the captured run, as they were.
         checked: the trace is compiled, and its first result right; where the rest is quick and this
             is False, something went wrong, and is to be met again where the user hears of it.
@@ -61,7 +63,7 @@ class Pending:
             self.arrays = tuple(with_strides(a) for a in arrays)
             self.results = tuple(None if r is None else r.copy() for r in results)
         self.checked = False
-        self._job = trace.compile_apart(self._load)
+        self.job: background.Job
 
     @classmethod
     def begin(
@@ -69,7 +71,11 @@ class Pending:
     ) -> Pending | None:
         """Have a trace compiled; None where there is nothing to compile or no worker to do it."""
         pending = cls(trace, arrays, results)
-        return None if pending._job is None else pending
+        job = trace.compile_apart(pending._load)
+        if job is None:
+            return None
+        pending.job = job
+        return pending
 
     def _load(self) -> None:
         """In a thread of its own: load the code and compare its first result."""
@@ -83,8 +89,8 @@ class Pending:
     @property
     def ready(self) -> bool:
         """Whether the rest is quick."""
-        return self._job is None or self._job.finished
+        return self.job.finished
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for the worker; returns whether it is done."""
-        return self._job is None or self._job.wait(timeout)
+        return self.job.wait(timeout)

@@ -132,7 +132,7 @@ def take_along_dim(input: Any, indices: Any, dim: int | None = None) -> Any:
     need_tensor("take_along_dim", "input", 1, input)
     need_tensor("take_along_dim", "indices", 2, indices)
     if indices.dtype is not dtypes.int64:
-        raise ShapeError(
+        raise DTypeError(
             "torch.take_along_dim(): dtype of indices should be Long but got "
             f"{scalar_type_name(indices.dtype)}"
         )

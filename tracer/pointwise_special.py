@@ -104,7 +104,6 @@ def polygamma(n: int, input: Any) -> Any:
     Raises:
         OperandError: `n` is no int.
         ShapeError, ParameterError: it is out of range.
-        KernelError: `input` is not floating.
 
     Example:
         >>> import tracegrad as tg

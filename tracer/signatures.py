@@ -20,6 +20,7 @@ import numpy as np
 from tracegrad.ir.dtypes import DType
 from tracegrad.ir.errors import OperandError
 from tracegrad.tracer.arguments import type_name
+from tracegrad.tracer.composites import retold
 from tracegrad.tracer.layout import memory_format
 from tracegrad.tracer.tensor import Tensor
 
@@ -345,8 +346,9 @@ def as_function(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _told(name: str, function: Callable[..., Any], method: bool) -> Callable[..., Any]:
-    if hasattr(function, "retold"):  # a composite: told by itself, without a call around it
-        return function.retold(functools.partial(reconsidered, name, method))
+    composite = retold(function, functools.partial(reconsidered, name, method))
+    if composite is not None:  # told by itself, without a call around it
+        return composite
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
