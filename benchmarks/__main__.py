@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
     document["startup"] = startup.startup_times(3 if options.quick else 10)
     document["eager"] = eager.eager_times(1 if options.quick else 5)
-    document["calls"] = calls.call_times(1 if options.quick else 5)
+    document["calls"] = calls.call_times(1 if options.quick else 5, options.threads)
     path = options.json or ROOT / time.strftime("benchmarks/results/run-%Y%m%d-%H%M%S.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=1) + "\n")

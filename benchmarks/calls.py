@@ -3,18 +3,19 @@
 Guarded tensors that a compiled function reads from outside; the tutorial's chain of 25 elements
 with its backward; a loop whose turns depend on the data; the training step of the tutorial's small
 model; and its first fifty steps while a worker compiles. tracegrad, PyTorch (eagerly) and JAX (jitted)
-run in processes that take turns, on one thread. Start reading at `call_times`.
+run in processes that take turns, with as many threads. Start reading at `call_times`.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import statistics
 import tempfile
+from pathlib import Path
 
-from benchmarks.startup import ran
+from benchmarks.processes import environment
+from benchmarks.startup import BEST, ran
 
 TARGETS = {
     "call, 1 tensor": 3.06e-6, "call, 10 tensors": 3.6e-6, "call, 100 tensors": 9e-6,
@@ -35,20 +36,11 @@ TITLES = {
     "fifty, compiling, median": "the same while a worker compiles it",
 }
 
-COMMON = """
-import json, time
+COMMON = (
+    BEST
+    + """
+import json
 import numpy as np
-
-def best(call, calls, batches=30):
-    for _ in range(5):
-        call()
-    least = 1e9
-    for _ in range(batches):
-        start = time.perf_counter()
-        for _ in range(calls):
-            call()
-        least = min(least, (time.perf_counter() - start) / calls)
-    return least
 
 def check(got, want, tolerance, what):
     error = float(np.abs(np.asarray(got, np.float64) - want).max() / np.abs(want).max())
@@ -73,10 +65,10 @@ def steps(count):
 
 found = {}
 """
+)
 
 TENSORS = """
 import {name} as lib
-lib.set_num_threads(1)
 OURS = {name!r} == "tracegrad"
 compiled = (lambda f: lib.compile(f, wait=True)) if OURS else (lambda f: f)
 cast = lambda x: lib.from_numpy(x.astype(np.float32))
@@ -157,8 +149,6 @@ print(json.dumps(found))
 """
 
 JAX = """
-import os
-os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 import jax, jax.numpy as jnp
 
 a = jnp.asarray(angles, jnp.float32)
@@ -199,11 +189,12 @@ print(json.dumps(found))
 """
 
 
-def call_times(rounds: int) -> dict[str, dict[str, dict[str, float]]]:
+def call_times(rounds: int, threads: int) -> dict[str, dict[str, dict[str, float]]]:
     """Least and median seconds per entry for tracegrad, and for PyTorch and JAX where installed.
 
     Args:
         rounds: processes per library, in turn; each contributes its least times.
+        threads: for every library.
     Raises:
         RuntimeError: a library failed or was wrong.
     """
@@ -214,7 +205,7 @@ def call_times(rounds: int) -> dict[str, dict[str, dict[str, float]]]:
         for name in names:
             program = COMMON + (JAX if name == "jax" else TENSORS.format(name=name))
             with tempfile.TemporaryDirectory(prefix="benchmark-cache-") as folder:
-                found = json.loads(ran(program, {**os.environ, "TRACEGRAD_CACHE_DIR": folder}))
+                found = json.loads(ran(program, environment(threads, Path(folder))))
             for entry, seconds in found.items():
                 times[name].setdefault(entry, []).append(seconds)
     return {

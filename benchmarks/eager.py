@@ -14,26 +14,18 @@ import os
 import statistics
 from typing import Any
 
-from benchmarks.startup import ran
+from benchmarks.startup import BEST, ran
 
 TARGETS = {"forward": 3e-6, "backward": 5e-6, "large": 1.2}
 """Seconds above NumPy's own call per small operation, seconds per node, and times NumPy's time."""
 
-PROBE = """
-import json, sys, time
+PROBE = (
+    BEST
+    + """
+import json, sys
 import numpy as np
 import {name} as lib
 lib.set_num_threads(1)
-
-def best(call, calls, batches=20):
-    call()
-    least = 1e9
-    for _ in range(batches):
-        start = time.perf_counter()
-        for _ in range(calls):
-            call()
-        least = min(least, (time.perf_counter() - start) / calls)
-    return least
 
 rng = np.random.default_rng(0)
 a, b = (lib.from_numpy(rng.random(10, np.float32)).requires_grad_() for _ in range(2))
@@ -77,6 +69,7 @@ found["sin, 10**6 elements, no gradient"] = best(lambda: lib.sin(x), 3)
 numpy["sin, 10**6 elements, no gradient"] = best(lambda: np.sin(large), 3)
 print(json.dumps([found, numpy]))
 """
+)
 
 MEMORY = """
 import json, resource

@@ -118,7 +118,7 @@ def calls_table(calls: dict[str, Any]) -> None:
             shown = [duration(t[k] if t else None) for t in times for k in ("median", "minimum")]
             lines.append([title, *shown, duration(TARGETS[entry]) if entry in TARGETS else ""])
     headings = ["", *(h for n in calls for h in (n, "min")), "target"]
-    draw("Calls, on one thread", headings, lines)
+    draw("Calls", headings, lines)
 
 
 def draw(title: str, headings: list[str], lines: list[list[str]]) -> None:

@@ -14,6 +14,22 @@ import tempfile
 from benchmarks.processes import ROOT
 
 PROBE = "import time; t = time.perf_counter(); import {}; print(time.perf_counter() - t)"
+BEST = """
+import time
+
+def best(call, calls, batches=30):
+    for _ in range(5):
+        call()
+    least = 1e9
+    for _ in range(batches):
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        least = min(least, (time.perf_counter() - start) / calls)
+    return least
+"""
+"""Program text: the least seconds per call, over batches."""
+
 FIRST_CALL = """
 import time
 import tracegrad as tg

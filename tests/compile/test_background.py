@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -212,20 +213,69 @@ def test_who_waits_for_a_worker_without_time_compiles_here(monkeypatch: pytest.M
     assert g.wait()
 
 
-def test_large_graphs_do_not_wait_for_a_worker_that_is_busy(tmp_path: Path) -> None:
+def test_large_graphs_do_not_wait_for_a_worker_that_is_busy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """More than a pipe takes is sent in a file, which the worker removes."""
+    monkeypatch.setattr(background.tempfile, "tempdir", str(tmp_path))
     made = []
     with held():
         for k in range(6):
             f = compiled(lambda x, k=k: sum((x * n).sin() for n in range(1, 120 + k)))
             f(tg.ones(2))
             made.append(f)
-    assert len(background.pickle.dumps(made[0]._pending.popitem()[1].trace.kernel_graph())) > 16384
-    for k, f in enumerate(made[1:], 1):
+        assert len([*tmp_path.glob("tracegrad-job-*")]) == 6
+    for k, f in enumerate(made):
         assert f.wait(120.0)
         want = sum(np.sin(n) for n in range(1, 120 + k))
         np.testing.assert_allclose(f(tg.ones(2)).tolist(), [want] * 2, rtol=1e-4, atol=1e-4)
         assert f.cache_info().hits == 1
+    assert not [*tmp_path.glob("tracegrad-job-*")]
+
+
+class Pool:
+    """Stands for a BLAS library."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def get_num_threads(self) -> int:
+        return self.count
+
+    def set_num_threads(self, count: int) -> None:
+        self.count = count
+
+
+def test_blas_leaves_a_processor_and_gets_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "processors", lambda: 4)
+    full, single, changed = Pool(4), Pool(1), Pool(4)
+    room = background.Room()
+    room._controller = types.SimpleNamespace(lib_controllers=[full, single, changed])
+    room.leave()
+    assert (full.count, single.count, changed.count) == (3, 1, 3)
+    changed.count = 2  # the user's wish
+    room.take_back()
+    assert (full.count, single.count, changed.count) == (4, 1, 2)
+    full.count = 3  # the user's wish, too: nothing is given back twice
+    room.take_back()
+    assert full.count == 3
+
+
+def test_the_interpreter_is_given_back_soon() -> None:
+    before = sys.getswitchinterval()
+    with background.quick_turns():
+        assert sys.getswitchinterval() == pytest.approx(background.TURN_S)
+    assert sys.getswitchinterval() == before
+
+
+def test_a_worker_without_jobs_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "IDLE_S", 0.05)
+    ours, theirs = background.Pipe()
+    started = time.monotonic()
+    background.main(os.dup(theirs.fileno()))
+    assert time.monotonic() - started > 0.04
+    ours.close()
+    theirs.close()
 
 
 def test_a_worker_that_dies_costs_nothing_but_time() -> None:

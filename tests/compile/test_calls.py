@@ -337,6 +337,18 @@ def test_a_number_that_is_another_at_each_call_ends_in_eager_mode(
     assert compiled.cache_info().misses == 11
 
 
+def test_strict_raises_at_each_call_that_is_one_capture_too_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(capturing, "MANY_CAPTURES", 2)
+    f = tg.compile(lambda x, k: x * k, strict=True)
+    for k in (1.5, 2.5):
+        f(tg.ones(1), k)
+    for k in (3.5, 4.5):
+        with pytest.raises(tg.errors.CaptureError, match="has been captured 2 times"):
+            f(tg.ones(1), k)
+
+
 def test_long_chains_compile() -> None:
     def f(x: Any) -> Any:
         for _ in range(600):
