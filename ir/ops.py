@@ -13,6 +13,8 @@ from tracegrad.ir.primitives.movement import unbroadcast
 
 __all__ = ["unbroadcast", *TABLE]
 
+globals().update(TABLE)  # a plain name is found faster than through `__getattr__`
+
 
 def __getattr__(name: str) -> Any:
     try:

@@ -35,9 +35,10 @@ from tracegrad.tracer import (
     updates,
 )
 from tracegrad.tracer.arguments import Options
+from tracegrad.tracer.dispatch import dispatch2
 from tracegrad.tracer.hooks import register_hook, register_post_accumulate_grad_hook
 from tracegrad.tracer.inplace_methods import INPLACE_FUNCTIONS
-from tracegrad.tracer.pointwise import apply1, apply2
+from tracegrad.tracer.pointwise import FLOAT32, FLOAT64, apply1, apply2, direct
 from tracegrad.tracer.signatures import as_method, takes_more
 from tracegrad.tracer.tensor import Tensor
 
@@ -54,6 +55,12 @@ def _known(other: Any) -> bool:
 def _forward(name: str) -> Callable[[Tensor, Any], Any]:
     def method(self: Tensor, other: Any) -> Any:
         kind = other.__class__
+        if kind is Tensor:
+            dtype = self._array.dtype
+            if dtype is other._array.dtype and (dtype is FLOAT32 or dtype is FLOAT64):
+                op = direct[name]
+                if op is not None:  # what `apply2` comes to, one call shorter
+                    return dispatch2(op, self, other)
         if kind is Tensor or kind is float or kind is int or _known(other):
             return apply2(name, self, other)
         return NotImplemented

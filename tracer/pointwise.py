@@ -66,13 +66,13 @@ class _Direct(dict[str, Any]):
         return self[name]
 
 
-_direct = _Direct()
+direct = _Direct()
 
 
 def apply1(name: str, x: Any) -> Any:
     """Primitive `name` of one tensor."""
     if isinstance(x, Tensor):
-        op = _direct[name]
+        op = direct[name]
         if op is not None:
             dtype = x._array.dtype
             if dtype is FLOAT32 or dtype is FLOAT64:  # another byte order is another object
@@ -82,7 +82,7 @@ def apply1(name: str, x: Any) -> Any:
 
 def apply2(name: str, x: Any, y: Any) -> Any:
     """Primitive `name` of two operands, at least one a tensor; floats of one dtype go straight."""
-    op = _direct[name]
+    op = direct[name]
     if op is not None:
         kind = y.__class__
         if isinstance(x, Tensor):
