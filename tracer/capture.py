@@ -28,6 +28,7 @@ from tracegrad.tracer.engine import reachable
 from tracegrad.tracer.keys import BY_VALUE, PLAIN
 from tracegrad.tracer.predicates import LARGEST, PREDICATES, Predicate, Read
 from tracegrad.tracer.state import state
+from tracegrad.tracer.symbolic import Condition, NumberReads
 from tracegrad.tracer.tape import AccumulateGrad, BackwardNode, OperationNode
 from tracegrad.tracer.tensor import Tensor, wrap
 
@@ -103,6 +104,8 @@ class Capture:
         afterwards: what a replay calls once its results are there.
         callbacks: what a replay calls with values of the graph.
         predicates: the values that Python read, in order; for other values the run goes elsewhere.
+        conditions: what the numbers among the arguments must fulfil.
+        pinned: names of numbers that vary, and where Python read their very values all the same.
         reasons: why this run must not be replayed; empty where it may.
     """
 
@@ -119,6 +122,8 @@ class Capture:
     afterwards: tuple[Callable[[], Any], ...] = ()
     predicates: tuple[Predicate, ...] = ()
     callbacks: tuple[Callback, ...] = ()
+    conditions: tuple[Condition, ...] = ()
+    pinned: tuple[tuple[str, Location | None], ...] = ()
 
 
 @dataclass
@@ -149,6 +154,7 @@ class GraphRecorder(Recorder):
         self._callbacks: list[tuple[Callback, list[Value]]] = []
         self._cuts: list[tuple[Value, Reason]] = []
         self.states = StateReads(self)
+        self.numbers = NumberReads(self)
         self._called: dict[int, str] = {}  # names of tensors that may become inputs
 
     # ---- inputs ---------------------------------------------------------------------------------
@@ -467,6 +473,12 @@ class GraphRecorder(Recorder):
         """Note a reason not to replay this run."""
         self.reasons.append(Reason(what, here()))
 
+    def has_changed(self) -> bool:
+        """Whether the run has changed anything outside so far that it told of here."""
+        drawn = any(s.kind == "random" for s in self.sources)
+        written = any(m.source is not None and m.writes for m in self._memories.values())
+        return drawn or written or bool(self._gradients or self._callbacks or self.reasons)
+
     # ---- the end --------------------------------------------------------------------------------
 
     def finish(self, results: Sequence[Tensor]) -> Capture:
@@ -540,7 +552,7 @@ class GraphRecorder(Recorder):
             tuple(differentiable), tuple(self.reasons), tuple(writes),
             tuple(self._gradients.values()), self._unhooked(), tuple(gradients), tuple(freed),
             tuple(self.states.afterwards), tuple(predicates),
-            tuple(callbacks),
+            tuple(callbacks), tuple(self.numbers.conditions.values()), tuple(self.numbers.pinned.values()),
         )  # fmt: skip
 
     def _unhooked(self) -> tuple[int, ...]:

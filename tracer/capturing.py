@@ -52,9 +52,11 @@ from tracegrad.tracer.pending import Pending, first_results, waits
 from tracegrad.tracer.profiling import profilers
 from tracegrad.tracer.pytree import flatten
 from tracegrad.tracer.state import state
+from tracegrad.tracer.symbolic import is_symbolic
 from tracegrad.tracer.tensor import Tensor
 from tracegrad.tracer.trace import Trace
 from tracegrad.tracer.verification import EagerWarning
+from tracegrad.tracer.widening import Arguments, Widening, without_numbers
 
 Stray = tuple[Location | None, bool]  # where a value was read that differed, and if it is a number
 MANY_TRACES = 8
@@ -101,6 +103,7 @@ class Capturing(Inspection):
         self._order: list[Trace] = []
         self._eager_keys: dict[Any, tuple[Reason, ...]] = {}
         self._pending: dict[Any, Pending] = {}  # captured, and compiled by the worker
+        self._widening = Widening()
         self._held: list[Any] = []  # objects whose id is part of a key
         self._varying: set[tuple[int, Any]] = set()  # settings that have changed, by their guards
         self._unsettled: Counter[Any] = Counter()
@@ -130,14 +133,20 @@ class Capturing(Inspection):
 
     # ---- capture --------------------------------------------------------------------------------
 
-    def _capture(self, key: Any, args: Any, kwargs: dict[str, Any], leaves: list[Any]) -> Any:
-        """Run eagerly with the recorder on; compile what was recorded."""
-        from tracegrad.tracer.observe import Observer
+    def _capture(self, full: Any, args: Any, kwargs: dict[str, Any], leaves: list[Any]) -> Any:
+        """Run eagerly with the recorder on; compile what was recorded.
 
+        Args:
+            full: the key with the values of all numbers.
+        """
+        names = self._leaf_names(args, kwargs)
+        arguments = Arguments(args, kwargs, names)
+        varying = self._widening.varying(full, arguments.replaceable)
+        key = without_numbers(full, varying)
         outcome = self._replay(key, leaves)  # another thread may have captured it meanwhile
         if outcome.trace is not None:
             return outcome.trace.rebuild(outcome.result)
-        if outcome.fault or key in self._eager_keys or key in self._pending:
+        if outcome.fault or any(k in self._eager_keys or k in self._pending for k in (key, full)):
             return self._fn(*args, **kwargs)
         objects = [x for x in leaves if not isinstance(x, Tensor) and is_object(x)]
         if objects and len(self._held) >= MANY_OBJECTS:
@@ -155,24 +164,23 @@ class Capturing(Inspection):
             return self._fn(*args, **kwargs)
         self._misses += 1
         recorder = GraphRecorder(self._label)
-        names = self._leaf_names(args, kwargs)
         for position, leaf in enumerate(leaves):
             if isinstance(leaf, Tensor) and not recorder.knows(leaf):
                 recorder.argument(leaf, position, names[position])
-        observer = Observer(self._fn, (args, kwargs, *leaves))
-        recorder.existed = observer.existed
-        recorder.states.varying = self._varying
-        before = (state.grad_enabled, state.inference, dtypes.get_default_dtype())
-        refused = refusals()
-        with _no_collection(), observer, recording(recorder):
-            result = self._fn(*args, **kwargs)
-        if refusals() != refused:
-            recorder.reasons.append(Reason("it catches an error that depends on values", None))
-        if before != (state.grad_enabled, state.inference, dtypes.get_default_dtype()):
-            recorder.reasons.append(Reason("it changes the grad mode or default dtype", None))
-        observation = observer.finish()
+        run = self._watched(recorder, arguments, varying, leaves)
+        if run is None:
+            self._misses -= 1
+            self._widening.keep(full, varying)
+            return self._capture(full, args, kwargs, leaves)
+        result, observation = run
         results: list[Any] = []
         structure = flatten(result, results)
+        if any(map(is_symbolic, results)):
+            results = [x.plain() if is_symbolic(x) else x for x in results]
+            result = structure.build(iter(results))
+        recorder.numbers.close()
+        if recorder.numbers.pinned:
+            key = without_numbers(full, varying - arguments.pinned(recorder.numbers))
         tensors = [t for t in results if isinstance(t, Tensor)]
         recorder.reasons += self._reasons(observation, recorder, results)
         capture = recorder.finish(tensors)
@@ -204,6 +212,47 @@ class Capturing(Inspection):
             else:
                 self._build(key, trace, recorder.arrays, first)
         return result
+
+    def _watched(
+        self, recorder: GraphRecorder, arguments: Arguments, varying: frozenset[int],
+        leaves: Sequence[Any],
+    ) -> tuple[Any, Observation] | None:  # fmt: skip
+        """Run the function once under watch: its result, and what it read and did outside.
+
+        Returns:
+            None where the run is to begin anew with plain numbers, nothing being changed so far:
+            a function in C, say `json.dumps`, has refused a symbolic one, or code asked for types.
+        """
+        from tracegrad.tracer.observe import Observer
+
+        observer = Observer(self._fn, (arguments.args, arguments.kwargs, *leaves))
+        recorder.existed = observer.existed
+        recorder.states.varying = self._varying
+        before = (state.grad_enabled, state.inference, dtypes.get_default_dtype())
+        refused = refusals()
+        try:
+            with _no_collection(), observer, recording(recorder):
+                args, kwargs = arguments.replaced(recorder.numbers, varying)
+                result = self._fn(*args, **kwargs)
+        except TypeError:
+            recorder.numbers.close()
+            if not varying or recorder.has_changed() or observer.finish().side_effects:
+                raise
+            return None
+        if observer.names_used("type"):  # code that may tell a symbolic number by its type
+            self._widening.stop()
+            if varying and (recorder.has_changed() or observer.finish().side_effects):
+                raise CaptureError(
+                    f"{self._label} was run with stand-ins for the numbers among its arguments, and may "
+                    "have asked for their types on this path; call it with tracegrad.eager() to go on"
+                )
+            if varying:
+                return None
+        if refusals() != refused:
+            recorder.reasons.append(Reason("it catches an error that depends on values", None))
+        if before != (state.grad_enabled, state.inference, dtypes.get_default_dtype()):
+            recorder.reasons.append(Reason("it changes the grad mode or default dtype", None))
+        return result, observer.finish()
 
     def _reasons(
         self, observation: Observation, recorder: GraphRecorder, results: Sequence[Any]

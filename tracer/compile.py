@@ -86,7 +86,14 @@ class CompiledFunction(Capturing):
             key = make_key(self._label, args, kwargs, leaves)
         except Unkeyed as error:
             return self._unkeyed(error, args, kwargs)
-        traces, tried = self._traces.get(key), None
+        traces, tried, full = self._traces.get(key), None, key
+        if (
+            traces is None
+            and self._widening
+            and not (key in self._pending or key in self._eager_keys)
+        ):
+            key = self._widening.reduced(key)
+            traces = self._traces.get(key)
         if traces and not profilers:  # as `_replay`, for the usual case that the first one fits
             first = traces[0]
             result = first.launch(leaves)
@@ -107,8 +114,10 @@ class CompiledFunction(Capturing):
             return self(*args, **kwargs)
         with self._lock:
             if profilers and state.profiler is not None:
-                return state.profiler.capture(self._label, self._capture, key, args, kwargs, leaves)
-            return self._capture(key, args, kwargs, leaves)
+                return state.profiler.capture(
+                    self._label, self._capture, full, args, kwargs, leaves
+                )
+            return self._capture(full, args, kwargs, leaves)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)

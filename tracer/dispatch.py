@@ -24,6 +24,7 @@ from tracegrad.tracer import tape
 from tracegrad.tracer.profiling import profilers
 from tracegrad.tracer.saved import Packed, pack
 from tracegrad.tracer.state import state
+from tracegrad.tracer.symbolic import is_symbolic
 from tracegrad.tracer.tape import NO_EDGE, Plan, leaf_edge
 from tracegrad.tracer.tensor import Tensor, View, dtype_of, wrap
 from tracegrad.tracer.views import refresh
@@ -141,6 +142,8 @@ def call(op: Primitive, operands: tuple[Any, ...], params: Mapping[str, Any]) ->
             key.append(x._array.shape)
             key.append(x._array.dtype)
         elif isinstance(x, int | float):
+            if is_symbolic(x):
+                return call(op, _known_numbers(op, operands), params)
             key.append(type(x))
             key.append(dtypes.get_default_dtype())
         else:
@@ -161,6 +164,17 @@ def call(op: Primitive, operands: tuple[Any, ...], params: Mapping[str, Any]) ->
             listed[i] = numpy_scalar(listed[i], dtype)
         return dispatch(op, listed, found.params)
     return dispatch(op, operands, found.params)
+
+
+def _known_numbers(op: Primitive, operands: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Operands with tensors, or plain numbers, in the place of symbolic numbers."""
+    floating = [x for x in operands if isinstance(x, Tensor) and x.dtype.is_floating_point]
+    beside = None
+    if (
+        op.name != "pow" and len({x.dtype for x in floating}) == 1
+    ):  # an exponent chooses the formula
+        beside = floating[0]
+    return tuple([x.beside(beside) if is_symbolic(x) else x for x in operands])
 
 
 def _remember_call(

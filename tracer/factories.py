@@ -26,6 +26,7 @@ from tracegrad.tracer.arguments import (
 )
 from tracegrad.tracer.layout import contiguous_format
 from tracegrad.tracer.state import state
+from tracegrad.tracer.symbolic import is_symbolic
 from tracegrad.tracer.tensor import Tensor, wrap
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
@@ -129,8 +130,17 @@ def full(size: Any = ABSENT, fill_value: Any = ABSENT, **options: Any) -> Tensor
     """
     _check_full("full", size, fill_value)
     shape = size_argument("full", (size,))
-    value = number_argument("full", "fill_value", 2, fill_value)
     read = Options.read("full", options, "out")
+    if (
+        is_symbolic(fill_value)
+        and read.out is None
+        and (read.dtype or isinstance(fill_value, float))
+    ):
+        number = fill_value.as_tensor(chosen(read))
+        if number is not None:
+            made = number.expand(shape).clone()
+            return made.requires_grad_() if read.requires_grad else made
+    value = number_argument("full", "fill_value", 2, fill_value)
     if read.dtype is not None or read.out is not None:
         dtype = chosen(read)
         value = int(value) if read.out is not None and dtype.category == 1 else value

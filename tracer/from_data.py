@@ -32,6 +32,7 @@ from tracegrad.tracer.factories import ABSENT, new_leaf, public
 from tracegrad.tracer.once import warn_once
 from tracegrad.tracer.reading import array_of, checked, full_name
 from tracegrad.tracer.state import state
+from tracegrad.tracer.symbolic import is_symbolic
 from tracegrad.tracer.tape import scalar_type_name
 from tracegrad.tracer.tensor import Tensor
 
@@ -83,6 +84,10 @@ def made(name: str, data: Any, dtype: DType | None, requires_grad: bool) -> Tens
         copied = data.detach().clone()
         copied = copied if dtype is None else copied.to(dtype)
         return copied.requires_grad_() if requires_grad else copied
+    if is_symbolic(data):
+        number = data.as_tensor(dtype or dtypes.scalar_dtype(data))
+        if number is not None:
+            return number.clone().requires_grad_() if requires_grad else number.clone()
     return new_leaf(array_of(data, dtype), requires_grad)
 
 

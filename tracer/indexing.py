@@ -27,6 +27,7 @@ from tracegrad.tracer.index_items import check_scalar_index, items, truth
 from tracegrad.tracer.pointwise import named
 from tracegrad.tracer.shapes import clone, scalar_text, select, slice_dim
 from tracegrad.tracer.state import state
+from tracegrad.tracer.symbolic import is_symbolic
 from tracegrad.tracer.tape import scalar_type_name
 from tracegrad.tracer.tensor import Tensor, literal, wrap
 
@@ -105,6 +106,8 @@ def _as_value(x: Tensor, value: Any) -> Tensor:
         return value
     if isinstance(value, np.ndarray):
         return wrap(value)
+    if is_symbolic(value):
+        return _as_value(x, value.beside(x))
     from tracegrad.tracer.factories import new_leaf, one
 
     if isinstance(value, complex | np.complexfloating):

@@ -164,6 +164,8 @@ def difference(old: Any, new: Any) -> str:
             words = ("shape", "dtype", "strides", "requires_grad", "alignment")
             changed = [f"{w} {x} -> {y}" for w, x, y in zip(words, a, b, strict=True) if x != y]
             return f"another tensor as argument {i - 2}: {', '.join(changed)}"
+        if isinstance(a, tuple) and isinstance(b, tuple) and len(a) > len(b) == 1 and a[0] is b[0]:
+            return f"another value of argument {i - 2} than {a[1]}"
         if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b) == 2:
             if a[0] is b[0] and a[0] not in PLAIN and isinstance(a[1], int):  # an id
                 return f"another {getattr(a[0], '__name__', a[0])} as argument {i - 2}"

@@ -153,6 +153,10 @@ class LauncherBuilder:
             text = known.guard(f"captured_{k}", f"layout_{k}")
             comment = f"{name}: {source.value.type}"
             views.append(GuardLine(text, comment, len(self.trace.guards) + k))
+        for k, condition in enumerate(self.capture.conditions):
+            views.append(
+                GuardLine(condition.text, str(condition), self.trace.place_of_condition(k))
+            )
         views += self._gradient_views(namespace)
         for position, tensor in self.trace.same:
             namespace[f"same_{position}"] = tensor

@@ -193,6 +193,10 @@ class Observer:
             tuple(place.holder for place in exported),
         )
 
+    def names_used(self, name: str) -> bool:
+        """Whether code of the user's that ran mentions a global or an attribute of this name."""
+        return any(name in c.co_names for c in self._codes if self._users.get(id(c)))
+
     def _changes(self) -> None:
         changed = [p for p in self._reads.places.values() if not p.guard.holds()]
         for place in changed:

@@ -84,7 +84,7 @@ def apply2(name: str, x: Any, y: Any) -> Any:
     """Primitive `name` of two operands, at least one a tensor; floats of one dtype go straight."""
     op = direct[name]
     if op is not None:
-        kind = y.__class__
+        kind = type(y)  # that of a symbolic number is its own
         if isinstance(x, Tensor):
             dtype = x._array.dtype
             if dtype is FLOAT32 or dtype is FLOAT64:

@@ -260,6 +260,10 @@ class Trace:
             )
         return self.backward((True,) * len(outputs))
 
+    def place_of_condition(self, number: int) -> int:
+        """The position that a launcher reports where a condition on numbers fails."""
+        return len(self.guards) + len(self.capture.sources) + number
+
     def missed(self, position: int) -> Any:
         """Note which guard failed; what a launcher returns then."""
         self.failed_guard = position
@@ -289,6 +293,9 @@ class Trace:
             return "a tensor that it writes to overlapped another input"
         if position < 0:
             return "an argument was also read from outside the function, and no longer is"
+        if position >= self.place_of_condition(0):
+            condition = self.capture.conditions[position - self.place_of_condition(0)]
+            return f"it no longer holds that {condition}"
         source = self.capture.sources[position - len(self.guards)]
         name = source.value.name or "a tensor from outside"
         return f"{name} is not {source.value.type} with the same strides and requires_grad any more"
@@ -310,6 +317,9 @@ class Trace:
             f"    {len(self.graph.nodes)} operations in {kernels} kernel(s)",
         ]
         lines += [f"    path: {read}" for read in in_words(self.predicates)]
+        for name, location in self.capture.pinned:
+            lines.append(f"    only for this value of {name}: Python reads it at {location}")
+        lines += [f"    where: {condition}" for condition in self.capture.conditions]
         for guard in self.guards:
             where = f", read at {guard.location}" if guard.location else ""
             lines.append(f"    guarded: {guard.name} ({guard.kind}){where}")

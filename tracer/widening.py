@@ -1,0 +1,119 @@
+"""Widening: numbers among the arguments that are others at each call become inputs of the traces.
+
+The key of a call has the values of its numbers. Once a number differs from the one at the first
+capture of its kind of call, the next capture replaces it by a `SymbolicNumber`, and the key no
+longer has its value; unless Python read the number as such, for then the trace is for that value.
+A call looks for a trace of its own values first. Start reading at `Widening.varying`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tracegrad.tracer.keys import without_values
+from tracegrad.tracer.pytree import flatten
+from tracegrad.tracer.symbolic import NUMBERS, NumberReads
+
+
+class Widening:
+    """What is known of the numbers among the arguments of one function.
+
+    A number is named by which one of the numbers in the key it is. A kind is a key without values.
+    """
+
+    def __init__(self) -> None:
+        self._first: dict[Any, list[Any]] = {}  # by kind: the numbers of the first capture
+        self._varying: dict[Any, frozenset[int]] = {}  # by kind, where there are any
+        self._kept: dict[Any, frozenset[int]] = {}
+        self._stopped = False
+
+    def __bool__(self) -> bool:
+        return bool(self._varying)
+
+    def reduced(self, key: Any) -> Any:
+        """The key without the values of the numbers that vary in calls of its kind."""
+        varying = self._varying.get(without_values(key))
+        return key if varying is None else without_numbers(key, varying)
+
+    def varying(self, key: Any, replaceable: frozenset[int]) -> frozenset[int]:
+        """The numbers to replace in a capture of a call with this key, whose numbers are noted."""
+        if self._stopped:
+            return frozenset()
+        kind = without_values(key)
+        numbers = [key[i] for i in _places(key)]
+        first = self._first.setdefault(kind, numbers)
+        differ = {k for k, (a, b) in enumerate(zip(first, numbers, strict=True)) if a != b}
+        found = (self._varying.get(kind, frozenset()) | differ) & replaceable
+        found -= self._kept.get(kind, frozenset())
+        if found:
+            self._varying[kind] = found
+        return found
+
+    def keep(self, key: Any, numbers: frozenset[int]) -> None:
+        """Do not replace these numbers again in calls of this kind: it did not go well."""
+        kind = without_values(key)
+        self._kept[kind] = self._kept.get(kind, frozenset()) | numbers
+        self._varying.pop(kind, None)
+
+    def stop(self) -> None:
+        """Replace no numbers from now on."""
+        self._stopped = True
+        self._varying.clear()
+
+
+class Arguments:
+    """The arguments of a call, some of whose numbers one captured run finds replaced.
+
+    Attributes:
+        replaceable: which of the numbers in the key are arguments themselves, not in containers.
+    """
+
+    def __init__(self, args: Sequence[Any], kwargs: dict[str, Any], names: Sequence[str]) -> None:
+        self.args, self.kwargs, self._names = args, kwargs, names
+        self._at: dict[int, tuple[Any, int]] = {}  # by number: where it is given, and which leaf
+        self._numbers: dict[int, int] = {}  # by leaf
+        position = number = 0
+        for place, x in (*enumerate(args), *kwargs.items()):
+            leaves: list[Any] = []
+            flatten(x, leaves)
+            for leaf in leaves:
+                if type(leaf) in NUMBERS:
+                    if leaf is x:
+                        self._at[number] = place, position
+                        self._numbers[position] = number
+                    number += 1
+                position += 1
+        self.replaceable = frozenset(self._at)
+
+    def replaced(
+        self, reads: NumberReads, numbers: frozenset[int]
+    ) -> tuple[Sequence[Any], dict[str, Any]]:
+        """The arguments with symbolic numbers among them."""
+        args, kwargs = list(self.args), dict(self.kwargs)
+        for number in numbers:
+            place, position = self._at[number]
+            target: Any = kwargs if isinstance(place, str) else args
+            target[place] = reads.stand_in(position, target[place], self._names[position])
+        return args, kwargs
+
+    def pinned(self, reads: NumberReads) -> frozenset[int]:
+        """The numbers that the run pinned."""
+        return frozenset(self._numbers[p] for p in reads.pinned)
+
+
+def _places(key: Any) -> list[int]:
+    """Where the numbers stand in a key."""
+    return [
+        i for i, part in enumerate(key)
+        if part.__class__ is tuple and part and (part[0] is float or part[0] is int)
+    ]  # fmt: skip
+
+
+def without_numbers(key: Any, numbers: frozenset[int]) -> Any:
+    """A key without the values of some of its numbers."""
+    parts = list(key)
+    for k, i in enumerate(_places(key)):
+        if k in numbers:
+            parts[i] = parts[i][:1]
+    return tuple(parts)
