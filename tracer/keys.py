@@ -88,8 +88,11 @@ def _describe(
     if isinstance(x, Tensor):
         parts.append(_of_tensor(x))
         leaves.append(x)
+    elif type(x) is float:
+        parts.append((float, x if x < 0 or x > 0 else repr(x)))  # zero has a sign, nan is itself
+        leaves.append(x)
     elif type(x) in PLAIN:
-        parts.append((type(x), repr(x) if isinstance(x, float | complex) else x))
+        parts.append((type(x), repr(x) if isinstance(x, complex) else x))
         leaves.append(x)
     elif isinstance(x, Epoch):
         parts.append(id(x))

@@ -26,6 +26,8 @@ class Widening:
         self._first: dict[Any, list[Any]] = {}  # by kind: the numbers of the first capture
         self._varying: dict[Any, frozenset[int]] = {}  # by kind, where there are any
         self._kept: dict[Any, frozenset[int]] = {}
+        self._patterns: dict[tuple[int, ...], None] = {}  # where the numbers that vary stand in keys
+        self._used: set[Any] = set()  # the reduced keys of captures
         self._stopped = False
 
     def __bool__(self) -> bool:
@@ -33,6 +35,14 @@ class Widening:
 
     def reduced(self, key: Any) -> Any:
         """The key without the values of the numbers that vary in calls of its kind."""
+        for places in self._patterns:  # most calls are like earlier ones
+            if places[-1] < len(key):
+                parts = list(key)
+                for i in places:
+                    parts[i] = parts[i][:1] if parts[i].__class__ is tuple else None
+                found = tuple(parts)
+                if found in self._used:
+                    return found
         varying = self._varying.get(without_values(key))
         return key if varying is None else without_numbers(key, varying)
 
@@ -47,7 +57,10 @@ class Widening:
         found = (self._varying.get(kind, frozenset()) | differ) & replaceable
         found -= self._kept.get(kind, frozenset())
         if found:
+            places = _places(key)
             self._varying[kind] = found
+            self._patterns[tuple(places[k] for k in sorted(found))] = None
+            self._used.add(without_numbers(key, found))
         return found
 
     def keep(self, key: Any, numbers: frozenset[int]) -> None:
@@ -55,11 +68,13 @@ class Widening:
         kind = without_values(key)
         self._kept[kind] = self._kept.get(kind, frozenset()) | numbers
         self._varying.pop(kind, None)
+        self._used.clear()
 
     def stop(self) -> None:
         """Replace no numbers from now on."""
         self._stopped = True
         self._varying.clear()
+        self._used.clear()
 
 
 class Arguments:
