@@ -17,6 +17,7 @@ from tracegrad.codegen.lower import Buffer, aligned, same_memory
 from tracegrad.codegen.plan import PARALLEL, KernelPlan, Line, Loop, Parameter, Target
 from tracegrad.ir import dtypes, ops
 from tracegrad.ir.graph import Graph, GraphBuilder, Node, Value
+from tracegrad.ir.sizes import Size, ceil_div
 from tracegrad.ir.types import Shape, contiguous_strides
 
 SMALL = 8 * 8 * 8  # multiplications per product below which a BLAS call costs more than it saves
@@ -37,13 +38,14 @@ def _sizes(node: Node) -> tuple[list[int], list[int], list[int], list[int]]:
 
 
 def uses_blas(node: Node) -> bool:
-    """Whether a `dot_general` node becomes a gemm call."""
+    """Whether a `dot_general` node becomes a gemm call: always where its size varies."""
     x, y = node.inputs
     free_x, free_y, batch, contract = _sizes(node)
     m = prod(x.shape[a] for a in free_x)
     n = prod(y.shape[a] for a in free_y)
     k = prod(contract)
-    return x.dtype.name in ("float32", "float64") and m * n * k > SMALL and min(m, n, k) >= 1
+    large = isinstance(m * n * k, Size) or m * n * k > SMALL
+    return x.dtype.name in ("float32", "float64") and large and min(m, n, k) >= 1
 
 
 def expand_small(graph: Graph) -> Graph:
@@ -228,8 +230,8 @@ def plan_contraction(
         at = at + (Affine.symbol(f"b{i}") * strides[i] if size > 1 else 0)
     rows, panels = m, 1
     if 2 * m * n * k > PANEL_FLOPS and prod(batch) == 1 and m >= 2 * PANELS:
-        rows = max(-(-m // PANELS), min(PANEL_ROWS, -(-m // 2)))
-        panels = -(-m // rows)
+        rows = max(ceil_div(m, PANELS), min(PANEL_ROWS, ceil_div(m, 2)))
+        panels = ceil_div(m, rows)
     height = str(m)
     body: list[Line | Loop] = []
     if panels > 1:

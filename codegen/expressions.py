@@ -12,6 +12,8 @@ from functools import cache
 from typing import Any
 
 from tracegrad.ir.dtypes import DType
+from tracegrad.ir.passes.sizes import SizedNumber
+from tracegrad.ir.sizes import Size
 
 ATOM, UNARY, TERNARY = 14, 12, 1
 _BINARY = {
@@ -112,7 +114,11 @@ def fill(template: str, slots: Mapping[str, Expr]) -> Expr:
 
 
 def number(value: bool | int | float, dtype: DType) -> Expr:
-    """A C literal of exactly this value."""
+    """A C literal of exactly this value; what follows from sizes that vary, as an expression."""
+    if isinstance(value, SizedNumber):
+        return Expr(value.text)
+    if isinstance(value, Size):
+        return Expr(str(value))
     if dtype.kind == "b":
         return Expr("1" if value else "0")
     if dtype.kind == "f":

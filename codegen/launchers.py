@@ -60,7 +60,7 @@ def executable_text(name: str, inputs: int, outputs: Sequence[TensorType], kerne
         *(f"    args[{k}] = {n}" for k, n in enumerate(names)),
     ]
     for k, t in enumerate(outputs):
-        lines.append(f"    out_{k} = empty({tuple(t.shape)!r}, dtype_{t.dtype.name})")
+        lines.append(f"    out_{k} = empty({tuple(map(int, t.shape))!r}, dtype_{t.dtype.name})")
         lines.append(f"    pointers[{inputs + k}] = buffer(out_{k})")
     results = "".join(f"out_{k}, " for k in range(len(outputs))).strip()
     lines += [

@@ -23,6 +23,7 @@ from tracegrad.codegen.lower import Buffer, Lowering, SplitRequest, Term
 from tracegrad.codegen.plan import PARALLEL, KernelPlan, Line, Loop, Parameter, Target
 from tracegrad.codegen.reducers import Reducer, reducer
 from tracegrad.ir.graph import Node, Value
+from tracegrad.ir.sizes import Size, ceil_div
 from tracegrad.ir.types import Shape, contiguous_strides
 
 BLOCK = 4096  # elements of a block of a full reduction
@@ -197,7 +198,7 @@ class _Nest:
             and all(r.by_columns for *_, r in self.reduced)
         ):
             items = self._columns(kept, inner)
-        elif not kept and self._blocks(inner) > 1:
+        elif not kept and self._in_threads(inner):
             items = self._full(inner)
         else:
             items = self._rows(kept, inner)
@@ -224,7 +225,7 @@ class _Nest:
         for value, at, term in self.stored:
             body.store(depth, self.buffers[value], at, term)
         headers = [self._loop(a, d, depth) for d, a in enumerate(loops)]
-        if depth == 1 and self._parallel(loops[0].extent) and self._threads():
+        if depth == 1 and self._threads(loops[0].extent):
             headers[0] = self._in_blocks(body, loops[0], BLOCK)
         return body.nest(headers)
 
@@ -236,8 +237,8 @@ class _Nest:
         """
         stop = f"block * {size} + {size} < {axis.extent} ? block * {size} + {size} : {axis.extent}"
         body.wrap(0, lambda items: Loop(
-            "block", str(-(-axis.extent // size)), (Line(f"const int64_t stop = {stop};"), *items),
-            pragmas=self._threads(), comment="blocks of fixed size",
+            "block", str(ceil_div(axis.extent, size)), (Line(f"const int64_t stop = {stop};"), *items),
+            pragmas=self._threads(axis.extent), comment="blocks of fixed size",
         ))  # fmt: skip
         simd = () if self.lowering.uses_status else ("omp simd",)
         return Loop(axis.variable, "stop", (), start=f"block * {size}", pragmas=simd)
@@ -262,20 +263,23 @@ class _Nest:
         headers = [self._loop(a, d, depth, row, simd) for d, a in enumerate(loops)]
         return body.nest(headers)
 
-    def _blocks(self, inner: list[_Axis]) -> int:
-        """How many blocks a full reduction is cut into; 1 where it is not worth it."""
+    def _in_threads(self, inner: list[_Axis]) -> bool:
+        """Whether a full reduction is cut into blocks: where it is worth it, or may be."""
         if not all(r.in_blocks for *_, r in self.reduced) or not inner:
-            return 1
+            return False
         total = prod(a.extent for a in inner)
-        if total < 2 * BLOCK or not self._parallel(total):
-            return 1
-        rows = self._rows_per_block(inner)
-        return -(-inner[0].extent // rows)
+        if isinstance(total, Size):
+            return True
+        return total >= 2 * BLOCK and self._parallel(total) and self._blocks(inner) > 1
+
+    def _blocks(self, inner: list[_Axis]) -> int:
+        """How many blocks a full reduction is cut into."""
+        return ceil_div(inner[0].extent, self._rows_per_block(inner))
 
     def _rows_per_block(self, inner: list[_Axis]) -> int:
         per_row = prod(a.extent for a in inner[1:])
         rows = max(1, BLOCK // max(per_row, 1))
-        return max(rows, -(-inner[0].extent // MAX_BLOCKS))
+        return max(rows, ceil_div(inner[0].extent, MAX_BLOCKS))
 
     def _full(self, inner: list[_Axis]) -> list[Line | Loop]:
         """A reduction to scalars, in blocks of fixed size added in order."""
@@ -293,7 +297,8 @@ class _Nest:
         clauses = []
         for k, (node, _, term, r) in enumerate(self.reduced):
             acc = f"acc{k}"
-            top.append(Line(f"{r.c_type} partial{k}[{blocks}];"))
+            most = MAX_BLOCKS if isinstance(blocks, Size) else blocks
+            top.append(Line(f"{r.c_type} partial{k}[{most}];"))
             declare.extend(r.declare(acc))
             element = body.emit(term, depth).text
             body.at(depth, *r.update(acc, element, "0", body.comment(node)))
@@ -312,7 +317,8 @@ class _Nest:
         block = Loop(
             "block", str(blocks),
             (Line(f"const int64_t stop = {stop};"), *declare, *loops, *save),
-            pragmas=self._threads(), comment="blocks of fixed size: the same sum on any number of threads",
+            pragmas=self._threads(prod(a.extent for a in inner)),
+            comment="blocks of fixed size: the same sum on any number of threads",
         )  # fmt: skip
         totals = [line for k, (*_, r) in enumerate(self.reduced) for line in r.declare(f"total{k}")]
         return [*hoisted, *top, block, *totals, Loop("block", str(blocks), tuple(combine)), *finish]
@@ -323,7 +329,7 @@ class _Nest:
         loops = [*outer, *inner, column]
         body = self._body(loops)
         depth, row = len(loops), len(outer)
-        width = min(column.extent, COLUMNS)
+        width = COLUMNS if isinstance(column.extent, Size) else min(column.extent, COLUMNS)
         c = column.variable
         blocked = column.extent > COLUMNS
         slot = f"{c} - {c}0" if blocked else c
@@ -350,9 +356,7 @@ class _Nest:
         first, last = f"{c}0", f"{c}1"
         end = f"{first} + {width} < {column.extent} ? {first} + {width} : {column.extent}"
         head = [Line(f"const int64_t {last} = {end};"), *declare]
-        threads = (
-            self._threads() if row == 0 and self._parallel(prod(a.extent for a in loops)) else ()
-        )
+        threads = self._threads(prod(a.extent for a in loops)) if row == 0 else ()
         body.wrap(row, lambda items: Loop(
             first, str(column.extent), (*head, *items, *finish), step=str(width), pragmas=threads,
             comment=f"columns in blocks of {width}",
@@ -370,23 +374,32 @@ class _Nest:
         outermost = depth == 0 and not axis.reduced and axis.extent > 1
         innermost = depth == total - 1
         vector = innermost and simd is not None and not self.lowering.uses_status
-        threads = outermost and self._parallel(extents) and self.target.openmp
+        threads = self._threads(extents) if outermost else ()
         if threads:
-            pragmas.append(PARALLEL)
+            pragmas.extend(threads)
         elif vector and (row is None or depth >= row):
             pragmas.append(f"omp simd {simd}".rstrip())
         return Loop(axis.variable, str(axis.extent), (), pragmas=tuple(pragmas))
 
-    def _threads(self) -> tuple[str, ...]:
-        return (PARALLEL,) if self.target.openmp else ()
+    def _threads(self, elements: int) -> tuple[str, ...]:
+        """The pragma of a loop over so many elements; none where one thread is enough."""
+        if not self.target.openmp or not self._parallel(elements):
+            return ()
+        if isinstance(elements, Size):  # the call decides
+            return (f"{PARALLEL} if({elements} > {int(PARALLEL_SECONDS / self._seconds())})",)
+        return (PARALLEL,)
 
     def _parallel(self, elements: int) -> bool:
+        """Whether so many elements are worth threads, or may be in another call."""
+        return isinstance(elements, Size) or elements * self._seconds() > PARALLEL_SECONDS
+
+    def _seconds(self) -> float:
+        """About how long one element takes."""
         terms = self._all_terms()
         ops = sum(t.cost for t in terms if t.kind == "apply")
         loads = sum(t.dtype.itemsize for t in terms if t.kind == "load")
         stores = sum(v.dtype.itemsize for v, *_ in self.stored)
-        seconds = elements * (ops * SECONDS_PER_OP + (loads + stores) * SECONDS_PER_BYTE)
-        return seconds > PARALLEL_SECONDS
+        return max(ops * SECONDS_PER_OP + (loads + stores) * SECONDS_PER_BYTE, 1e-12)
 
     # ---- parameters -----------------------------------------------------------------------------
 
@@ -394,7 +407,7 @@ class _Nest:
         terms = self._all_terms()
         by_name = {b.name: b for b in self.buffers.values()}
         loads = {t.template for t in terms if t.kind == "load"}
-        read = [] if 0 in self.group.domain else sorted(loads, key=_natural)
+        read = [] if 0 in self.group.domain else sorted(loads, key=natural)
         written = [self.buffers[v].name for v in self.group.values]
         parameters = [
             Parameter(n, by_name[n].dtype.c_type, False, _shape_comment(by_name[n])) for n in read
@@ -424,7 +437,8 @@ class _Nest:
         return (f"{', '.join([loops, *made])}.", *where)
 
 
-def _natural(name: str) -> tuple[str, int]:
+def natural(name: str) -> tuple[str, int]:
+    """A key that sorts names by their number."""
     head, _, number = name.rpartition("_")
     return head, int(number) if number.isdigit() else 0
 

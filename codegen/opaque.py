@@ -7,17 +7,24 @@ and wraps the result as the translation unit needs it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from tracegrad.codegen.lower import Buffer
 from tracegrad.codegen.plan import KernelPlan, Target
 from tracegrad.codegen.plan_convolution import ConvolutionPlan, plan_convolution
 from tracegrad.codegen.plan_window import WindowPlan, plan_window
 from tracegrad.ir.graph import Node
+from tracegrad.ir.types import TensorType
 
 PLANNERS: dict[str, Callable[..., ConvolutionPlan | WindowPlan]] = {
     "convolution": plan_convolution,
     "window": plan_window,
 }
+
+
+def _of_plain(type: TensorType) -> TensorType:
+    """A type of which only the first size, the number of images, can be one that varies."""
+    return replace(type, shape=(*type.shape[:1], *map(int, type.shape[1:])))
 
 
 def plan_opaque(
@@ -32,8 +39,8 @@ def plan_opaque(
     if node.location is not None:
         where = f"{node.location}: {node.location.text}".rstrip(": ")
     plan = PLANNERS[node.primitive.family](
-        node.primitive.name, [v.type for v in node.inputs], node.out.type, node.params,
-        name=name, comment=where, threads=target.openmp,
+        node.primitive.name, [_of_plain(v.type) for v in node.inputs], _of_plain(node.out.type),
+        node.params, name=name, comment=where, threads=target.openmp,
     )  # fmt: skip
     last = scratch if plan.scratch_bytes else "0"
     arguments = (*(b.name for b in operands), out.name, last)

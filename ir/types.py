@@ -32,7 +32,7 @@ class TensorType:
     @property
     def nbytes(self) -> int:
         """Bytes of the elements, stored contiguously."""
-        return self.size * self.dtype.itemsize
+        return int(self.size) * self.dtype.itemsize
 
     def __str__(self) -> str:
         where = "" if self.device == "cpu" else f"@{self.device}"

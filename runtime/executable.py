@@ -24,6 +24,7 @@ from tracegrad.codegen.plan import Target
 from tracegrad.codegen.unit import ALIGN, Unit, plan_unit, render_unit
 from tracegrad.ir.errors import BoundsError, CompilerNotFound, DivisionByZeroError
 from tracegrad.ir.graph import Graph, Value
+from tracegrad.ir.passes.sizes import symbols
 from tracegrad.ir.types import Shape
 from tracegrad.runtime import cache, history, kernels, toolchain
 from tracegrad.runtime._abi import ffi
@@ -78,7 +79,8 @@ def generate(
     key = _unit_key(graph, chosen, strides or {}, (tuple(checks), returned))
     kept = cache.get_text("units", key)
     if kept is not None:
-        return Unit(**json.loads(kept))
+        found = json.loads(kept)
+        return Unit(**{**found, "numbers": tuple(found["numbers"])})
     unit = render_unit(plan_unit(graph, chosen, strides or {}, checks, returned), chosen)
     cache.put_text("units", key, json.dumps(asdict(unit)))
     return unit
@@ -92,6 +94,7 @@ def _unit_key(
     lines = sorted({f"{n.location}: {n.location.text}" for n in graph.nodes if n.location})
     parts = (
         str(graph), "\n".join(lines), repr(layouts), repr(chosen), repr(checks), _generator_stamp(),
+        repr(symbols(graph)),
     )  # fmt: skip
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -160,7 +163,8 @@ def build(
 
 def _new_slot(unit: Unit, arguments: int) -> Slot:
     """An argument table with an arena and a status of its own."""
-    table = np.zeros(arguments + 2, np.uintp)
+    table = np.zeros(arguments + 2 + len(unit.numbers), np.uintp)
+    table[arguments + 2 :] = unit.numbers
     arena = np.empty(unit.arena_bytes + ALIGN, np.uint8)
     status = np.zeros(4, np.int64)
     base = kernels.pointer(arena)

@@ -37,7 +37,7 @@ def rehearse(what: Launchable) -> list[float] | None:
     unit = executable.generate(graph, strides)
     if not 1 <= unit.kernels <= MANY_KERNELS:
         return None
-    arguments = len(graph.inputs) + len(graph.outputs) + 2
+    arguments = len(graph.inputs) + len(graph.outputs) + 2 + len(unit.numbers)
     try:
         loaded = kernels.load(
             timed_code(unit.code, arguments), label=f"{graph.name}: rehearsal",
@@ -52,7 +52,7 @@ def rehearse(what: Launchable) -> list[float] | None:
     args = kernels.new_args(arguments + 1)
     aligned = -(-kernels.pointer(arena) // ALIGN) * ALIGN
     addresses = [*map(kernels.pointer, (*inputs, *outputs)), aligned]
-    addresses += [kernels.pointer(status), kernels.pointer(times)]
+    addresses += [kernels.pointer(status), *unit.numbers, kernels.pointer(times)]
     for k, address in enumerate(addresses):
         args[k] = ffi.cast("void *", address)
     return _least(loaded, args, times)

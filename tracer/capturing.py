@@ -14,7 +14,7 @@ import os
 import threading
 import traceback
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -56,13 +56,14 @@ from tracegrad.tracer.symbolic import is_symbolic
 from tracegrad.tracer.tensor import Tensor
 from tracegrad.tracer.trace import Trace
 from tracegrad.tracer.verification import EagerWarning
-from tracegrad.tracer.widening import Arguments, Widening, without_numbers
+from tracegrad.tracer.widening import Arguments, Sizes, Widening, without_numbers
 
 Stray = tuple[Location | None, bool]  # where a value was read that differed, and if it is a number
 MANY_TRACES = 8
 MANY_PATHS = 64  # of one key
 MANY_VALUES = 8  # captures in a row because one number that Python read was another
 MANY_CAPTURES = 64  # of calls that differ in numbers and texts only, or in what guards look at
+MANY_SIZES = 256  # traces that differ from others in sizes only
 MANY_OBJECTS = 64  # that stand in keys by their identity
 MANY_FIRST = 3  # runs that may make state, such as an optimizer's first step
 _RETURNED = (Tensor, Epoch, DType, device, np.generic)
@@ -104,6 +105,9 @@ class Capturing(Inspection):
         self._eager_keys: dict[Any, tuple[Reason, ...]] = {}
         self._pending: dict[Any, Pending] = {}  # captured, and compiled by the worker
         self._widening = Widening()
+        self._sizes = Sizes()
+        self._codes: set[str] = set()  # of forwards
+        self._sized: deque[Any] = deque()  # keys of traces that share code with others
         self._held: list[Any] = []  # objects whose id is part of a key
         self._varying: set[tuple[int, Any]] = set()  # settings that have changed, by their guards
         self._unsettled: Counter[Any] = Counter()
@@ -203,7 +207,9 @@ class Capturing(Inspection):
             guards = (*observation.guards, *recorder.states.guards)
             if self._drops_effects:  # what the run itself changes is as it was at the capture
                 guards = tuple(g for g in guards if g.holds())
-            trace = Trace(self._label, capture, guards, why, self._verify, same)
+            sizes, earlier = self._sizes.marked(key, leaves)
+            trace = Trace(self._label, capture, guards, why, self._verify, same, sizes, earlier)
+            self._sizes.keep(key, trace.graph)
             trace.remember_results(structure, results)
             first = first_results(trace, tensors, recorder.lying)
             pending = None if waits(self._waits) else Pending.begin(trace, recorder.arrays, first)
@@ -379,10 +385,24 @@ class Capturing(Inspection):
         with self._order_lock:
             self._traces[key] = [trace, *self._traces.get(key, ())]
         self._order.append(trace)
-        if len(self._order) - sum(map(len, self._strays.values())) == MANY_TRACES + 1:
+        self._share(key, trace)
+        others = sum(map(len, self._strays.values())) + len(self._sized)
+        if len(self._order) - others == MANY_TRACES + 1:
             self._warn(RecaptureWarning,
                        f"{self._label} has been captured {len(self._order)} times; {trace.why}. "
                        "See its .explain().")  # fmt: skip
+
+    def _share(self, key: Any, trace: Trace) -> None:
+        """Note a trace that only has other sizes than one before; the oldest of many are let go."""
+        code = trace.executable.unit.code if trace.executable is not None else ""
+        if trace.sizes and code in self._codes:
+            self._sized.append(key)
+        self._codes.add(code)
+        if len(self._sized) > MANY_SIZES:
+            old = self._sized.popleft()
+            with self._order_lock:
+                gone = self._traces.pop(old, [])
+            self._order[:] = [t for t in self._order if t not in gone]
 
     def _uncovered(self, capture: Capture, covered: Sequence[Tensor]) -> Iterator[Reason]:
         """Tensors that came from where no guard looks."""

@@ -164,7 +164,8 @@ class CompiledBackward(tape.BackwardNode):
         residuals: tuple[tuple[np.ndarray, Storage | None, int], ...],
         inputs: tuple[tuple[np.ndarray, Storage, int], ...],
     ) -> None:  # fmt: skip
-        super().__init__(edges, [trace.graph.outputs[k].type for k in trace.cotangent_outputs()])
+        outputs = trace.capture.graph.outputs
+        super().__init__(edges, [outputs[k].type for k in trace.cotangent_outputs()])
         self.trace = trace
         self.residuals: Any = residuals
         self.inputs: Any = inputs

@@ -6,7 +6,7 @@ residuals, which the tape node in `compiled_backward` keeps. Start reading at `T
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from tracegrad.ir.errors import (
 from tracegrad.ir.graph import Graph, Value
 from tracegrad.ir.passes import autodiff, optimize
 from tracegrad.ir.passes.partition import Partition, partition
+from tracegrad.ir.passes.sizes import with_sizes
 from tracegrad.ir.types import Shape
 from tracegrad.runtime import background, executable
 from tracegrad.runtime.executable import Executable, Strayed
@@ -46,17 +47,21 @@ class Trace:
         why: the words for `explain()`: why it was captured.
         verify: "first", "always" or "off": when results are compared with the interpreter's.
         same: pairs (argument position, tensor): the argument was this captured tensor.
+        sizes: shapes of arguments, by position, with the sizes that vary from call to call.
+        earlier: the graphs of traces for other sizes.
     """
 
     def __init__(
         self, name: str, capture: Capture, guards: Sequence[Guard], why: str, verify: str,
-        same: Sequence[tuple[int, Tensor]] = (),
+        same: Sequence[tuple[int, Tensor]] = (), sizes: Mapping[int, Shape] | None = None,
+        earlier: Sequence[Graph] = (),
     ) -> None:  # fmt: skip
         self.name, self.capture, self.guards, self.why = name, capture, tuple(guards), why
         self.verify, self.same = verify, tuple(same)
         self.hits = 0
         self.failed_guard: int | None = None
-        self.graph = optimize(capture.graph)
+        self.sizes = sizes or {}
+        self.graph = with_sizes(optimize(capture.graph), self._input_shapes(), earlier)
         self.copied, self.strides = self._layouts()
         self.wrt = self._wrt()
         self.cut: Partition | None = None
@@ -81,6 +86,13 @@ class Trace:
         self.launcher_text = ""
 
     # ---- building -------------------------------------------------------------------------------
+
+    def _input_shapes(self) -> dict[int, Shape]:
+        """The shapes with sizes that vary, by number of the input."""
+        return {
+            k: self.sizes[s.position] for k, s in enumerate(self.capture.sources)
+            if s.kind == "argument" and s.position in self.sizes
+        }  # fmt: skip
 
     def _layouts(self) -> tuple[set[int], dict[Value, Shape]]:
         """Inputs that the launcher copies, and the strides of the other non-contiguous ones."""

@@ -8,12 +8,17 @@ A call looks for a trace of its own values first. Start reading at `Widening.var
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+from tracegrad.ir.graph import Graph
+from tracegrad.ir.sizes import Size
+from tracegrad.ir.types import Shape, contiguous_strides
 from tracegrad.tracer.keys import without_values
 from tracegrad.tracer.pytree import flatten
 from tracegrad.tracer.symbolic import NUMBERS, NumberReads
+from tracegrad.tracer.tensor import Tensor
 
 
 class Widening:
@@ -26,7 +31,9 @@ class Widening:
         self._first: dict[Any, list[Any]] = {}  # by kind: the numbers of the first capture
         self._varying: dict[Any, frozenset[int]] = {}  # by kind, where there are any
         self._kept: dict[Any, frozenset[int]] = {}
-        self._patterns: dict[tuple[int, ...], None] = {}  # where the numbers that vary stand in keys
+        self._patterns: dict[
+            tuple[int, ...], None
+        ] = {}  # where the numbers that vary stand in keys
         self._used: set[Any] = set()  # the reduced keys of captures
         self._stopped = False
 
@@ -75,6 +82,63 @@ class Widening:
         self._stopped = True
         self._varying.clear()
         self._used.clear()
+
+
+class Sizes:
+    """Which sizes of the tensors among the arguments of one function vary, by kind of call.
+
+    A kind is a key without the shapes of contiguous tensors. Each size has a trace of its own; what
+    they share is the code, in which the sizes that vary are arguments.
+    """
+
+    def __init__(self) -> None:
+        self._first: dict[Any, list[Shape]] = {}
+        self._varying: dict[Any, set[tuple[int, int]]] = {}  # (tensor, dimension)
+        self._graphs: dict[Any, deque[Graph]] = {}  # of the last traces
+
+    def marked(self, key: Any, leaves: Sequence[Any]) -> tuple[dict[int, Shape], Sequence[Graph]]:
+        """The shapes of arguments, by position, that have sizes which vary; the call is noted.
+
+        Dimensions whose sizes have been equal so far have one symbol. Further the graphs of the last
+        traces, for other sizes.
+        """
+        kind = _without_shapes(key)
+        shapes = [part[0] for part in key if _is_tensor(part)]
+        first = self._first.setdefault(kind, shapes)
+        varying = self._varying.setdefault(kind, set())
+        for k, (old, new) in enumerate(zip(first, shapes, strict=True)):
+            varying.update((k, d) for d, (m, n) in enumerate(zip(old, new, strict=True)) if m != n)
+        names: dict[tuple[int, int], str] = {}  # by first and present size
+        positions = [p for p, x in enumerate(leaves) if isinstance(x, Tensor)]
+        found: dict[int, Shape] = {}
+        for k, d in sorted(varying):
+            pair = first[k][d], shapes[k][d]
+            name = names.setdefault(pair, f"n{len(names)}")
+            shape = list(found.get(positions[k], shapes[k]))
+            shape[d] = Size.symbol(name, shapes[k][d])
+            found[positions[k]] = tuple(shape)
+        return found, tuple(self._graphs.get(kind, ()))
+
+    def keep(self, key: Any, graph: Graph) -> None:
+        """The graph of a trace, for those with other sizes to come."""
+        self._graphs.setdefault(_without_shapes(key), deque(maxlen=4)).appendleft(graph)
+
+
+def _without_shapes(key: Any) -> Any:
+    return tuple(_without_shape(part) if _is_tensor(part) else part for part in key)
+
+
+def _is_tensor(part: Any) -> bool:
+    """Whether a part of a key stands for a tensor."""
+    return part.__class__ is tuple and len(part) == 5 and part[0].__class__ is tuple
+
+
+def _without_shape(part: Any) -> Any:
+    """A tensor's part of a key, its shape only counted where it is contiguous."""
+    shape, dtype, strides, grad, aligned = part
+    if strides != tuple(s * dtype.itemsize for s in contiguous_strides(shape)):
+        return part
+    return (len(shape), dtype, grad, aligned)
 
 
 class Arguments:

@@ -26,6 +26,7 @@ from tracegrad.ir.primitive import (
     strided,
 )
 from tracegrad.ir.primitives.support import normal_axis
+from tracegrad.ir.sizes import Size
 from tracegrad.ir.types import Shape, TensorType, broadcast_shapes
 
 
@@ -64,7 +65,7 @@ def _reshape_shape(x: TensorType, *, shape: Shape) -> Shape:
 
 def _normalize_reshape(types: Sequence[TensorType], params: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in the one size given as -1."""
-    shape = tuple(int(n) for n in params["shape"])
+    shape = tuple(n if isinstance(n, Size) else int(n) for n in params["shape"])
     if shape.count(-1) > 1:
         raise ShapeError("only one dimension can be inferred")
     for i, n in enumerate(shape):

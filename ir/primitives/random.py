@@ -30,6 +30,7 @@ from tracegrad.ir.primitive import (
     strided,
 )
 from tracegrad.ir.primitives import philox
+from tracegrad.ir.sizes import as_size
 from tracegrad.ir.types import Shape, TensorType
 
 DIGITS = {dtypes.float16: 11, dtypes.bfloat16: 8, dtypes.float32: 24, dtypes.float64: 53}
@@ -54,7 +55,7 @@ def _check_state(name: str, state: TensorType) -> None:
 
 
 def _normal_shape(types: Sequence[TensorType], params: Mapping[str, Any]) -> dict[str, Any]:
-    return {**params, "shape": tuple(operator.index(n) for n in params["shape"])}
+    return {**params, "shape": tuple(map(as_size, params["shape"]))}
 
 
 def _shape_rule(name: str) -> Callable[..., Shape]:

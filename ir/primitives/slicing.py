@@ -8,7 +8,6 @@ All four move elements and compute nothing. Start reading at Note [Interior padd
 from __future__ import annotations
 
 import builtins
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -31,6 +30,7 @@ from tracegrad.ir.primitive import (
 )
 from tracegrad.ir.primitives.movement import movement, movement_samples
 from tracegrad.ir.primitives.support import normal_axes, normal_axis
+from tracegrad.ir.sizes import as_size
 from tracegrad.ir.types import Shape, TensorType
 
 Padding = tuple[tuple[int, int, int], ...]
@@ -48,7 +48,7 @@ def _normalize_slice(types: Sequence[TensorType], params: Mapping[str, Any]) -> 
         "stop": params["stop"],
         "step": (1,) * types[0].ndim if step is None else step,
     }
-    return {name: tuple(operator.index(n) for n in row) for name, row in given.items()}
+    return {name: tuple(map(as_size, row)) for name, row in given.items()}
 
 
 def _slice_shape(x: TensorType, *, start: Shape, stop: Shape, step: Shape) -> Shape:
@@ -132,7 +132,7 @@ def _as_value(value: Any, dtype: DType) -> bool | int | float:
 
 def _normalize_pad(types: Sequence[TensorType], params: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in an interior of 0 where a row has two entries; hold the value to the dtype."""
-    rows = [tuple(operator.index(n) for n in row) for row in params["padding"]]
+    rows = [tuple(map(as_size, row)) for row in params["padding"]]
     padding = tuple((*row, 0) if len(row) == 2 else row for row in rows)
     return {"padding": padding, "value": _as_value(params.get("value", 0), types[0].dtype)}
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from tracegrad.codegen.plan import KernelPlan, Loop, Target
 from tracegrad.codegen.unit import UnitPlan, plan_unit
 from tracegrad.ir import dtypes
 from tracegrad.ir.graph import Graph, GraphBuilder
+from tracegrad.ir.passes.sizes import with_sizes
+from tracegrad.ir.sizes import Size
 from tracegrad.ir.types import TensorType
 
 BARE = Target(openmp=True, vector_math=None)
@@ -22,6 +26,19 @@ def graph(fn: Callable[..., Any], *shapes: Any, dtype: dtypes.DType = dtypes.flo
     with builder:
         made = fn(*inputs)
     return builder.finish(made if isinstance(made, tuple | list) else [made])
+
+
+def with_some_sizes(graph: Graph, rng: np.random.Generator) -> Graph:
+    """The graph with some sizes of its inputs marked as sizes that vary."""
+    shapes = {}
+    names: dict[int, str] = {}
+    for k, v in enumerate(graph.inputs):
+        marked = [n for n in v.shape if n > 1 and rng.random() < 0.5]
+        shapes[k] = tuple(
+            Size.symbol(names.setdefault(n, f"n{len(names)}"), n) if n in marked else n
+            for n in v.shape
+        )
+    return with_sizes(graph, shapes)
 
 
 def plan(fn: Callable[..., Any], *shapes: Any, **kwargs: Any) -> UnitPlan:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from compiled import assert_compiled_equals_evaluated, reference, run
 from drawing import graph as drawn_graph
+from drawing import with_some_sizes
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from random_graphs import assert_same_bits, graphs
@@ -22,6 +23,8 @@ from tracegrad.ir.graph import Graph
 from tracegrad.ir.passes import autodiff, optimize
 from tracegrad.ir.passes.dce import eliminate_dead_nodes
 from tracegrad.ir.passes.partition import partition
+from tracegrad.ir.passes.sizes import with_sizes
+from tracegrad.ir.sizes import Size
 from tracegrad.runtime import threads
 
 Drawn = tuple[Graph, list[np.ndarray]]
@@ -55,6 +58,15 @@ def check_forward(drawn: Drawn, seed: int) -> None:
     # operands of indexing, windows and the like are samples that fit: other memory, same values
     assert_compiled_equals_evaluated(graph, [relaid(rng, a) if a.dtype.kind == "f" else a
                                              for a in arrays])  # fmt: skip
+
+
+def check_sizes(drawn: Drawn, seed: int) -> None:
+    """With sizes that vary: each node, and the same arithmetic as without but for sums in blocks."""
+    graph, arrays = drawn
+    rng = np.random.default_rng(seed)
+    marked = with_some_sizes(graph, rng)
+    assert [v.type for v in marked.outputs] == [v.type for v in graph.outputs]
+    assert_compiled_equals_evaluated(marked, arrays)
 
 
 def check_backward(drawn: Drawn, seed: int) -> None:
@@ -95,6 +107,21 @@ def test_a_compiled_backward_equals_the_interpreter(drawn: Drawn, seed: int) -> 
     check_backward(drawn, seed)
 
 
+@FEW
+@given(graphs(nodes=12), SEEDS)
+def test_a_compiled_graph_with_sizes_that_vary_equals_the_interpreter(
+    drawn: Drawn, seed: int
+) -> None:
+    check_sizes(drawn, seed)
+
+
+@pytest.mark.slow
+@MANY
+@given(graphs(nodes=20), SEEDS)
+def test_many_compiled_graphs_with_sizes_that_vary(drawn: Drawn, seed: int) -> None:
+    check_sizes(drawn, seed)
+
+
 @pytest.mark.slow
 @MANY
 @given(graphs(nodes=25), SEEDS)
@@ -124,9 +151,13 @@ def parallel_work(x: Any, w: Any) -> Any:
 
 
 @pytest.mark.parametrize("count", [2, 7])
-def test_any_number_of_threads_gives_the_same_bits(count: int) -> None:
+@pytest.mark.parametrize("vary", [False, True])
+def test_any_number_of_threads_gives_the_same_bits(count: int, vary: bool) -> None:
     graph = drawn_graph(parallel_work, (1200, 700), (700,))
     rng = np.random.default_rng(0)
+    if vary:
+        rows, columns = Size.symbol("n0", 1200), Size.symbol("n1", 700)
+        graph = with_sizes(graph, {0: (rows, columns), 1: (columns,)})
     arrays = [rng.normal(size=v.shape).astype(np.float32) for v in graph.inputs]
     before = threads.get_num_threads()
     try:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from compiled import layouts
 from drawing import graph as drawn_graph
+from drawing import with_some_sizes
 from hypothesis import HealthCheck, Phase, given, settings
 from random_graphs import graphs
 from test_golden_sources import CASES
@@ -31,14 +32,17 @@ FLAGS = ["-O1", "-g", "-w", "-std=gnu11", "-fwrapv", "-ffp-contract=off", "-fope
 MAIN = """
 #include <stdio.h>
 #include <stdlib.h>
+#include <stdint.h>
 int tg_run(void **args);
 __attribute__((weak)) void tg_init_threads(const int *count);
 static const size_t sizes[] = { %(sizes)s };
+static const int64_t numbers[] = { %(numbers)s };
 static const size_t starts[] = { %(starts)s };  // where element 0 lies: strides may be negative
 int main(int argc, char **argv)
 {
     const int inputs = %(inputs)d, count = %(count)d;
-    void *blocks[count + 3], *args[count + 3];
+    const int more = sizeof numbers / sizeof *numbers;
+    void *blocks[count + 3], *args[count + 3 + more];
     FILE *file = fopen(argv[1], "rb");
     for (int k = 0; k < count; k++) {
         blocks[k] = malloc(sizes[k]);
@@ -48,6 +52,8 @@ int main(int argc, char **argv)
     }
     args[count] = blocks[count] = aligned_alloc(64, %(arena)d);
     args[count + 1] = blocks[count + 1] = calloc(4, 8);
+    for (int k = 0; k < more; k++)
+        args[count + 2 + k] = (void *)(intptr_t)numbers[k];
     const int threads = 2;
     if (tg_init_threads)
         tg_init_threads(&threads);
@@ -82,6 +88,7 @@ def sanitized(
     (folder / "main.c").write_text(MAIN % {
         "sizes": ", ".join(map(str, sizes)), "starts": ", ".join(str(s) for _, s in blocks) or "0",
         "inputs": len(arrays), "count": len(sizes), "arena": max(unit.arena_bytes, 64),
+        "numbers": ", ".join(map(str, map(int, unit.numbers))) or "0",
     })  # fmt: skip
     (folder / "inputs").write_bytes(b"".join(b for b, _ in blocks))
     command = [*toolchain.find().command, *FLAGS, str(folder / "unit.c"), str(folder / "main.c"),
@@ -121,6 +128,7 @@ def test_golden_units(name: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     arrays = [np.asarray(rng.integers(-5, 5, v.shape)).astype(v.dtype.numpy) for v in made.inputs]
     assert sanitized(made, arrays, {}, tmp_path) == 0
+    assert sanitized(with_some_sizes(made, rng), arrays, {}, tmp_path) == 0
 
 
 def check(drawn: tuple[Graph, list[np.ndarray]]) -> None:
@@ -144,6 +152,12 @@ QUIET: Any = {"deadline": None, "suppress_health_check": list(HealthCheck),
 @given(graphs(nodes=20))
 def test_random_units(drawn: tuple[Graph, list[np.ndarray]]) -> None:
     check(drawn)
+
+
+@settings(max_examples=4, derandomize=True, **QUIET)
+@given(graphs(nodes=20))
+def test_random_units_with_sizes_that_vary(drawn: tuple[Graph, list[np.ndarray]]) -> None:
+    check((with_some_sizes(drawn[0], np.random.default_rng(0)), drawn[1]))
 
 
 @pytest.mark.slow

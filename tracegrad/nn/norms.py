@@ -212,8 +212,8 @@ def _update(
     """Mix new statistics into the running ones; `count` elements gave each variance."""
     unbiased = count / (count - 1)
     with no_grad():
-        for kept, new, factor in ((running_mean, mean, 1.0), (running_var, variance, unbiased)):
-            kept.mul_(1 - momentum).add_(new.detach().reshape(-1) * (momentum * factor))
+        for kept, new in ((running_mean, mean), (running_var, variance * unbiased)):
+            kept.mul_(1 - momentum).add_(new.detach().reshape(-1) * momentum)
 
 
 # ---- refusals -----------------------------------------------------------------------------------
