@@ -112,6 +112,9 @@ class CompiledFunction(Capturing):
         if pending is not None:
             self._finish(key, pending)
             return self(*args, **kwargs)
+        if not traces and self._sizes.passes(key):
+            self._eager_calls += 1
+            return self._fn(*args, **kwargs)
         with self._lock:
             if profilers and state.profiler is not None:
                 return state.profiler.capture(

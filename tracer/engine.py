@@ -348,15 +348,34 @@ def _arrived(node: BackwardNode, slots: list[_Slot | None], create_graph: bool) 
 
 
 def reachable(roots: Sequence[BackwardNode | None]) -> list[BackwardNode]:
-    """All nodes that the roots depend on, newest first."""
-    seen: set[BackwardNode] = {r for r in roots if r is not None}
-    stack = list(seen)
+    """All nodes that the roots depend on, newest first; leaves as soon as they are ready.
+
+    A leaf is ready when the oldest node that leads to it has run, as in PyTorch; how old its own
+    node is depends on what else is alive.
+    """
+    stack = list(dict.fromkeys(r for r in roots if r is not None))
+    last: dict[BackwardNode, BackwardNode] = {n: n for n in stack if type(n) is AccumulateGrad}
+    seen = set(stack)
     while stack:
-        for node, _ in stack.pop().edges:
-            if node is not None and node not in seen:
+        user = stack.pop()
+        for node, _ in user.edges:
+            if type(node) is AccumulateGrad:
+                known = last.get(node)
+                if known is None or known is node or user.sequence < known.sequence:
+                    last[node] = user
+            elif node is not None and node not in seen:
                 seen.add(node)
                 stack.append(node)
-    return sorted(seen, key=_age, reverse=True)
+    after: dict[BackwardNode, list[BackwardNode]] = {}
+    for leaf, user in last.items():
+        after.setdefault(user, []).append(leaf)
+    order: list[BackwardNode] = []
+    for node in sorted(seen, key=_age, reverse=True):
+        if node not in last:
+            order.append(node)
+        if node in after:
+            order += after[node]
+    return order
 
 
 _age = operator.attrgetter("sequence")

@@ -328,6 +328,11 @@ class Trace:
             f"    inputs: {inputs or 'none'}",
             f"    {len(self.graph.nodes)} operations in {kernels} kernel(s)",
         ]
+        for k, shape in self._input_shapes().items():
+            name = self.capture.sources[k].value.name
+            lines.append(
+                f"    sizes that vary: {name} is {list(shape)}, here {list(map(int, shape))}"
+            )
         lines += [f"    path: {read}" for read in in_words(self.predicates)]
         for name, location in self.capture.pinned:
             lines.append(f"    only for this value of {name}: Python reads it at {location}")

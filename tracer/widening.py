@@ -8,7 +8,7 @@ A call looks for a trace of its own values first. Start reading at `Widening.var
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +19,10 @@ from tracegrad.tracer.keys import without_values
 from tracegrad.tracer.pytree import flatten
 from tracegrad.tracer.symbolic import NUMBERS, NumberReads
 from tracegrad.tracer.tensor import Tensor
+
+
+FIRST_SIZES = 4  # of one kind of call that are captured when they are first seen
+MANY_ONCE = 4096  # keys
 
 
 class Widening:
@@ -95,6 +99,20 @@ class Sizes:
         self._first: dict[Any, list[Shape]] = {}
         self._varying: dict[Any, set[tuple[int, int]]] = {}  # (tensor, dimension)
         self._graphs: dict[Any, deque[Graph]] = {}  # of the last traces
+        self._captured: Counter[Any] = Counter()
+        self._once: set[Any] = set()  # keys of calls that were let pass
+
+    def passes(self, key: Any) -> bool:
+        """Whether to let a call with new sizes pass: once some have been captured, a capture is for
+        sizes that come back, for it takes longer than the call itself.
+        """
+        if self._captured[_without_shapes(key)] < FIRST_SIZES or key in self._once:
+            self._once.discard(key)
+            return False
+        if len(self._once) >= MANY_ONCE:
+            self._once.clear()
+        self._once.add(key)
+        return True
 
     def marked(self, key: Any, leaves: Sequence[Any]) -> tuple[dict[int, Shape], Sequence[Graph]]:
         """The shapes of arguments, by position, that have sizes which vary; the call is noted.
@@ -103,6 +121,7 @@ class Sizes:
         traces, for other sizes.
         """
         kind = _without_shapes(key)
+        self._captured[kind] += 1
         shapes = [part[0] for part in key if _is_tensor(part)]
         first = self._first.setdefault(kind, shapes)
         varying = self._varying.setdefault(kind, set())

@@ -265,3 +265,20 @@ def test_hooks_registered_inside_a_compiled_function_are_registered_each_time(
         fn(z).sum().backward()
         assert x.grad.tolist() == z.grad.tolist()
     assert f.cache_info().traces == 0
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_leaves_are_reached_as_soon_as_they_are_ready(held: bool) -> None:
+    """In PyTorch's order, which does not depend on how old the nodes of the leaves are."""
+    log: list[str] = []
+    weights = [tg.ones(2, requires_grad=True) for _ in range(3)]
+    alive = [w * 1 for w in reversed(weights)] if held else None
+    names = {f"w{k}": w for k, w in enumerate(weights)}
+    names["y"] = tg.ones(2) * weights[0]
+    names["z"] = names["y"] * weights[1]
+    names["u"] = names["z"] * weights[2] + weights[0]
+    for name, x in names.items():
+        x.register_hook(lambda g, name=name: log.append(name))
+    names["u"].sum().backward()
+    assert log == ["u", "w2", "z", "w1", "y", "w0"]
+    assert alive is None or len(alive) == 3
