@@ -20,7 +20,6 @@ from tracegrad.tracer.pytree import flatten
 from tracegrad.tracer.symbolic import NUMBERS, NumberReads
 from tracegrad.tracer.tensor import Tensor
 
-
 FIRST_SIZES = 4  # of one kind of call that are captured when they are first seen
 MANY_ONCE = 4096  # keys
 
