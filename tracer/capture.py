@@ -27,14 +27,15 @@ from tracegrad.tracer.capture_state import Number, StateReads
 from tracegrad.tracer.engine import reachable
 from tracegrad.tracer.keys import BY_VALUE, PLAIN
 from tracegrad.tracer.predicates import LARGEST, PREDICATES, Predicate, Read
+from tracegrad.tracer.saved import Packed
 from tracegrad.tracer.state import state
 from tracegrad.tracer.symbolic import Condition, NumberReads
 from tracegrad.tracer.tape import AccumulateGrad, BackwardNode, OperationNode
 from tracegrad.tracer.tensor import Tensor, wrap
 
 if TYPE_CHECKING:
-    from tracegrad.tracer.callbacks import Callback
     from tracegrad.tracer.function_node import FunctionNode
+    from tracegrad.tracer.callbacks import Callback
     from tracegrad.tracer.random import Generator
     from tracegrad.tracer.views import Region
 
@@ -49,6 +50,14 @@ class Reason:
     def __str__(self) -> str:
         where = f" at {self.location} ({self.location.text})" if self.location else ""
         return f"{self.what}{where}"
+
+
+_HOOKS = ("register_hook()", "retain_grad()")  # on tensors
+_PACKING = 0  # among the ids of nodes: of no object
+
+
+def _used(what: str) -> Reason:
+    return Reason(f"{what} is used inside the function", here())
 
 
 def element_strides(array: np.ndarray) -> Shape | None:
@@ -155,6 +164,7 @@ class GraphRecorder(Recorder):
         self._cuts: list[tuple[Value, Reason]] = []
         self.states = StateReads(self)
         self.numbers = NumberReads(self)
+        self._deferred: dict[int, Reason] = {}  # by the node that must not outlive the run
         self._called: dict[int, str] = {}  # names of tensors that may become inputs
 
     # ---- inputs ---------------------------------------------------------------------------------
@@ -419,13 +429,15 @@ class GraphRecorder(Recorder):
         self._literal(tensor)
 
     def for_function(self, node: FunctionNode, args: Sequence[Any]) -> Recorder | None:
-        """This one: the run goes on to be recorded, though it will stay eager."""
-        self.note(f"autograd.Function {node._function.__name__}")
+        """This one; the node must not be in the history of a result."""
+        self._defer(node, f"autograd.Function {node._function.__name__}")
         return self
 
     def backward(self, nodes: Sequence[BackwardNode | None], into_leaves: bool) -> None:
         """A backward over operations of this run is operations itself."""
         for node in reachable(nodes):
+            if node.sequence > self._first and not isinstance(node, AccumulateGrad):
+                continue  # its own: what its hooks do is recorded
             if node.hooks is not None or node.retained:
                 self.note(f"a hook on {node.name()}")
             elif isinstance(node, AccumulateGrad):
@@ -447,12 +459,12 @@ class GraphRecorder(Recorder):
             self.value_of(value)
 
     def _gradient(self, tensor: Tensor, read: bool) -> Gradient | None:
+        if id(tensor) not in self._given and self.knows(tensor):
+            return None  # of the run's own
         if tensor._grad_fn is not None:
             self.note(".grad of a tensor that is no leaf", tensor)
             return None
         if id(tensor) not in self._given:
-            if self.knows(tensor):
-                return None  # a leaf of the run's own
             self.value_of(tensor)
         found = self._gradients.get(id(tensor))
         if found is None:
@@ -466,8 +478,25 @@ class GraphRecorder(Recorder):
             self.note("requires_grad_", tensor)
 
     def note(self, what: str, tensor: Tensor | None = None) -> None:
-        """Something that has no place in a graph."""
-        self.stay_eager(f"{what} is used inside the function")
+        """Something that has no place in a graph; a backward within the run may have its hooks."""
+        if what == "saved_tensors_hooks":
+            self._deferred[_PACKING] = _used(what)
+            return
+        if what in _HOOKS and tensor is not None and self._is_own(tensor):
+            assert tensor._grad_fn is not None, "it is no leaf"
+            self._defer(tensor._grad_fn, what)
+            return
+        self.reasons.append(_used(what))
+
+    def _is_own(self, tensor: Tensor) -> bool:
+        """Whether a tensor is the result of an operation of the run."""
+        node = tensor._grad_fn
+        return id(tensor) not in self._given and node is not None and node.sequence > self._first
+
+    def _defer(self, node: BackwardNode, what: str) -> None:
+        """What may be used in a backward of the run itself, but not in that of a result."""
+        self._alive.append(node)
+        self._deferred[id(node)] = _used(what)
 
     def stay_eager(self, what: str) -> None:
         """Note a reason not to replay this run."""
@@ -513,6 +542,7 @@ class GraphRecorder(Recorder):
             if kind == "output" and tensor.requires_grad:
                 if self._leads_inside(tensor._grad_fn):
                     self.stay_eager("the history of a result leads to a leaf that the run made")
+                self._check_history(tensor._grad_fn)
                 if _is_freed(tensor._grad_fn):
                     freed.append(k)
                 else:
@@ -576,6 +606,19 @@ class GraphRecorder(Recorder):
             and id(n.variable) not in self._given
             for n in reachable([node])
         )
+
+    def _check_history(self, node: BackwardNode | None) -> None:
+        """Refuse to replay a run whose results have nodes that call the user's code."""
+        for n in () if _is_freed(node) else reachable([node]):
+            if n.sequence < self._first or isinstance(n, AccumulateGrad):
+                continue
+            known = self._deferred.get(id(n))
+            if known is not None:
+                self.reasons.append(known)
+            elif n.runs_user_code or n.hooks is not None or n.retained:
+                self.note(f"{n.name()}, which calls functions of the user's in a backward,")
+            elif isinstance(n, OperationNode) and any(type(s) is Packed for s in n.saved or ()):
+                self.reasons.append(self._deferred[_PACKING])
 
     def _check_apart(self, written: Memory) -> None:
         """Refuse to replay writes to memory that another input lies in, too."""
