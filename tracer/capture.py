@@ -27,15 +27,14 @@ from tracegrad.tracer.capture_state import Number, StateReads
 from tracegrad.tracer.engine import reachable
 from tracegrad.tracer.keys import BY_VALUE, PLAIN
 from tracegrad.tracer.predicates import LARGEST, PREDICATES, Predicate, Read
-from tracegrad.tracer.saved import Packed
 from tracegrad.tracer.state import state
 from tracegrad.tracer.symbolic import Condition, NumberReads
 from tracegrad.tracer.tape import AccumulateGrad, BackwardNode, OperationNode
 from tracegrad.tracer.tensor import Tensor, wrap
 
 if TYPE_CHECKING:
-    from tracegrad.tracer.function_node import FunctionNode
     from tracegrad.tracer.callbacks import Callback
+    from tracegrad.tracer.function_node import FunctionNode
     from tracegrad.tracer.random import Generator
     from tracegrad.tracer.views import Region
 
@@ -53,7 +52,6 @@ class Reason:
 
 
 _HOOKS = ("register_hook()", "retain_grad()")  # on tensors
-_PACKING = 0  # among the ids of nodes: of no object
 
 
 def _used(what: str) -> Reason:
@@ -479,9 +477,6 @@ class GraphRecorder(Recorder):
 
     def note(self, what: str, tensor: Tensor | None = None) -> None:
         """Something that has no place in a graph; a backward within the run may have its hooks."""
-        if what == "saved_tensors_hooks":
-            self._deferred[_PACKING] = _used(what)
-            return
         if what in _HOOKS and tensor is not None and self._is_own(tensor):
             assert tensor._grad_fn is not None, "it is no leaf"
             self._defer(tensor._grad_fn, what)
@@ -617,8 +612,6 @@ class GraphRecorder(Recorder):
                 self.reasons.append(known)
             elif n.runs_user_code or n.hooks is not None or n.retained:
                 self.note(f"{n.name()}, which calls functions of the user's in a backward,")
-            elif isinstance(n, OperationNode) and any(type(s) is Packed for s in n.saved or ()):
-                self.reasons.append(self._deferred[_PACKING])
 
     def _check_apart(self, written: Memory) -> None:
         """Refuse to replay writes to memory that another input lies in, too."""

@@ -273,6 +273,7 @@ def test_hooks_on_the_way() -> None:
     def f(x: Any) -> Any:
         y = x * 2
         y.register_hook(lambda g: g * 3)
+        x.register_hook(lambda g: g * 2)
         y.sum().backward()
 
     staying_eager(f, "register_hook", [[at(0)], [at(1)]])

@@ -218,3 +218,137 @@ def test_a_hook_on_a_leaf_that_autograd_grad_inside_comes_to() -> None:
         np.testing.assert_allclose(compiled.numpy(), eager.numpy(), rtol=1e-6)
         assert twins[0].log == twins[1].log or np.allclose(twins[0].log, twins[1].log)
     assert len(twins[1].log) == 2
+
+
+# ---- where the backward runs inside, too --------------------------------------------------------
+
+
+class Two(tg.autograd.Function):
+    @staticmethod
+    def forward(x: Any, y: Any) -> Any:
+        return x * y, x + y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, a: Any, b: Any) -> Any:
+        x, y = ctx.saved_tensors
+        return a * y * 2 + b, a * x * 3 + b
+
+
+class Dirty(tg.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Any) -> Any:
+        ctx.mark_dirty(x)
+        return x.mul_(2)
+
+    @staticmethod
+    def backward(ctx: Any, g: Any) -> Any:
+        return g * 5
+
+
+class Times(tg.autograd.Function):
+    factor = 3.0
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, by: float) -> Any:
+        ctx.by = by
+        return x * by
+
+    @staticmethod
+    def backward(ctx: Any, g: Any) -> Any:
+        return g * ctx.by * Times.factor, None
+
+
+def with_hook(w: Any, x: Any) -> Any:
+    y = x * w
+    y.register_hook(lambda g: g * 2)
+    handle = y.register_hook(lambda g: g * 100)
+    handle.remove()
+    return y.exp().sum()
+
+
+def with_retained(w: Any, x: Any) -> Any:
+    y = x * w
+    y.retain_grad()
+    z = (y * y).sum()
+    z.backward(retain_graph=True)
+    return z + (y.grad * 0.5).sum().detach() * w.sum()
+
+
+def with_second_derivative(w: Any, x: Any) -> Any:
+    (g,) = tg.autograd.grad(Cube.apply(x * w).sum(), w, create_graph=True)
+    return (w * g).sum()
+
+
+INSIDE: dict[str, Callable[[Any, Any], Any]] = {
+    "function": lambda w, x: Cube.apply(x * w).sum(),
+    "two results": lambda w, x: sum(Two.apply(x * w, w)).sum(),
+    "written to": lambda w, x: Dirty.apply(x * w).sum(),
+    "a number and a class attribute": lambda w, x: Times.apply(x * w, 0.5).sum(),
+    "hook": with_hook,
+    "retain_grad": with_retained,
+    "second derivative": with_second_derivative,
+}
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_functions_and_hooks_whose_backward_runs_inside_are_replayed(name: str) -> None:
+    body = INSIDE[name]
+
+    def step(w: Any, x: Any) -> Any:
+        w.grad = None
+        loss = body(w, x)
+        loss.backward()
+        with tg.no_grad():
+            w -= 0.1 * w.grad
+        return loss.detach()
+
+    compiled = tg.compile(step, strict=True, wait=True)
+    mine, theirs = (tg.tensor([1.0, 2.0, 3.0], requires_grad=True) for _ in range(2))
+    for k in range(4):
+        x = tg.tensor([0.1, 0.2, 0.3]) * (k + 1)
+        same(compiled(mine, x), step(theirs, x))
+        same(mine, theirs)
+        same(mine.grad, theirs.grad)
+    assert compiled.cache_info().hits == 3
+
+
+def test_what_a_backward_inside_reads_is_guarded() -> None:
+    def step(w: Any) -> Any:
+        (g,) = tg.autograd.grad(Times.apply(w, 0.5).sum(), w)
+        return g
+
+    compiled = tg.compile(step, strict=True, wait=True)
+    w = tg.ones(2, requires_grad=True)
+    before = Times.factor
+    try:
+        for factor in (3.0, 3.0, 4.0, 4.0):
+            Times.factor = factor
+            assert compiled(w).tolist() == [0.5 * factor] * 2
+    finally:
+        Times.factor = before
+    assert compiled.cache_info().hits == 2
+
+
+def test_a_graph_that_outlives_the_run_is_refused_all_the_same() -> None:
+    def step(w: Any) -> Any:
+        y = Cube.apply(w)
+        y.sum().backward(retain_graph=True)
+        return y
+
+    compiled = tg.compile(step)
+    with pytest.warns(tg.EagerWarning, match="autograd.Function Cube"):
+        compiled(tg.ones(2, requires_grad=True))
+
+
+def test_a_hook_on_a_tensor_from_outside_is_refused() -> None:
+    def step(w: Any) -> Any:
+        w.register_hook(lambda g: g * 2)
+        return (w * 2).sum()
+
+    compiled = tg.compile(step)
+    with pytest.warns(tg.EagerWarning, match=r"register_hook\(\) is used inside"):
+        compiled(tg.ones(2, requires_grad=True))
