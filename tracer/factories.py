@@ -7,6 +7,7 @@ Data become tensors in `tracegrad.tracer.from_data`, ranges are in `tracegrad.tr
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from tracegrad.tracer.arguments import (
     wrong_type,
 )
 from tracegrad.tracer.layout import contiguous_format
+from tracegrad.tracer.profiling import profilers
 from tracegrad.tracer.state import state
 from tracegrad.tracer.symbolic import is_symbolic
 from tracegrad.tracer.tensor import Tensor, wrap
@@ -35,9 +37,24 @@ ABSENT: Any = object()
 
 
 def public(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Enter a function into the table of public ones."""
-    FUNCTIONS[function.__name__] = function
-    return function
+    """Enter a function into the table of public ones; one that makes memory is seen by profilers."""
+    name = function.__name__
+    if name in _NO_EVENT:
+        FUNCTIONS[name] = function
+        return function
+
+    @functools.wraps(function)
+    def factory(*args: Any, **kwargs: Any) -> Any:
+        if profilers and state.profiler is not None:
+            return state.profiler.factory(_EVENTS.get(name, name), function, *args, **kwargs)
+        return function(*args, **kwargs)
+
+    FUNCTIONS[name] = factory
+    return factory
+
+
+_NO_EVENT = ("as_tensor", "asarray", "from_numpy", "frombuffer", "from_dlpack", "to_dlpack")
+_EVENTS = {"tensor": "lift_fresh"}  # names in PyTorch's profiles, where they are others
 
 
 def new_leaf(array: np.ndarray, requires_grad: bool) -> Tensor:
@@ -182,8 +199,8 @@ def _constant(name: str, value: int) -> Callable[..., Tensor]:
     return function
 
 
-zeros = FUNCTIONS["zeros"] = _constant("zeros", 0)
-ones = FUNCTIONS["ones"] = _constant("ones", 1)
+zeros = public(_constant("zeros", 0))
+ones = public(_constant("ones", 1))
 
 
 @public
@@ -256,9 +273,9 @@ def _like(name: str, value: int | None) -> Callable[..., Tensor]:
     return function
 
 
-zeros_like = FUNCTIONS["zeros_like"] = _like("zeros_like", 0)
-ones_like = FUNCTIONS["ones_like"] = _like("ones_like", 1)
-empty_like = FUNCTIONS["empty_like"] = _like("empty_like", None)
+zeros_like = public(_like("zeros_like", 0))
+ones_like = public(_like("ones_like", 1))
+empty_like = public(_like("empty_like", None))
 
 
 @public

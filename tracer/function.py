@@ -9,6 +9,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 from tracegrad.ir.errors import GradientError, OperandError
@@ -16,6 +17,7 @@ from tracegrad.ir.location import user_stacklevel
 from tracegrad.tracer import tape
 from tracegrad.tracer.function_node import FunctionNode
 from tracegrad.tracer.function_results import attach_results
+from tracegrad.tracer.profiling import labelled, profilers
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tensor import Tensor, wrap
 
@@ -213,11 +215,12 @@ class Function:
             state.recorder = recorder.for_function(node, args)
         state.grad_enabled = False
         try:
-            if with_setup:
-                result = cls.forward(*args)
-                cls.setup_context(node, args, result)
-            else:
-                result = cls.forward(node, *args)
+            with labelled(cls.__name__) if profilers else nullcontext():
+                if with_setup:
+                    result = cls.forward(*args)
+                    cls.setup_context(node, args, result)
+                else:
+                    result = cls.forward(node, *args)
         finally:
             state.grad_enabled, state.recorder = before
         outputs = result if isinstance(result, tuple) else (result,)

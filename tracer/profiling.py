@@ -39,6 +39,10 @@ class Profiler:
         """Return `run(name, target, compute, *operands, **params)`."""
         raise NotImplementedError
 
+    def factory(self, name: str, run: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Return `run(*args, **kwargs)`, a new tensor that the factory `name` makes."""
+        raise NotImplementedError
+
     def launch(self, label: str, run: Callable[[list[Any]], Any], leaves: list[Any]) -> Any:
         """Return `run(leaves)`, one attempt to replay a trace of the compiled function `label`."""
         raise NotImplementedError

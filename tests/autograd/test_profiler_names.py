@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 import tracegrad as tg
@@ -38,8 +40,9 @@ def test_a_public_function_is_one_row_under_pytorchs_name(name: str) -> None:
 
 
 def test_children_of_a_public_function_are_its_operations() -> None:
+    x = tg.ones(2, 3)
     with profile(record_shapes=True) as prof:
-        tg.ones(2, 3).softmax(1)
+        x.softmax(1)
     around, *inside = prof.function_events
     assert (around.name, around.input_shapes[0]) == ("aten::softmax", [2, 3])
     assert {e.cpu_parent for e in inside} == {around} and "aten::exp" in {e.name for e in inside}
@@ -87,3 +90,36 @@ def test_steps_of_optimizers_are_labelled() -> None:
     inside = [e.name for e in top[0].cpu_children]
     assert inside[0] == "Optimizer.zero_grad#SGD.zero_grad" and "MulBackward0" in inside
     assert [e.name for e in top[1].cpu_children] == ["aten::add_"]
+
+
+class Cube(tg.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Any) -> Any:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, g: Any) -> Any:
+        (x,) = ctx.saved_tensors
+        return g * x * x * 3
+
+
+def test_factories_and_functions_have_rows() -> None:
+    with tg.profiler.profile(profile_memory=True) as p:
+        x = tg.zeros(3, 4)
+        tg.ones_like(x)
+        tg.full((2,), 3.0)
+        tg.arange(5)
+        tg.tensor([1.0, 2.0])
+        tg.from_numpy(x.numpy())
+        Cube.apply(x.requires_grad_()).sum().backward()
+    rows = {row.key: row for row in p.key_averages()}
+    sizes = {"zeros": 48, "ones_like": 48, "full": 8, "arange": 40, "lift_fresh": 8}
+    for name, nbytes in sizes.items():
+        assert rows[f"aten::{name}"].count == 1
+        assert rows[f"aten::{name}"].self_cpu_memory_usage == nbytes, name
+    assert "aten::from_numpy" not in rows  # it makes no memory
+    forward, backward = rows["Cube"], rows["CubeBackward"]
+    assert forward.count == backward.count == 1
+    assert forward.cpu_time_total >= rows["aten::pow"].cpu_time_total > 0
+    assert forward.self_cpu_time_total < forward.cpu_time_total

@@ -56,9 +56,10 @@ def written(prof: profile, path) -> list[dict]:
 
 def test_trace_is_an_object_with_complete_events(tmp_path) -> None:
     """PyTorch writes an object with `traceEvents` and these keys, too."""
+    x = tg.ones(2, 3)
     with profile(record_shapes=True) as prof:
         with record_function("block"):
-            tg.ones(2, 3) * 2
+            x * 2
     path = tmp_path / "trace.json"
     block, mul = (e for e in written(prof, path) if e["ph"] == "X")
     assert set(block) == {"name", "ph", "ts", "dur", "tid", "pid", "cat", "args"}
@@ -138,8 +139,9 @@ def test_lanes_of_compiled_functions(tmp_path) -> None:
 
 
 def test_memory_rows_are_not_drawn_and_bytes_are(tmp_path) -> None:
+    x = tg.ones(4)
     with profile(profile_memory=True) as prof:
-        tg.ones(4) * 2
+        x * 2
     events = [e for e in written(prof, tmp_path / "trace.json") if e["ph"] == "X"]
     assert [(e["name"], e["args"]["Bytes"]) for e in events] == [("aten::mul", 16)]
     assert len(prof.function_events) == 2
@@ -181,8 +183,9 @@ def test_exported_stacks_are_outermost_first(tmp_path) -> None:
         with record_function("long"):
             time.sleep(0.002)
 
+    x = tg.ones(2)
     with profile(with_stack=True) as prof:
-        leaf(tg.ones(2))
+        leaf(x)
     path = tmp_path / "stacks.txt"
     prof.export_stacks(path, "self_cpu_time_total")
     frames, _, value = path.read_text().splitlines()[0].rpartition(" ")

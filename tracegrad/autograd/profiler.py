@@ -309,9 +309,10 @@ class record_function(ContextDecorator):
         AssertionError: it is left before it was entered.
     Example:
         >>> import tracegrad as tg
+        >>> x = tg.ones(3)
         >>> with profile() as prof:
         ...     with record_function("doubling"):
-        ...         y = tg.ones(3) * 2
+        ...         y = x * 2
         >>> [row.key for row in prof.key_averages()]
         ['doubling', 'aten::mul']
     """

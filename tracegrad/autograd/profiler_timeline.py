@@ -230,6 +230,18 @@ class Timeline(Profiler, history.Listener):
             event.flops = flops(op, operands, params, int(out._array.size))
         return out
 
+    def factory(self, name: str, run: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """One call of a factory."""
+        operands = [x for x in args if isinstance(x, Tensor)]
+        event = self._operation(f"aten::{name}", operands)
+        try:
+            out: Tensor = self._alone(event, run, *args, **kwargs)
+        finally:
+            self._end_operation()
+        if self.memory:
+            event.self_cpu_memory_usage += self._allocated([out._array], operands)
+        return out
+
     def inplace(
         self, run: Callable[..., Tensor], name: str, target: Tensor, compute: Callable[..., Any],
         operands: Sequence[Any], params: Mapping[str, Any],

@@ -37,8 +37,9 @@ class EventList(list[Any]):
         profile_memory, with_flops: what was recorded beside times.
     Example:
         >>> import tracegrad as tg
+        >>> x = tg.ones(2)
         >>> with tg.autograd.profiler.profile() as prof:
-        ...     y = tg.ones(2) * 2
+        ...     y = x * 2
         >>> [row.key for row in prof.key_averages()]
         ['aten::mul']
     """

@@ -135,8 +135,9 @@ class profile:
         RuntimeError: another profiler is open in this thread.
     Example:
         >>> import tracegrad as tg
+        >>> x = tg.ones(3)
         >>> with profile() as prof:
-        ...     y = tg.ones(3) * 2
+        ...     y = x * 2
         >>> [row.key for row in prof.key_averages()]
         ['aten::mul']
     """
