@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tracegrad.tracer.state import state
+from tracegrad.tracer.state import state, watching
 
 if TYPE_CHECKING:
     from tracegrad.ir.primitive import Primitive
@@ -149,8 +149,11 @@ def active() -> Recorder | None:
 def recording(recorder: Recorder | None) -> Iterator[Recorder | None]:
     """Install `recorder` in this thread for the length of a `with` block (None: pause)."""
     before = state.recorder
+    token = object()
+    watching.append(token)
     state.recorder = recorder
     try:
         yield recorder
     finally:
         state.recorder = before
+        watching.remove(token)

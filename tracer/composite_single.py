@@ -35,7 +35,7 @@ class Single:
                     array = as_array(kernel(a._array), dtype)
                 finally:
                     loud(token)
-                out = wrap(laid_out(array, a._array))
+                out = wrap(array)
                 node = a._grad_fn
                 to_a = (node, a._output_nr) if node is not None else leaf_edge(a)
                 out._grad_fn = Node(plan, params, (to_a,), 1, ())
@@ -68,8 +68,12 @@ class Single:
         result = "array"
         if not plan.plain:
             call = f"as_array({call}, dtype)"
-            finish = finisher(program).__name__
-            result = f"{finish}(array, {', '.join(a for a in arrays.values() if '.' in a)})"
+            number = (
+                plan.op.family == "reduction" and plan.types[0].shape and not plan.out_type.shape
+            )
+            if not number:  # an array, which may lie in an operand's memory
+                finish = finisher(program).__name__
+                result = f"{finish}(array, {', '.join(a for a in arrays.values() if '.' in a)})"
         body += ["token = quiet(IGNORE)", "try:", f"    array = {call}",
                  "finally:", "    loud(token)", f"out = wrap({result})"]  # fmt: skip
         if program.name is not None:

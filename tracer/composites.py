@@ -21,7 +21,7 @@ from tracegrad.tracer.composite_plan import Composite
 from tracegrad.tracer.composite_single import Single
 from tracegrad.tracer.composite_watch import Watch, first_place
 from tracegrad.tracer.profiling import profilers
-from tracegrad.tracer.state import state
+from tracegrad.tracer.state import state, watching
 from tracegrad.tracer.tensor import Tensor
 from tracegrad.tracer.views import refresh
 
@@ -63,7 +63,7 @@ def _as_one(
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
-            if state.recorder is not None or state.saved_hooks or profilers:
+            if watching and (state.recorder is not None or state.saved_hooks or profilers):
                 return function(*args, **kwargs)
             first: Any = args[0] if args else None
             count = len(args)

@@ -23,7 +23,7 @@ from tracegrad.ir.types import TensorType
 from tracegrad.tracer import tape
 from tracegrad.tracer.profiling import profilers
 from tracegrad.tracer.saved import Packed, pack
-from tracegrad.tracer.state import state
+from tracegrad.tracer.state import state, watching
 from tracegrad.tracer.symbolic import is_symbolic
 from tracegrad.tracer.tape import NO_EDGE, Plan, leaf_edge
 from tracegrad.tracer.tensor import Tensor, View, dtype_of, wrap
@@ -74,7 +74,7 @@ def dispatch(op: Primitive, operands: Sequence[Any], params: Mapping[str, Any]) 
         wanted = tracked & plan.takes
         if wanted:
             _track(plan, operands, params, out, wanted)
-    if state.recorder is not None:
+    if watching and state.recorder is not None:
         _recorded(op, operands, params, out)
     return out
 
@@ -211,11 +211,11 @@ def dispatch1(op: Primitive, x: Tensor) -> Tensor:
         QUIET.reset(token)
     out = wrap(made) if plan.plain else _wrapped(plan, (x,), (array,), {}, made)
     if x._requires_grad and plan.takes and state.grad_enabled:
-        if state.saved_hooks:
+        if watching and state.saved_hooks:
             _track(plan, (x,), {}, out, 1)
         else:
             _track1(plan, x, out)
-    if state.recorder is not None:
+    if watching and state.recorder is not None:
         _recorded(op, (x,), {}, out)
     return out
 
@@ -259,11 +259,11 @@ def dispatch2(op: Primitive, x: Any, y: Any, params: Mapping[str, Any] = _NO_PAR
     out = wrap(made) if plan.plain else _wrapped(plan, (x, y), (a, b), params, made)
     if tracked and state.grad_enabled:
         tracked &= plan.takes
-        if tracked and state.saved_hooks:
+        if tracked and watching and state.saved_hooks:
             _track(plan, (x, y), params, out, tracked)
         elif tracked:
             _track2(plan, x, y, params, out, tracked)
-    if state.recorder is not None:
+    if watching and state.recorder is not None:
         _recorded(op, (x, y), params, out)
     return out
 
@@ -418,7 +418,7 @@ def _track(
                 saved.append((x, None, 0))
     out._grad_fn = node = plan.node(plan, params, tuple(edges), wanted, tuple(saved))
     out._requires_grad = True
-    if state.saved_hooks:
+    if watching and state.saved_hooks:
         known = (*operands, out)
         node.saved = tuple(
             pack(known[i]) if isinstance(known[i], Tensor) else s

@@ -38,7 +38,7 @@ from tracegrad.tracer.arguments import Options
 from tracegrad.tracer.dispatch import dispatch2
 from tracegrad.tracer.hooks import register_hook, register_post_accumulate_grad_hook
 from tracegrad.tracer.inplace_methods import INPLACE_FUNCTIONS
-from tracegrad.tracer.pointwise import FLOAT32, FLOAT64, apply1, apply2, direct
+from tracegrad.tracer.pointwise import FLOAT32, FLOAT64, SAFE, apply1, apply2, direct
 from tracegrad.tracer.signatures import as_method, takes_more
 from tracegrad.tracer.tensor import Tensor
 
@@ -70,7 +70,13 @@ def _forward(name: str) -> Callable[[Tensor, Any], Any]:
 
 def _backward(name: str) -> Callable[[Tensor, Any], Any]:
     def method(self: Tensor, other: Any) -> Any:
-        kind = other.__class__
+        kind = type(other)
+        if kind is float or kind is int:
+            dtype = self._array.dtype
+            if (dtype is FLOAT32 or dtype is FLOAT64) and -SAFE < other < SAFE:
+                op = direct[name]
+                if op is not None:  # what `apply2` comes to, one call shorter
+                    return dispatch2(op, dtype.type(other), self)
         if kind is float or kind is int or _known(other):
             return apply2(name, other, self)
         return NotImplemented

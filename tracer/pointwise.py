@@ -52,7 +52,7 @@ BINARY: dict[str, str] = {
 }  # fmt: skip
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
-_SAFE = 1e38  # numbers below it convert to float32 without overflow
+SAFE = 1e38  # numbers below it convert to float32 without overflow
 
 
 class _Direct(dict[str, Any]):
@@ -89,11 +89,11 @@ def apply2(name: str, x: Any, y: Any) -> Any:
             dtype = x._array.dtype
             if dtype is FLOAT32 or dtype is FLOAT64:
                 if kind is float or kind is int:
-                    if -_SAFE < y < _SAFE:
+                    if -SAFE < y < SAFE:
                         return dispatch2(op, x, dtype.type(y))
                 elif isinstance(y, Tensor) and y._array.dtype is dtype:
                     return dispatch2(op, x, y)
-        elif type(x) in (int, float) and isinstance(y, Tensor) and -_SAFE < x < _SAFE:
+        elif type(x) in (int, float) and isinstance(y, Tensor) and -SAFE < x < SAFE:
             dtype = y._array.dtype
             if dtype is FLOAT32 or dtype is FLOAT64:
                 return dispatch2(op, dtype.type(x), y)

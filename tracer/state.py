@@ -33,3 +33,7 @@ class _State(threading.local):
 
 
 state = _State()
+
+watching: list[object] = []
+"""One entry per recorder, pair of hooks on saved tensors and profiler that is installed in any thread.
+Empty, the usual case, it costs an operation one truth test, not several looks at `state`."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from tracegrad.ir.errors import GradientError, OperandError, ParameterError
 from tracegrad.tracer.forward import Tangents
 from tracegrad.tracer.shapes import view_as
-from tracegrad.tracer.state import state
+from tracegrad.tracer.state import state, watching
 from tracegrad.tracer.tensor import Tensor
 
 __all__ = [
@@ -66,6 +66,7 @@ def enter_dual_level() -> int:
     if state.recorder is not None:
         state.recorder.note("dual_level()")
     level = Tangents()
+    watching.append(level)
     state.dual_level = state.recorder = level
     return 0
 
@@ -88,6 +89,7 @@ def exit_dual_level(*, level: int | None = None) -> None:
         raise GradientError("Dual level must be a positive number.")
     if level not in (None, 0) or state.recorder is not state.dual_level:
         raise GradientError(_NOT_LAST)
+    watching.remove(state.dual_level)
     state.recorder = state.dual_level.above
     state.dual_level = None
 

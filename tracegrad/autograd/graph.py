@@ -15,7 +15,7 @@ from tracegrad.autograd.saved_mutation import allow_mutation_on_saved_tensors
 from tracegrad.ir.errors import GradientError, OperandError
 from tracegrad.tracer.hooks import RemovableHandle
 from tracegrad.tracer.roots import GradientEdge
-from tracegrad.tracer.state import state
+from tracegrad.tracer.state import state, watching
 from tracegrad.tracer.tape import AccumulateGrad, gradient_edge
 from tracegrad.tracer.tape import BackwardNode as Node
 from tracegrad.tracer.tensor import Tensor
@@ -204,10 +204,12 @@ class saved_tensors_hooks:
                 )
         if state.recorder is not None:
             state.recorder.note("saved_tensors_hooks")
+        watching.append(self)
         state.saved_hooks = (*state.saved_hooks, (self.pack_hook, self.unpack_hook))
 
     def __exit__(self, *error: object) -> None:
         state.saved_hooks = state.saved_hooks[:-1]
+        watching.remove(self)
 
 
 class save_on_cpu(saved_tensors_hooks):

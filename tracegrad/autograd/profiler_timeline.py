@@ -26,7 +26,7 @@ from tracegrad.ir.primitive import Primitive
 from tracegrad.runtime import history
 from tracegrad.tracer.modules import is_user_frame
 from tracegrad.tracer.profiling import ACCUMULATE, Profiler, profilers
-from tracegrad.tracer.state import state
+from tracegrad.tracer.state import state, watching
 from tracegrad.tracer.tape import BackwardNode
 from tracegrad.tracer.tensor import Tensor
 
@@ -66,6 +66,7 @@ class Timeline(Profiler, history.Listener):
     def start(self) -> None:
         """Listen to this thread."""
         profilers.append(self)
+        watching.append(self)
         history.listen(self)
         self._running = True
         state.profiler = self
@@ -87,6 +88,7 @@ class Timeline(Profiler, history.Listener):
         if state.profiler is self:
             state.profiler = None
         profilers.remove(self)
+        watching.remove(self)
         history.unlisten(self)
         for event in self._open:
             event.end_ns = now

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tracegrad.ir.errors import GradientError, SavedTensorError
-from tracegrad.tracer.state import state
+from tracegrad.tracer.state import state, watching
 from tracegrad.tracer.storage import Storage, before_write
 from tracegrad.tracer.tensor import Tensor, wrap
 
@@ -119,11 +119,14 @@ def allow_mutation_on_saved_tensors() -> Iterator[SavedMutations]:
             raise GradientError(state.saved_hooks_disabled)
         if state.recorder is not None:
             state.recorder.note("allow_mutation_on_saved_tensors")
+        watching.append(saved)
         state.saved_hooks = (*before, (saved._pack, saved._unpack))
         before_write.append(saved._copy)
         yield saved
     finally:
         state.saved_hooks = before
+        if saved in watching:
+            watching.remove(saved)
         if saved._copy in before_write:
             before_write.remove(saved._copy)
         saved._open = False
