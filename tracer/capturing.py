@@ -245,12 +245,14 @@ class Capturing(Inspection):
             if not varying or recorder.has_changed() or observer.finish().side_effects:
                 raise
             return None
-        if observer.names_used("type"):  # code that may tell a symbolic number by its type
+        telling = observer.code_that_tells()
+        if telling is not None:
             self._widening.stop()
             if varying and (recorder.has_changed() or observer.finish().side_effects):
                 raise CaptureError(
-                    f"{self._label} was run with stand-ins for the numbers among its arguments, and may "
-                    "have asked for their types on this path; call it with tracegrad.eager() to go on"
+                    f"{self._label} was run with stand-ins for the numbers among its arguments, and "
+                    f"{telling.co_name}, which ran for the first time, could tell them from numbers "
+                    "(by `type`, `is` or `except`); call it with tracegrad.eager() to go on"
                 )
             if varying:
                 return None

@@ -24,7 +24,7 @@ from tracegrad.tracer import tape
 from tracegrad.tracer.profiling import profilers
 from tracegrad.tracer.saved import Packed, pack
 from tracegrad.tracer.state import state, watching
-from tracegrad.tracer.symbolic import is_symbolic
+from tracegrad.tracer.symbolic import is_symbolic, plain_numbers
 from tracegrad.tracer.tape import NO_EDGE, Plan, leaf_edge
 from tracegrad.tracer.tensor import Tensor, View, dtype_of, wrap
 from tracegrad.tracer.views import refresh
@@ -57,6 +57,8 @@ def dispatch(op: Primitive, operands: Sequence[Any], params: Mapping[str, Any]) 
         key.append(array.dtype)
         bit <<= 1
     if params:
+        if watching:
+            params = plain_numbers(params)
         _extend(key, params)
     try:
         plan = _PLANS.get(tuple(key))

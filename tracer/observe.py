@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from tracegrad.ir.location import Location
+from tracegrad.tracer.bytecode_tells import tells_stand_ins
 from tracegrad.tracer.capture_hook import Followed
 from tracegrad.tracer.guard_text import MISSING, is_atom
 from tracegrad.tracer.guards import Observation
@@ -193,9 +194,10 @@ class Observer:
             tuple(place.holder for place in exported),
         )
 
-    def names_used(self, name: str) -> bool:
-        """Whether code of the user's that ran mentions a global or an attribute of this name."""
-        return any(name in c.co_names for c in self._codes if self._users.get(id(c)))
+    def code_that_tells(self) -> types.CodeType | None:
+        """Code of the user's that ran and could tell a stand-in from a number, if there is any."""
+        ran = (c for c in self._codes if self._users.get(id(c)))
+        return next((c for c in ran if tells_stand_ins(c)), None)
 
     def _changes(self) -> None:
         changed = [p for p in self._reads.places.values() if not p.guard.holds()]

@@ -11,7 +11,7 @@ number had never been replaced. Start reading at `SymbolicNumber`.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -259,6 +259,13 @@ def symbolic(
 def is_symbolic(x: Any) -> bool:
     """Whether `x` stands for a number."""
     return issubclass(type(x), SymbolicNumber)
+
+
+def plain_numbers(params: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Parameters of an operation with the values of symbolic numbers among them, which are pinned."""
+    if not any(map(is_symbolic, params.values())):
+        return params
+    return {name: _plain(x) for name, x in params.items()}
 
 
 def _plain(x: Any) -> Any:

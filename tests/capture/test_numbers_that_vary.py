@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tracegrad as tg
+from tracegrad.tracer.bytecode_tells import tells_stand_ins
 
 F = tg.nn.functional
 RATES = (0.1, 0.2, 0.3, 0.7, 0.05, 0.1, 1.5, 0.33)
@@ -321,3 +322,66 @@ def test_random_programs(lines: list[str], calls: list[tuple[float, float]]) -> 
     compiled = tg.compile(f, wait=True)
     for s, t in calls:
         same(compiled(vector(), s, t), f(vector(), s, t))
+
+
+SENTINEL = 0.25
+
+
+def asks_identity(x: tg.Tensor, s: float) -> tg.Tensor:
+    return x * 100 if s is SENTINEL else x * s
+
+
+def catches(x: tg.Tensor, s: float) -> tg.Tensor:
+    try:
+        return x * len(json.dumps(s))
+    except TypeError:
+        return x * 1000
+
+
+def catches_all(x: tg.Tensor, s: float) -> tg.Tensor:
+    try:
+        return x * float(Decimal(s))
+    except:  # noqa: E722
+        return x * 1000
+
+
+def asks_in_a_branch(x: tg.Tensor, s: float) -> tg.Tensor:
+    return x * asks_identity(x, s) if s > 0.6 else x * s
+
+
+@pytest.mark.parametrize("fn", [asks_identity, catches, catches_all, asks_in_a_branch])
+def test_code_that_could_tell_a_stand_in_gets_none(fn: Callable[..., Any]) -> None:
+    compiled = replayed(fn, (0.1, SENTINEL, 0.3, 0.7, 0.8, SENTINEL, 0.1, 0.9))
+    assert "number(" not in compiled.launcher()
+
+
+def test_where_it_is_too_late_to_begin_anew_an_error_says_so() -> None:
+    def step(w: tg.Tensor, s: float) -> tg.Tensor:
+        w.mul_(s)
+        return asks_identity(w, s) if s > 0.6 else w * s
+
+    compiled = tg.compile(step, wait=True)
+    w = vector()
+    for s in (0.5, 0.4, 0.3):
+        compiled(w, s)
+    with pytest.raises(tg.errors.CaptureError, match="asks_identity.*could tell them from numbers"):
+        compiled(w, 0.7)
+
+
+@pytest.mark.parametrize(("code", "tells"), [
+    ("with open(x) as f: return 1", False), ("try: return x\n finally: print(1)", False),
+    ("try: return x\n except: return 1", True), ("try: return x\n except TypeError: return 1", True),
+    ("return x is None or x is not None", False), ("return x is f", True), ("return type(x)", True),
+    ("if x is True: return [y for y in x if y is not None]", False), ("return isinstance(x, float)", False),
+])  # fmt: skip
+def test_what_could_tell_a_stand_in(code: str, tells: bool) -> None:
+    space: dict[str, Any] = {}
+    exec(f"def f(x):\n {code}\n", space)
+    assert tells_stand_ins(space["f"].__code__) is tells
+
+
+def test_parameters_of_operations_hold_plain_numbers() -> None:
+    def f(x: tg.Tensor, k: int) -> Any:
+        return x.roll(k), x.reshape(2, 3).tril(k), x.reshape(2, 3).sum(k % 2), F.pad(x, (k, 1))
+
+    replayed(f, (0, 1, 0, 1, 2))

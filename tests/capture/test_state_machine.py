@@ -32,6 +32,18 @@ from tracegrad import nn, optim
 LONG = float(os.environ.get("TRACEGRAD_LONG", "0"))
 
 
+class Doubled(tg.autograd.Function):
+    """The identity; its gradient is twice what it should be."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any) -> Any:
+        return x * 1
+
+    @staticmethod
+    def backward(ctx: Any, g: Any) -> Any:
+        return g * 2
+
+
 class World:
     """Everything that the functions read and write."""
 
@@ -49,7 +61,7 @@ class World:
         self.seen: list[Any] = []
         functions = (
             self.forward, self.branching, self.writing, self.drawing, self.training, self.slope,
-            self.looking,
+            self.looking, self.blending, self.stepping,
         )  # fmt: skip
         self.functions = {
             f.__name__: tg.compile(f, wait=wait) if compiled else f for f in functions
@@ -91,6 +103,20 @@ class World:
         tg.debug_callback(lambda v: self.seen.append(v.tolist()), x.sum())
         return x * 2
 
+    def blending(self, x: Any, share: float, count: int) -> Any:
+        y = x * share + (1 - share) * self.leaf
+        if share > 0.4:
+            y = y / (count + share)
+        return y.mean(0) * (1 - 0.5**count) + tg.full((3,), share), share if count > 5 else None
+
+    def stepping(self, x: Any, rate: float, count: int) -> Any:
+        self.leaf.grad = None
+        loss = (Doubled.apply(x.detach() * self.leaf) ** 2).mean() * rate
+        loss.backward()
+        with tg.no_grad():
+            self.leaf -= rate / (1 + count) * self.leaf.grad
+        return loss.detach()
+
     def state(self) -> dict[str, Any]:
         """All of it, to be compared."""
         return {
@@ -124,7 +150,10 @@ def same(got: Any, want: Any, where: str = "") -> None:
         assert got == want, where
 
 
-NAMES = ("forward", "branching", "writing", "drawing", "training", "slope", "looking")
+PLAIN = ("forward", "branching", "writing", "drawing", "training", "slope", "looking")
+NUMBERED = ("blending", "stepping")  # take two numbers more
+NAMES = (*PLAIN, *NUMBERED)
+GRADED = ("training", "slope", "stepping")  # need the grad mode
 
 
 class Walk(RuleBasedStateMachine):
@@ -140,7 +169,9 @@ class Walk(RuleBasedStateMachine):
             change(world)
 
     @rule(
-        name=st.sampled_from(NAMES), rows=st.sampled_from([2, 3]), value=st.integers(-4, 8),
+        name=st.sampled_from(NAMES), rows=st.sampled_from([1, 2, 3, 4, 5, 40]),
+        share=st.sampled_from([0.1, 0.2, 0.25, 0.5, 0.75, -0.0, 1]), count=st.integers(0, 7),
+        value=st.integers(-4, 8),
         requires_grad=st.booleans(), grad=st.booleans(), layout=st.sampled_from(["plain", "columns", "step"]),
         again=st.integers(1, 2),
     )  # fmt: skip
@@ -148,6 +179,8 @@ class Walk(RuleBasedStateMachine):
         self,
         name: str,
         rows: int,
+        share: float,
+        count: int,
         value: int,
         requires_grad: bool,
         grad: bool,
@@ -161,7 +194,8 @@ class Walk(RuleBasedStateMachine):
                 x = self.input(rows, value, layout)
                 if requires_grad:
                     x.requires_grad_()
-                outcomes.append(self.outcome(world, name, x, grad or name in ("training", "slope")))
+                numbers = (share, count) if name in NUMBERED else ()
+                outcomes.append(self.outcome(world, name, (x, *numbers), grad or name in GRADED))
             same(outcomes[1], outcomes[0], name)
             self.random = tg.get_rng_state()
 
@@ -173,12 +207,13 @@ class Walk(RuleBasedStateMachine):
         return base[:, ::2].detach() if layout == "step" else base[:, :3].clone()
 
     @staticmethod
-    def outcome(world: World, name: str, x: Any, grad: bool) -> Any:
+    def outcome(world: World, name: str, arguments: Any, grad: bool) -> Any:
+        x = arguments[0]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 with tg.set_grad_enabled(grad):
-                    result = world.functions[name](x)
+                    result = world.functions[name](*arguments)
             except Exception as error:
                 return type(error).__name__, str(error)
             leaves = result if isinstance(result, tuple) else (result,)
