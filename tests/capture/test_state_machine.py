@@ -201,7 +201,7 @@ class Walk(RuleBasedStateMachine):
 
     @staticmethod
     def input(rows: int, value: int, layout: str) -> Any:
-        base = tg.arange(float(rows * 6)).reshape(rows, 6) / 8 + value / 4
+        base = (tg.arange(float(rows * 6)) * 0.7).sin().reshape(rows, 6) + value / 4
         if layout == "columns":
             return base.reshape(6, rows).t()[:, :3].detach()
         return base[:, ::2].detach() if layout == "step" else base[:, :3].clone()
