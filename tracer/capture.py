@@ -26,6 +26,7 @@ from tracegrad.tracer.capture_memory import Memory, WriteBack, path, put, taken,
 from tracegrad.tracer.capture_state import Number, StateReads
 from tracegrad.tracer.engine import reachable
 from tracegrad.tracer.keys import BY_VALUE, PLAIN
+from tracegrad.tracer.known_layout import is_dense, memory_order
 from tracegrad.tracer.predicates import LARGEST, PREDICATES, Predicate, Read
 from tracegrad.tracer.state import state
 from tracegrad.tracer.symbolic import Condition, NumberReads
@@ -112,6 +113,7 @@ class Capture:
         callbacks: what a replay calls with values of the graph.
         predicates: the values that Python read, in order; for other values the run goes elsewhere.
         conditions: what the numbers among the arguments must fulfil.
+        orders: of outputs that are a result's dimensions in the order of its memory: that order.
         pinned: names of numbers that vary, and where Python read their very values all the same.
         reasons: why this run must not be replayed; empty where it may.
     """
@@ -131,6 +133,7 @@ class Capture:
     callbacks: tuple[Callback, ...] = ()
     conditions: tuple[Condition, ...] = ()
     pinned: tuple[tuple[str, Location | None], ...] = ()
+    orders: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass
@@ -162,6 +165,7 @@ class GraphRecorder(Recorder):
         self._cuts: list[tuple[Value, Reason]] = []
         self.states = StateReads(self)
         self.numbers = NumberReads(self)
+        self._ordered: dict[tuple[Value, tuple[int, ...]], Value] = {}
         self._deferred: dict[int, Reason] = {}  # by the node that must not outlive the run
         self._called: dict[int, str] = {}  # names of tensors that may become inputs
 
@@ -507,7 +511,8 @@ class GraphRecorder(Recorder):
 
     def finish(self, results: Sequence[Tensor]) -> Capture:
         """The capture, given the tensors that the function returned."""
-        values = [self.value_of(t) for t in results]
+        for t in results:
+            self.value_of(t)
         changed = [
             g for g in self._gradients.values() if not g.read or g.leaf._grad is not g.initial
         ]
@@ -527,9 +532,19 @@ class GraphRecorder(Recorder):
                 outputs.append(value)
             return ("output", outputs.index(value))
 
+        orders: dict[int, tuple[int, ...]] = {}
+
+        def laid_out(tensor: Tensor) -> tuple[str, int]:
+            """The place of what lies in memory in another order of dimensions, or of the value."""
+            value, order = self.value_of(tensor), memory_order(tensor._array)
+            if order is None or value in inputs:
+                return place(value)
+            kind, k = place(self._in_order(value, order))
+            orders[k] = order
+            return kind, k
+
         returns = [
-            ("input", self._given[id(t)]) if id(t) in self._given else place(v)
-            for t, v in zip(results, values, strict=True)
+            ("input", self._given[id(t)]) if id(t) in self._given else laid_out(t) for t in results
         ]
         differentiable = [False] * len(outputs)
         freed = []
@@ -558,7 +573,7 @@ class GraphRecorder(Recorder):
             elif id(final) in self._given:
                 gradients.append(GradientChange(g.source, "input", self._given[id(final)]))
             else:
-                gradients.append(GradientChange(g.source, *place(self.value_of(final))))
+                gradients.append(GradientChange(g.source, *laid_out(final)))
         callbacks = [
             replace(callback, tensors=tuple(map(place, values)))
             for callback, values in self._callbacks
@@ -578,6 +593,7 @@ class GraphRecorder(Recorder):
             tuple(self._gradients.values()), self._unhooked(), tuple(gradients), tuple(freed),
             tuple(self.states.afterwards), tuple(predicates),
             tuple(callbacks), tuple(self.numbers.conditions.values()), tuple(self.numbers.pinned.values()),
+            orders,
         )  # fmt: skip
 
     def _unhooked(self) -> tuple[int, ...]:
@@ -619,6 +635,15 @@ class GraphRecorder(Recorder):
             if k != written.source and np.may_share_memory(written.root._array, other):
                 self.stay_eager("it writes to an input that overlaps another one")
 
+    def _in_order(self, value: Value, order: tuple[int, ...]) -> Value:
+        """The value with its dimensions in another order, one for all results that want it."""
+        found = self._ordered.get((value, order))
+        if found is None:
+            permute = primitive.TABLE["permute"]
+            found = self.builder.append(permute, (value,), {"axes": order})
+            self._ordered[value, order] = found
+        return found
+
     def _check_aliases(self, results: Sequence[Tensor]) -> None:
         """Results that share memory with an input or with each other are eager's business."""
         seen: dict[int, Tensor] = {}
@@ -632,10 +657,8 @@ class GraphRecorder(Recorder):
                 self.stay_eager("a result is a view of an input")
             if seen.setdefault(memory, tensor) is not tensor:
                 self.stay_eager("two results share memory")
-            elif not is_input and not (
-                tensor._array.base is None or tensor._array.flags.c_contiguous
-            ):
-                self.stay_eager("a result is not contiguous in memory")
+            elif not is_input and not is_dense(tensor._array):
+                self.stay_eager("a result has gaps in memory, or repeats it")
 
 
 def _is_freed(node: BackwardNode | None) -> bool:

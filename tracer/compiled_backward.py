@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tracegrad.codegen.unit import Unit, contiguous_inputs
+from tracegrad.ir import ops
 from tracegrad.ir.errors import CompileError, CompilerNotFound, GradientError
 from tracegrad.ir.evaluate import evaluate
 from tracegrad.ir.graph import Graph, Value
@@ -164,8 +165,7 @@ class CompiledBackward(tape.BackwardNode):
         residuals: tuple[tuple[np.ndarray, Storage | None, int], ...],
         inputs: tuple[tuple[np.ndarray, Storage, int], ...],
     ) -> None:  # fmt: skip
-        outputs = trace.capture.graph.outputs
-        super().__init__(edges, [outputs[k].type for k in trace.cotangent_outputs()])
+        super().__init__(edges, trace.result_types)
         self.trace = trace
         self.residuals: Any = residuals
         self.inputs: Any = inputs
@@ -188,7 +188,10 @@ class CompiledBackward(tape.BackwardNode):
         if self.residuals is None:
             raise GradientError(tape.FREED)
         present = tuple(c is not None for c in cotangents)
-        given = [c for c in cotangents if c is not None]
+        given = [
+            c if order is None else ops.permute(c, axes=order)
+            for c, order in zip(cotangents, self.trace.result_orders, strict=True) if c is not None
+        ]  # fmt: skip
         if create_graph or state.recorder is not None:  # a recorder hears of operations only
             parts, wrt = self._differentiable(present, given)
         else:

@@ -20,7 +20,7 @@ from tracegrad.tracer.capture_grads import unhooked
 from tracegrad.tracer.capture_memory import apart, write_back
 from tracegrad.tracer.capture_state import number_tensor
 from tracegrad.tracer.compiled_backward import CompiledBackward, FreedBackward, plain_memory
-from tracegrad.tracer.known_layout import KnownLayout
+from tracegrad.tracer.known_layout import KnownLayout, inverse
 from tracegrad.tracer.tensor import wrap
 
 if TYPE_CHECKING:
@@ -234,11 +234,12 @@ class LauncherBuilder:
         lines = []
         owners = self._owners()
         for k, (kind, at) in self._shown():
-            if kind == "array" and owners[at] == k:
-                lines.append(f"out_{k} = wrap(array_{at})")
-            else:  # the same value once more: memory of its own
-                source = f"array_{at}" if kind == "array" else f"{names[at]}._array"
-                lines.append(f"out_{k} = wrap({source}.copy())")
+            source = f"array_{at}" if kind == "array" else f"{names[at]}._array"
+            if kind != "array" or owners[at] != k:  # the same value once more: memory of its own
+                source += ".copy()"
+            if k in self.capture.orders:
+                source += f".transpose({inverse(self.capture.orders[k])})"
+            lines.append(f"out_{k} = wrap({source})")
         outputs = self.trace.cotangent_outputs()
         if self.trace.wrt and outputs:
             residuals = _tuple([self._residual(v) for v in self._residual_values()])

@@ -36,7 +36,8 @@ def first_results(
     results: list[np.ndarray | None] = [None] * len(trace.capture.graph.outputs)
     for tensor, (kind, k) in zip(tensors, trace.capture.returns, strict=True):
         if kind == "output":
-            results[k] = tensor._array
+            order = trace.capture.orders.get(k)
+            results[k] = tensor._array if order is None else tensor._array.transpose(order)
     for w in trace.capture.writes:
         if w.kind == "output":
             results[w.at] = lying[w.source]

@@ -7,6 +7,7 @@ residuals, which the tape node in `compiled_backward` keeps. Start reading at `T
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,12 +23,13 @@ from tracegrad.ir.graph import Graph, Value
 from tracegrad.ir.passes import autodiff, optimize
 from tracegrad.ir.passes.partition import Partition, partition
 from tracegrad.ir.passes.sizes import with_sizes
-from tracegrad.ir.types import Shape
+from tracegrad.ir.types import Shape, TensorType
 from tracegrad.runtime import background, executable
 from tracegrad.runtime.executable import Executable, Strayed
 from tracegrad.runtime.kernels import pointer
 from tracegrad.tracer.capture import Capture
 from tracegrad.tracer.compiled_backward import Backward, passed_through, plain_memory
+from tracegrad.tracer.known_layout import inverse
 from tracegrad.tracer.launcher import GRADIENT, MISS, OVERLAP, LauncherBuilder
 from tracegrad.tracer.predicates import in_words
 from tracegrad.tracer.pytree import LEAF, Structure
@@ -35,6 +37,13 @@ from tracegrad.tracer.tensor import Tensor
 
 if TYPE_CHECKING:
     from tracegrad.tracer.guards import Guard
+
+
+def _reordered(type: TensorType, order: tuple[int, ...] | None) -> TensorType:
+    """The type of a result, given that of the output that has it in the order of its memory."""
+    if order is None:
+        return type
+    return replace(type, shape=tuple(type.shape[k] for k in inverse(order)))
 
 
 class Trace:
@@ -61,6 +70,11 @@ class Trace:
         self.hits = 0
         self.failed_guard: int | None = None
         self.sizes = sizes or {}
+        self.result_orders = [capture.orders.get(k) for k in self.cotangent_outputs()]
+        self.result_types = [
+            _reordered(capture.graph.outputs[k].type, order)
+            for k, order in zip(self.cotangent_outputs(), self.result_orders, strict=True)
+        ]
         self.graph = with_sizes(optimize(capture.graph), self._input_shapes(), earlier)
         self.copied, self.strides = self._layouts()
         self.wrt = self._wrt()

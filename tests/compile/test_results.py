@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -217,3 +218,53 @@ def test_an_index_into_an_empty_axis_is_refused() -> None:
     assert f(tg.zeros(0, 3), tg.zeros(0, dtype=tg.int64)).shape == (0, 3)
     with pytest.raises(IndexError, match="index is out of bounds for dimension with size 0"):
         f(tg.zeros(0, 3), tg.tensor([1]))
+
+
+W = tg.arange(12.0).reshape(3, 4) / 7
+IN_ANOTHER_ORDER: dict[str, Callable[[tg.Tensor], Any]] = {
+    "transposed": lambda x: (x * 2).t(),
+    "of a product": lambda x: (x @ W).t(),
+    "permuted": lambda x: (x.reshape(2, 3, -1) * 2).permute(2, 0, 1),
+    "beside others": lambda x: ((x * 2).t(), (x * 2).sum(), x + 1),
+    "computed transposed": lambda x: (x * 2).t() * 3,
+    "twice": lambda x: (tg.tanh(x), tg.tanh(x).t()),
+    "of a reduction": lambda x: tg.softmax(x, 0).transpose(0, 1),
+}
+
+
+@pytest.mark.parametrize("name", IN_ANOTHER_ORDER)
+def test_results_lie_in_memory_as_eager_ones(name: str) -> None:
+    """The dimensions in the same order, with gradients to second order."""
+    fn = IN_ANOTHER_ORDER[name]
+    compiled = tg.compile(fn, wait=True, strict=True)
+    for n in (2, 3, 2, 3, 2):
+        found = []
+        for f in (compiled, fn):
+            x = (tg.arange(6.0 * n).reshape(2 * n, 3) / 5).requires_grad_()
+            out = f(x)
+            outs = out if isinstance(out, tuple) else (out,)
+            weighted = [o * o * tg.arange(float(o.numel())).reshape(o.shape) for o in outs]
+            (first,) = tg.autograd.grad(sum(w.sum() for w in weighted), x, create_graph=True)
+            (second,) = tg.autograd.grad((first * first).sum(), x)
+            out = f(x)
+            sum(o.sum() for o in (out if isinstance(out, tuple) else (out,))).backward()
+            found.append(([*outs], [first, second, x.grad]))
+        (mine, my_gradients), (theirs, their_gradients) = found
+        for a, b in zip([*mine, *my_gradients], [*theirs, *their_gradients], strict=True):
+            np.testing.assert_allclose(a.detach().numpy(), b.detach().numpy(), rtol=1e-5, atol=1e-5)
+        assert [a.stride() for a in mine] == [b.stride() for b in theirs]
+    assert compiled.cache_info().hits == 8
+
+
+def test_a_wrong_cotangent_of_a_transposed_result_is_refused_in_its_own_shape() -> None:
+    compiled = tg.compile(lambda x: (x * 2).t(), wait=True)
+    for _ in range(2):
+        y = compiled(tg.ones(2, 3, requires_grad=True))
+    with pytest.raises(RuntimeError, match=r"\[3, 2\]"):
+        y.backward(tg.ones(2, 3))
+
+
+def test_a_result_with_gaps_stays_eager() -> None:
+    compiled = tg.compile(lambda x: (x * 2)[:, ::2])
+    with pytest.warns(tg.EagerWarning, match="has gaps in memory"):
+        assert compiled(tg.ones(2, 4)).stride() == (4, 2)
