@@ -157,7 +157,7 @@ class Capturing(Inspection):
             kind = type(objects[0]).__name__
             text = f"it is called with more than {MANY_OBJECTS} objects, the last one a {kind}"
             return self._unkeyed(Unkeyed(text), args, kwargs)
-        why = self._why(key, outcome)
+        why = self._why(full, key, outcome, names)
         for trace in self._traces.get(key, ()):
             guard = trace.guard_that_failed()
             if isinstance(guard, Setting) and guard.setting is not None:
@@ -390,8 +390,9 @@ class Capturing(Inspection):
         self._share(key, trace)
         others = sum(map(len, self._strays.values())) + len(self._sized)
         if len(self._order) - others == MANY_TRACES + 1:
+            pinned = "".join(f"; Python reads {n} at {where}" for n, where in trace.capture.pinned)
             self._warn(RecaptureWarning,
-                       f"{self._label} has been captured {len(self._order)} times; {trace.why}. "
+                       f"{self._label} has been captured {len(self._order)} times; {trace.why}{pinned}. "
                        "See its .explain().")  # fmt: skip
 
     def _share(self, key: Any, trace: Trace) -> None:
@@ -432,7 +433,7 @@ class Capturing(Inspection):
             self._warned.add(text)
             warnings.warn(text, category, stacklevel=user_stacklevel())
 
-    def _why(self, key: Any, outcome: Outcome) -> str:
+    def _why(self, full: Any, key: Any, outcome: Outcome, names: Sequence[str]) -> str:
         """Why a capture is needed, in words."""
         if outcome.strayed is not None:
             trace, stray = outcome.strayed
@@ -444,7 +445,7 @@ class Capturing(Inspection):
         keys = [*self._traces, *self._pending]
         if not keys:
             return "it was called for the first time"
-        return "it was called with " + difference(keys[-1], key)
+        return "it was called with " + difference(keys[-1], full, names)
 
     def _leaf_names(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[str]:
         """How the user would write each leaf of the arguments."""

@@ -154,23 +154,37 @@ def without_values(key: Any) -> Any:
 _VALUES = (int, float, complex, str, bytes)
 
 
-def difference(old: Any, new: Any) -> str:
-    """How two keys differ, in words."""
+def difference(old: Any, new: Any, names: Sequence[str]) -> str:
+    """How two keys differ, in words; `names` are those of the new call's leaves."""
     if len(old) != len(new):
         return "other arguments"
+    leaf = -1
     for i, (a, b) in enumerate(zip(old, new, strict=True)):
+        leaf += i > 1 and _is_leaf(b)
         if a == b:
             continue
         if i == 0:
             return f"grad mode {'on' if b[0] else 'off'}"
-        if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b) == 5:
+        if not _is_leaf(b) or not isinstance(a, tuple) or not isinstance(b, tuple):
+            break
+        name = names[leaf] if 0 <= leaf < len(names) else f"argument {leaf}"
+        if len(a) == len(b) == 5:
             words = ("shape", "dtype", "strides", "requires_grad", "alignment")
             changed = [f"{w} {x} -> {y}" for w, x, y in zip(words, a, b, strict=True) if x != y]
-            return f"another tensor as argument {i - 2}: {', '.join(changed)}"
-        if isinstance(a, tuple) and isinstance(b, tuple) and len(a) > len(b) == 1 and a[0] is b[0]:
-            return f"another value of argument {i - 2} than {a[1]}"
-        if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b) == 2:
+            return f"another tensor as {name}: {', '.join(changed)}"
+        if len(a) == 1 and a[0] is b[0]:
+            continue  # a number that the old one takes with any value
+        if len(a) == len(b) == 2:
             if a[0] is b[0] and a[0] not in PLAIN and isinstance(a[1], int):  # an id
-                return f"another {getattr(a[0], '__name__', a[0])} as argument {i - 2}"
-            return f"another value of argument {i - 2}: {a[1]} -> {b[1]}"
+                return f"another {getattr(a[0], '__name__', a[0])} as {name}"
+            return f"another {name}: {a[1]} -> {b[1]}"
+        break
     return "other arguments"
+
+
+def _is_leaf(part: Any) -> bool:
+    """Whether a part of a key stands for a leaf of the arguments: no container, no keyword."""
+    if not isinstance(part, tuple):
+        return not isinstance(part, str)
+    kind = part[0] if part else None
+    return not isinstance(kind, type) or not (is_sequence(kind) or kind is dict or is_record(kind))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import re
 import warnings
 from typing import Any
 
@@ -356,3 +357,15 @@ def test_long_chains_compile() -> None:
         return x
 
     assert_same(f, (leaf(3),), traces=1)
+
+
+def test_the_warning_of_many_traces_names_variable_values_and_line() -> None:
+    f = tg.compile(lambda x, temperature, pair=(1, 2): x * round(temperature) * pair[0], wait=True)
+    with pytest.warns(tg.RecaptureWarning) as caught:
+        for k in range(10):
+            f(tg.ones(2), 0.5 + k)
+    (told,) = (str(w.message) for w in caught if w.category is tg.RecaptureWarning)
+    assert "captured 9 times; it was called with another temperature: 7.5 -> 8.5" in told
+    assert re.search(r"Python reads temperature at test_calls.py:\d+", told)
+    f(tg.ones(2, 3), 9.5)
+    assert "it was called with another tensor as x: shape (2,) -> (2, 3)" in f.explain(), f.explain()
