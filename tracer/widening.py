@@ -1,9 +1,12 @@
-"""Widening: numbers among the arguments that are others at each call become inputs of the traces.
+"""Widening: what is another in each call becomes an input of the traces, or of their code.
 
-The key of a call has the values of its numbers. Once a number differs from the one at the first
-capture of its kind of call, the next capture replaces it by a `SymbolicNumber`, and the key no
-longer has its value; unless Python read the number as such, for then the trace is for that value.
-A call looks for a trace of its own values first. Start reading at `Widening.varying`.
+The key of a call has the values of its numbers and the sizes of its tensors. Once a number differs
+from the one at the first capture of its kind of call, the next capture replaces it by a
+`SymbolicNumber`, and the key no longer has its value; unless Python read the number as such, for then
+the trace is for that value. A call looks for a trace of its own values first (`Widening`).
+
+Each size keeps a trace of its own. Once a size has varied it is marked in the graph, so that the
+generated code takes it as an argument and the same code serves other sizes (`Sizes`).
 """
 
 from __future__ import annotations
@@ -34,9 +37,7 @@ class Widening:
         self._first: dict[Any, list[Any]] = {}  # by kind: the numbers of the first capture
         self._varying: dict[Any, frozenset[int]] = {}  # by kind, where there are any
         self._kept: dict[Any, frozenset[int]] = {}
-        self._patterns: dict[
-            tuple[int, ...], None
-        ] = {}  # where the numbers that vary stand in keys
+        self._patterns: dict[tuple[int, ...], None] = {}  # where those stand in keys
         self._used: set[Any] = set()  # the reduced keys of captures
         self._stopped = False
 

@@ -368,4 +368,6 @@ def test_the_warning_of_many_traces_names_variable_values_and_line() -> None:
     assert "captured 9 times; it was called with another temperature: 7.5 -> 8.5" in told
     assert re.search(r"Python reads temperature at test_calls.py:\d+", told)
     f(tg.ones(2, 3), 9.5)
-    assert "it was called with another tensor as x: shape (2,) -> (2, 3)" in f.explain(), f.explain()
+    assert "it was called with another tensor as x: shape (2,) -> (2, 3)" in f.explain(), (
+        f.explain()
+    )
