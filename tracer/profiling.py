@@ -58,6 +58,12 @@ class Profiler:
         """Return `run(node, cotangents, create_graph)`, one step of the engine."""
         raise NotImplementedError
 
+    def accumulate(
+        self, run: Callable[..., None], leaf: Tensor, ct: Tensor, create_graph: bool, fresh: bool
+    ) -> None:
+        """Call `run(leaf, ct, create_graph, fresh=fresh)`, which adds to `.grad` of a leaf."""
+        raise NotImplementedError
+
     def block(self, name: str) -> AbstractContextManager[Any]:
         """A block that the operations inside belong to."""
         raise NotImplementedError
@@ -80,9 +86,8 @@ def accumulate_in_block(leaf: Tensor, ct: Tensor, create_graph: bool, *, fresh: 
 
     if state.profiler is None:
         accumulate(leaf, ct, create_graph, fresh=fresh)
-        return
-    with state.profiler.block(ACCUMULATE):
-        accumulate(leaf, ct, create_graph, fresh=fresh)
+    else:
+        state.profiler.accumulate(accumulate, leaf, ct, create_graph, fresh)
 
 
 def labelled(name: str) -> AbstractContextManager[Any]:

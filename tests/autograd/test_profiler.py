@@ -167,6 +167,43 @@ def test_memory_of_temporaries_is_freed_in_the_function_that_made_them() -> None
     assert row.self_cpu_memory_usage < 0
 
 
+def test_memory_of_gradients_stays() -> None:
+    """Of a backward, what `.grad` holds is left; the first gradient may be a copy in its leaf."""
+    for function in (lambda w: w.sum(), lambda w: (w * 2).sum(), lambda w: w.t().mean()):
+        w = tg.ones(8, 8, requires_grad=True)
+        with profile(profile_memory=True) as prof:
+            for _ in range(2):  # the second is added in place
+                function(w).backward()
+        assert sum(e.self_cpu_memory_usage for e in prof.function_events) == 256
+    rows = {row.key: row.self_cpu_memory_usage for row in prof.key_averages()}
+    assert rows["torch::autograd::AccumulateGrad"] == 256
+
+
+def test_memory_of_arguments_is_not_freed_in_the_function() -> None:
+    """Who calls has let go of them: PyTorch counts that outside, too."""
+    x = tg.ones(64)
+    with profile(profile_memory=True) as prof:
+        y = (x * 2).softmax(0)
+        z = y + 1
+    top = [(e.name, e.cpu_memory_usage) for e in prof.function_events if e.cpu_parent is None]
+    assert top == [
+        ("aten::mul", 256),
+        ("aten::softmax", 256),
+        ("[memory]", -256),
+        ("aten::add", 256),
+    ]
+    assert z.shape == (64,)
+
+
+def test_memory_freed_before_a_factory_is_outside_it() -> None:
+    with profile(profile_memory=True) as prof:
+        tg.nonzero(tg.ones(3))
+        kept = tg.zeros(4)
+    rows = {e.name: e for e in prof.function_events}
+    assert rows["aten::zeros"].cpu_memory_usage == 16 and kept.shape == (4,)
+    assert all(e.cpu_parent is None for e in prof.function_events)
+
+
 def test_flops_of_a_product_and_a_convolution() -> None:
     with profile(with_flops=True) as prof:
         tg.ones(4, 5) @ tg.ones(5, 6)

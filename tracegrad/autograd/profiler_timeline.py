@@ -60,6 +60,7 @@ class Timeline(Profiler, history.Listener):
         self.origin_ns = self.epoch_ns = 0
         self._open: list[FunctionEvent] = []
         self._call: tuple[FrameType, FunctionEvent | None] | None = None  # see `_in_call`
+        self._ending: FunctionEvent | None = None  # of a public function whose frame is let go of
         self._alive: dict[int, weakref.ref[np.ndarray]] = {}  # memory allocated meanwhile
         self._running = False
 
@@ -138,11 +139,7 @@ class Timeline(Profiler, history.Listener):
     @contextmanager
     def block(self, name: str) -> Iterator[FunctionEvent]:
         """An event around a `with` block; what runs inside belongs to it."""
-        if name == ACCUMULATE:
-            more: dict[str, Any] = {"scope": BACKWARD}
-        else:
-            more = {"scope": LABEL, "activity_type": "user_annotation"}
-        with self._around(name, **more) as event:
+        with self._around(name, scope=LABEL, activity_type="user_annotation") as event:
             if name.startswith(STEP):
                 event.name, event.shown_name = STEP[:-1] + "*", name
             yield event
@@ -195,20 +192,26 @@ class Timeline(Profiler, history.Listener):
             self._call[1].end_ns = time.perf_counter_ns()
 
     def _end_call(self) -> None:
-        """Let go of the frame; memory that only it kept is freed by the call."""
+        """Let go of the frame; what was allocated in it and only it kept is freed by the call."""
         if self._call is None:
             return
-        event = self._call[1]
+        event = self._ending = self._call[1]
         self._call = None
+        self._ending = None
         if event is not None:
             self._open.remove(event)
 
-    def _freeing(self) -> FunctionEvent | None:
-        """The event that memory is freed in at this moment."""
+    def _freeing(self, born_ns: int) -> FunctionEvent | None:
+        """The event that memory allocated at a given time is freed in at this moment."""
         around = self._open[-1] if self._open else None
-        if around is None or self._call is None or self._call[1] is not around:
+        if around is None:
+            return None
+        if around is self._ending:  # its arguments were let go of by the caller
+            if born_ns >= around.start_ns:
+                return around
+        elif self._call is None or self._call[1] is not around:
             return around
-        if self._call[0].f_back is not None:
+        elif self._call[0].f_back is not None:
             return around  # the function is still running
         return self._open[-2] if len(self._open) > 1 else None
 
@@ -304,6 +307,16 @@ class Timeline(Profiler, history.Listener):
             event.self_cpu_memory_usage += self._allocated(arrays, cotangents)
         return parts
 
+    def accumulate(
+        self, run: Callable[..., None], leaf: Tensor, ct: Tensor, create_graph: bool, fresh: bool
+    ) -> None:  # fmt: skip
+        """What the engine adds to `.grad` of a leaf; the first gradient may be a copy."""
+        first = leaf._grad is None
+        with self._around(ACCUMULATE, (ct,), scope=BACKWARD) as event:
+            run(leaf, ct, create_graph, fresh=fresh)
+        if self.memory and first and leaf._grad is not None:
+            event.self_cpu_memory_usage += self._allocated([leaf._grad._array], (ct,))
+
     def launched(self, what: history.Launchable, start_ns: int, end_ns: int) -> None:
         """A call of a translation unit has returned: of a compiled function or its backward."""
         if threading.get_ident() != self._ident or not self._open:
@@ -334,17 +347,17 @@ class Timeline(Profiler, history.Listener):
             key = id(memory)
             if key in old or key in self._alive:
                 continue
-            freed = functools.partial(self._freed, key, memory.nbytes)
+            freed = functools.partial(self._freed, key, memory.nbytes, time.perf_counter_ns())
             self._alive[key] = weakref.ref(memory, freed)
             total += memory.nbytes
         return total
 
-    def _freed(self, key: int, nbytes: int, reference: Any) -> None:
+    def _freed(self, key: int, nbytes: int, born_ns: int, reference: Any) -> None:
         """Memory allocated under this profile is gone: counted where that happens."""
         self._alive.pop(key, None)
         if not self._running:
             return
-        around = self._freeing() if threading.get_ident() == self._ident else None
+        around = self._freeing(born_ns) if threading.get_ident() == self._ident else None
         if around is not None:
             around.self_cpu_memory_usage -= nbytes
             return
