@@ -52,6 +52,11 @@ def aten_name(op: Primitive) -> str:
     return "aten::" + ATEN_NAMES.get(op.name, op.name)
 
 
+def users_operands(op: Primitive, operands: Sequence[Any]) -> Sequence[Any]:
+    """The operands that a user knows of: not the state of the generator."""
+    return operands[1:] if op.family == "random" else operands
+
+
 def flops(op: Primitive, operands: Sequence[Any], params: Mapping[str, Any], size: int) -> int:
     """Floating-point operations of products, convolutions, additions and multiplications.
 

@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 
 from tracegrad.autograd.profiler_events import BACKWARD, LABEL, FunctionEvent
-from tracegrad.autograd.profiler_names import aten_name, flops, public_call
+from tracegrad.autograd.profiler_names import aten_name, flops, public_call, users_operands
 from tracegrad.ir.errors import ProfilerError
 from tracegrad.ir.primitive import Primitive
 from tracegrad.runtime import history
+from tracegrad.tracer.function_node import FunctionNode
 from tracegrad.tracer.modules import is_user_frame
 from tracegrad.tracer.profiling import ACCUMULATE, Profiler, profilers
 from tracegrad.tracer.state import state, watching
@@ -105,14 +106,18 @@ class Timeline(Profiler, history.Listener):
 
     def _enter(self, name: str, operands: Sequence[Any] = (), **more: Any) -> FunctionEvent:
         event = FunctionEvent(len(self.events), name, 0, self.thread, **more)
-        if self.shapes:
-            event.input_shapes = [list(getattr(x, "shape", ())) for x in operands]
-        if self.stacks:
-            event.stack = user_stack()
+        self._describe(event, operands)
         self.events.append(event)
         self._open.append(event)
         event.start_ns = time.perf_counter_ns()
         return event
+
+    def _describe(self, event: FunctionEvent, operands: Sequence[Any]) -> None:
+        """Add the shapes and lines that were asked for."""
+        if self.shapes:
+            event.input_shapes = [list(getattr(x, "shape", ())) for x in operands]
+        if self.stacks:
+            event.stack = user_stack()
 
     def _leave(self, event: FunctionEvent) -> None:
         """Close `event`; blocks of coroutines may close before those that they began in."""
@@ -158,10 +163,11 @@ class Timeline(Profiler, history.Listener):
         self._in_call(name)
         return self._enter(name, operands)
 
-    def _in_call(self, name: str) -> None:
+    def _in_call(self, name: str, since: int = 0) -> None:
         """See which public function the operation `name` is part of, and list its call.
 
         The frame of the call is kept until the next operation, so that two calls can be told apart.
+        The call began with the operation: now, or at `since`.
         """
         found = public_call(sys._getframe(3))
         if found is None:
@@ -174,7 +180,8 @@ class Timeline(Profiler, history.Listener):
         if label == name:  # it is the operation itself, perhaps followed by others
             self._call = (frame, None)
             return
-        event = FunctionEvent(len(self.events), label, time.perf_counter_ns(), self.thread)
+        began = since or time.perf_counter_ns()
+        event = FunctionEvent(len(self.events), label, began, self.thread)
         event.activity_type = "composite"
         if self.shapes:
             code = frame.f_code
@@ -222,7 +229,7 @@ class Timeline(Profiler, history.Listener):
         params: Mapping[str, Any],
     ) -> Tensor:  # fmt: skip
         """One operation of the dispatcher."""
-        event = self._operation(aten_name(op), operands)
+        event = self._operation(aten_name(op), users_operands(op, operands))
         try:
             out: Tensor = self._alone(event, run, op, operands, params)
         finally:
@@ -235,17 +242,19 @@ class Timeline(Profiler, history.Listener):
             event.flops = flops(op, operands, params, int(out._array.size))
         return out
 
-    def factory(self, name: str, run: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """One call of a factory."""
-        operands = [x for x in args if isinstance(x, Tensor)]
-        event = self._operation(f"aten::{name}", operands)
-        try:
-            out: Tensor = self._alone(event, run, *args, **kwargs)
-        finally:
-            self._end_operation()
+    def made(self, name: str, out: Sequence[Tensor], since: int, given: Sequence[Tensor]) -> None:
+        """One call of a factory, which has ended; operations that it ran are events inside it."""
+        now = time.perf_counter_ns()
+        since = max(since or now, self.origin_ns)
+        name = f"aten::{name}"
+        self._in_call(name, since)
+        event = FunctionEvent(len(self.events), name, since, self.thread, end_ns=now)
+        self._describe(event, given)
+        self.events.append(event)
+        self._end_operation()
         if self.memory:
-            event.self_cpu_memory_usage += self._allocated([out._array], operands)
-        return out
+            arrays = [x._array for x in out]
+            event.self_cpu_memory_usage += self._allocated(arrays, given)
 
     def inplace(
         self, run: Callable[..., Tensor], name: str, target: Tensor, compute: Callable[..., Any],
@@ -306,6 +315,14 @@ class Timeline(Profiler, history.Listener):
             arrays = [part._array for part in parts if part is not None]
             event.self_cpu_memory_usage += self._allocated(arrays, cotangents)
         return parts
+
+    @contextmanager
+    def function(self, name: str, node: FunctionNode, given: Sequence[Any]) -> Iterator[None]:
+        """The forward of a `Function`; the operations of it are events inside."""
+        with self._around(name, given) as event:
+            if node._recorded:
+                event.sequence_nr = node.sequence
+            yield
 
     def accumulate(
         self, run: Callable[..., None], leaf: Tensor, ct: Tensor, create_graph: bool, fresh: bool
