@@ -265,6 +265,17 @@ def test_trace_ids_and_observers() -> None:
     assert prof.get_trace_id() == "mine" and calls == ["start", "stop", "cleanup"]
 
 
+def test_an_observer_that_fails_to_start_leaves_no_profiler_open() -> None:
+    class Failing:
+        def start(self) -> None:
+            raise KeyError
+
+    prof = profile(execution_trace_observer=Failing())
+    with pytest.raises(KeyError):
+        prof.start()
+    assert state.profiler is None and profilers == []
+
+
 def test_stacks_shapes_and_flops_are_passed_on(tmp_path) -> None:
     with profile(with_stack=True, record_shapes=True, with_flops=True, profile_memory=True) as prof:
         X * 2

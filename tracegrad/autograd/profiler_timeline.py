@@ -58,7 +58,7 @@ class Timeline(Profiler, history.Listener):
         self.owner = owner
         self.thread = threading.get_native_id()
         self._ident = threading.get_ident()
-        self.origin_ns = self.epoch_ns = 0
+        self.origin_ns = self.epoch_ns = self._began_ns = 0
         self._open: list[FunctionEvent] = []
         self._call: tuple[FrameType, FunctionEvent | None] | None = None  # see `_in_call`
         self._ending: FunctionEvent | None = None  # of a public function whose frame is let go of
@@ -72,7 +72,8 @@ class Timeline(Profiler, history.Listener):
         history.listen(self)
         self._running = True
         state.profiler = self
-        self.origin_ns, self.epoch_ns = time.perf_counter_ns(), time.time_ns()
+        self.origin_ns = self._began_ns = time.perf_counter_ns()
+        self.epoch_ns = time.time_ns()
 
     def stop(self) -> None:
         """Listen no more, and end whatever is still open.
@@ -245,7 +246,7 @@ class Timeline(Profiler, history.Listener):
     def made(self, name: str, out: Sequence[Tensor], since: int, given: Sequence[Tensor]) -> None:
         """One call of a factory, which has ended; operations that it ran are events inside it."""
         now = time.perf_counter_ns()
-        since = max(since or now, self.origin_ns)
+        since = max(since or now, self._began_ns)
         name = f"aten::{name}"
         self._in_call(name, since)
         event = FunctionEvent(len(self.events), name, since, self.thread, end_ns=now)
