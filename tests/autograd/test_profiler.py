@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import threading
 import time
@@ -66,6 +67,17 @@ def test_labels_nest_as_blocks_and_decorate() -> None:
     assert mul.cpu_parent.cpu_parent.cpu_parent.cpu_parent is outer
     with record_function("no profiler is open"):
         assert (tg.ones(1) + 1).item() == 2
+
+
+def test_labels_nest_deeper_than_python_calls() -> None:
+    x = tg.ones(3)
+    with profile(profile_memory=True) as prof, contextlib.ExitStack() as open_labels:
+        for depth in range(2000):
+            open_labels.enter_context(record_function(f"at {depth}"))
+        y = x * 2
+    outermost = prof.function_events[0]
+    assert outermost.cpu_memory_usage == y.numel() * 4
+    assert "at 1999" in prof.key_averages().table(row_limit=-1)
 
 
 def test_label_closed_by_an_exception_ends_there() -> None:
