@@ -142,6 +142,7 @@ def test_groups_by_shape_and_stack() -> None:
     assert [(r.input_shapes, r.count) for r in by_shape] == [([[3], []], 1), ([[4], []], 2)]
     by_stack = prof.key_averages(group_by_stack_n=1)
     assert [(r.stack[0].rpartition(" ")[2], r.count) for r in by_stack] == [("one", 2), ("two", 1)]
+    assert all(len(r.stack) == 1 for r in by_stack)
     assert len(prof.key_averages()) == 1
 
 
@@ -189,6 +190,9 @@ def test_memory_of_gradients_stays() -> None:
         assert sum(e.self_cpu_memory_usage for e in prof.function_events) == 256
     rows = {row.key: row.self_cpu_memory_usage for row in prof.key_averages()}
     assert rows["torch::autograd::AccumulateGrad"] == 256
+    with profile(profile_memory=True) as prof:
+        w.sum().backward()  # to a gradient from before
+    assert sum(e.self_cpu_memory_usage for e in prof.function_events) == 0
 
 
 def test_memory_of_arguments_is_not_freed_in_the_function() -> None:
@@ -224,6 +228,29 @@ def test_flops_of_a_product_and_a_convolution() -> None:
     found = {r.key: r.flops for r in prof.key_averages()}
     assert found["aten::matmul"] == 2 * 4 * 5 * 6
     assert found["aten::convolution"] == 2 * (2 * 6 * 6) * (3 * 3 * 3)
+
+
+def test_flops_of_writes_and_the_shapes_that_they_bring() -> None:
+    x = tg.ones(3, 4)
+    with profile(with_flops=True) as prof:
+        x.add_(1).mul_(2).sub_(1)
+    rows = [(e.name, e.flops, e.input_shapes) for e in prof.function_events]
+    shapes = [[3, 4], []]
+    assert rows == [
+        ("aten::add_", 12, shapes),
+        ("aten::mul_", 12, shapes),
+        ("aten::sub_", 0, shapes),
+    ]
+
+
+def test_writes_have_the_number_of_the_node_that_they_record() -> None:
+    y = tg.ones(3, requires_grad=True) * 2
+    with profile() as prof:
+        y.mul_(3)
+        with tg.no_grad():
+            y.add_(1)
+    recorded, unrecorded = prof.function_events
+    assert recorded.sequence_nr == y.grad_fn._sequence_nr() and unrecorded.sequence_nr == -1
 
 
 def test_wrong_use_is_refused() -> None:

@@ -10,6 +10,7 @@ import pytest
 import tracegrad as tg
 import tracegrad.nn.functional as F
 from tracegrad.autograd.profiler import profile
+from tracegrad.tracer.state import state
 
 CALLS = {
     "softmax": lambda x: x.softmax(0), "mean": lambda x: x.mean(), "relu": lambda x: x.relu(),
@@ -226,6 +227,14 @@ def test_a_function_is_an_operation_with_its_backward() -> None:
     ]
     assert forward.sequence_nr == backward.sequence_nr >= 0 and unrecorded.sequence_nr == -1
     assert backward.stack == forward.stack != [] and backward.fwd_thread == forward.thread
+
+
+def test_a_factory_that_began_before_the_profile_begins_with_it() -> None:
+    x = tg.zeros(3)
+    with profile() as prof:
+        state.profiler.made("zeros", (x,), 1, ())  # as where another thread's profile was open
+    (zeros,) = prof.function_events
+    assert zeros.start_ns == 0 <= zeros.end_ns
 
 
 def test_a_function_that_fails_ends_its_event() -> None:
