@@ -27,7 +27,11 @@ ACCUMULATE = "torch::autograd::AccumulateGrad"  # PyTorch's name of what adds to
 
 
 class Profiler:
-    """Base class of profilers. Each method runs what it is given, between two looks at a clock."""
+    """Base class of profilers.
+
+    Most methods run what they are given, between two looks at a clock; factories tell `made` when
+    they have ended, and `block` and `function` return what is entered and left.
+    """
 
     def operation(
         self, run: Callable[..., Tensor], op: Primitive, operands: Sequence[Any],

@@ -1,4 +1,4 @@
-"""A profiler: how long each operation, backward node, compiled function and labelled block took.
+"""A profiler: how long operations, backward nodes, compiled functions and labelled blocks took.
 
     with tracegrad.autograd.profiler.profile() as prof:
         loss(x).backward()
