@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from tracegrad.ir.errors import (
 )
 from tracegrad.tracer.device import as_device
 from tracegrad.tracer.layout import layout, memory_format, need_format, strided
+from tracegrad.tracer.profiling import profilers
 from tracegrad.tracer.tape import scalar_type_name
 from tracegrad.tracer.tensor import Tensor
 
@@ -215,12 +217,16 @@ def limits(dtype: DType, floating: bool) -> tuple[int, int]:
 
 
 class Options(NamedTuple):
-    """The keywords of one call; `dtype` and `format` are None where not given."""
+    """The keywords of one call; `dtype` and `format` are None where not given.
+
+    `since` is the time at which they were read, for profilers; 0 where there is none.
+    """
 
     dtype: DType | None
     requires_grad: bool
     out: Tensor | None
     format: memory_format | None
+    since: int = 0
 
     @staticmethod
     def read(function: str, given: Mapping[str, Any], *more: str) -> Options:
@@ -234,11 +240,12 @@ class Options(NamedTuple):
             DeviceError: the device is not the CPU.
             GradientError: `requires_grad` with a dtype that has no gradients.
         """
+        since = time.perf_counter_ns() if profilers else 0
         if not given:
-            return PLAIN
+            return PLAIN._replace(since=since) if since else PLAIN
         dtype = given.get("dtype")
         if len(given) == 1 and type(dtype) is DType and dtype.kind != "c":
-            return Options(dtype, False, None, None)
+            return Options(dtype, False, None, None, since)
         for name in given:
             known = name in _EVERYWHERE or name in more
             if not known or (name == "layout" and function in _FROM_DATA):
@@ -256,7 +263,7 @@ class Options(NamedTuple):
         words = given.get("memory_format")
         if words is not None:
             need_format(function, words)
-        return Options(dtype, needed, out, words)
+        return Options(dtype, needed, out, words, since)
 
 
 PLAIN = Options(None, False, None, None)

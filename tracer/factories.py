@@ -7,7 +7,6 @@ Data become tensors in `tracegrad.tracer.from_data`, ranges are in `tracegrad.tr
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,7 +25,7 @@ from tracegrad.tracer.arguments import (
     wrong_type,
 )
 from tracegrad.tracer.layout import contiguous_format
-from tracegrad.tracer.profiling import profilers
+from tracegrad.tracer.profiling import note_made, profilers
 from tracegrad.tracer.state import state
 from tracegrad.tracer.symbolic import is_symbolic
 from tracegrad.tracer.tensor import Tensor, wrap
@@ -37,24 +36,9 @@ ABSENT: Any = object()
 
 
 def public(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Enter a function into the table of public ones; one that makes memory is seen by profilers."""
-    name = function.__name__
-    if name in _NO_EVENT:
-        FUNCTIONS[name] = function
-        return function
-
-    @functools.wraps(function)
-    def factory(*args: Any, **kwargs: Any) -> Any:
-        if profilers and state.profiler is not None:
-            return state.profiler.factory(_EVENTS.get(name, name), function, *args, **kwargs)
-        return function(*args, **kwargs)
-
-    FUNCTIONS[name] = factory
-    return factory
-
-
-_NO_EVENT = ("as_tensor", "asarray", "from_numpy", "frombuffer", "from_dlpack", "to_dlpack")
-_EVENTS = {"tensor": "lift_fresh"}  # names in PyTorch's profiles, where they are others
+    """Enter a function into the table of public ones."""
+    FUNCTIONS[function.__name__] = function
+    return function
 
 
 def new_leaf(array: np.ndarray, requires_grad: bool) -> Tensor:
@@ -75,14 +59,18 @@ def new_leaf(array: np.ndarray, requires_grad: bool) -> Tensor:
     return out
 
 
-def finish(function: str, array: np.ndarray, options: Options) -> Tensor:
-    """The result of a factory: a new leaf, or what `out` now holds."""
+def finish(function: str, array: np.ndarray, options: Options, *like: Tensor) -> Tensor:
+    """The result of a factory: a new leaf, or what `out` now holds; `like` are its operands."""
     out = options.out
     if out is None:
-        return new_leaf(array, options.requires_grad)
+        made = new_leaf(array, options.requires_grad)
+        if profilers:
+            note_made(function, (made,), options.since, like)
+        return made
     if state.recorder is not None:
         state.recorder.note(f"{function}(out=...)")
     if out._array.shape == array.shape:
+        like = (out,)  # whose memory is not new
         with np.errstate(all="ignore"):
             out._array[...] = array
     else:  # as PyTorch resizes it
@@ -91,6 +79,8 @@ def finish(function: str, array: np.ndarray, options: Options) -> Tensor:
         if hasattr(out, "_address"):
             del out._address
     out._storage.bump(function)
+    if profilers:
+        note_made(function, (out,), options.since, like)
     return out.requires_grad_() if options.requires_grad else out
 
 
@@ -199,8 +189,8 @@ def _constant(name: str, value: int) -> Callable[..., Tensor]:
     return function
 
 
-zeros = public(_constant("zeros", 0))
-ones = public(_constant("ones", 1))
+zeros = FUNCTIONS["zeros"] = _constant("zeros", 0)
+ones = FUNCTIONS["ones"] = _constant("ones", 1)
 
 
 @public
@@ -260,7 +250,7 @@ def _like(name: str, value: int | None) -> Callable[..., Tensor]:
         array, read = like(name, input, options)
         if value is not None:
             array.fill(value)
-        return finish(name, array, read)
+        return finish(name, array, read, input)
 
     function.__name__ = function.__qualname__ = name
     function.__doc__ = f"""`{name[:-5]}` in the shape, dtype and order of dimensions of `input`.
@@ -273,9 +263,9 @@ def _like(name: str, value: int | None) -> Callable[..., Tensor]:
     return function
 
 
-zeros_like = public(_like("zeros_like", 0))
-ones_like = public(_like("ones_like", 1))
-empty_like = public(_like("empty_like", None))
+zeros_like = FUNCTIONS["zeros_like"] = _like("zeros_like", 0)
+ones_like = FUNCTIONS["ones_like"] = _like("ones_like", 1)
+empty_like = FUNCTIONS["empty_like"] = _like("empty_like", None)
 
 
 @public
@@ -293,7 +283,7 @@ def full_like(input: Any = ABSENT, fill_value: Any = ABSENT, **options: Any) -> 
     dtype = input.dtype if read.dtype is None else read.dtype
     check_fits(value, dtype)
     array[...] = one(value, dtype)
-    return finish("full_like", array, read)
+    return finish("full_like", array, read, input)
 
 
 @public
@@ -319,7 +309,7 @@ def _new(name: str, value: int | None) -> Callable[..., Tensor]:
         array = allocate(np.empty, shape, dtype.numpy)
         if value is not None:
             array.fill(value)
-        return finish(name, array, read)
+        return finish(name, array, read, self)
 
     method.__name__ = method.__qualname__ = name
     method.__doc__ = f"`{name[4:]}` in the dtype of this tensor."
@@ -333,7 +323,7 @@ def new_full(self: Tensor, size: Any = ABSENT, fill_value: Any = ABSENT, **optio
     value = number_argument("new_full", "fill_value", 2, fill_value)
     read = Options.read("new_full", options)
     dtype = self.dtype if read.dtype is None else read.dtype
-    return finish("new_full", filled(shape, value, dtype), read)
+    return finish("new_full", filled(shape, value, dtype), read, self)
 
 
 NEW_METHODS: dict[str, Callable[..., Tensor]] = {

@@ -30,6 +30,7 @@ from tracegrad.tracer.arguments import (
 from tracegrad.tracer.device import as_device
 from tracegrad.tracer.factories import ABSENT, new_leaf, public
 from tracegrad.tracer.once import warn_once
+from tracegrad.tracer.profiling import note_made, now, profilers
 from tracegrad.tracer.reading import array_of, checked, full_name
 from tracegrad.tracer.state import state
 from tracegrad.tracer.symbolic import is_symbolic
@@ -74,10 +75,10 @@ def tensor(data: Any = ABSENT, **options: Any) -> Tensor:
     if data is ABSENT:
         raise missing("tensor", "data")
     read = Options.read("tensor", options)
-    return made("torch.tensor", data, read.dtype, read.requires_grad)
+    return made("torch.tensor", data, read.dtype, read.requires_grad, read.since)
 
 
-def made(name: str, data: Any, dtype: DType | None, requires_grad: bool) -> Tensor:
+def made(name: str, data: Any, dtype: DType | None, requires_grad: bool, since: int) -> Tensor:
     """A leaf with a copy of `data`; `name` is what the warning about tensors says was called."""
     if isinstance(data, Tensor):
         warnings.warn(_COPY.format(name), UserWarning, stacklevel=user_stacklevel())
@@ -88,7 +89,15 @@ def made(name: str, data: Any, dtype: DType | None, requires_grad: bool) -> Tens
         number = data.as_tensor(dtype or dtypes.scalar_dtype(data))
         if number is not None:
             return number.clone().requires_grad_() if requires_grad else number.clone()
-    return new_leaf(array_of(data, dtype), requires_grad)
+    return _copied(data, dtype, requires_grad, since)
+
+
+def _copied(data: Any, dtype: DType | None, requires_grad: bool, since: int) -> Tensor:
+    """A leaf with a copy of `data` that are no tensor; PyTorch's profiles call that a lift."""
+    out = new_leaf(array_of(data, dtype), requires_grad)
+    if profilers:
+        note_made("lift_fresh", (out,), since)
+    return out
 
 
 # ---- sharing memory -----------------------------------------------------------------------------
@@ -103,6 +112,7 @@ def as_tensor(data: Any = ABSENT, *, dtype: Any = None, device: Any = None) -> T
     """
     if data is ABSENT:
         raise missing("as_tensor", "data")
+    since = now()
     wanted = dtype_argument("as_tensor", dtype)
     as_device(device)
     if isinstance(data, Tensor):
@@ -110,7 +120,7 @@ def as_tensor(data: Any = ABSENT, *, dtype: Any = None, device: Any = None) -> T
     if isinstance(data, np.ndarray):
         shared = from_numpy(data)
         return shared if wanted is None else shared.to(wanted)
-    return new_leaf(array_of(data, wanted), False)
+    return _copied(data, wanted, False, since)
 
 
 @public
@@ -139,6 +149,7 @@ def asarray(
     """
     if obj is ABSENT:
         raise missing("asarray", "obj")
+    since = now()
     wanted = dtype_argument("asarray", dtype)
     as_device(device)
     if requires_grad is not None:
@@ -147,7 +158,7 @@ def asarray(
     if shared is None:
         if copy is False:
             raise ParameterError("can't alias arbitrary sequence into a tensor.")
-        return new_leaf(array_of(obj, wanted), bool(requires_grad))
+        return _copied(obj, wanted, bool(requires_grad), since)
     out = shared if wanted is None else shared.to(wanted)
     if copy is False and out is not shared:
         have, want = scalar_type_name(shared.dtype), scalar_type_name(out.dtype)

@@ -9,7 +9,6 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any, ClassVar
 
 from tracegrad.ir.errors import GradientError, OperandError
@@ -17,7 +16,7 @@ from tracegrad.ir.location import user_stacklevel
 from tracegrad.tracer import tape
 from tracegrad.tracer.function_node import FunctionNode
 from tracegrad.tracer.function_results import attach_results
-from tracegrad.tracer.profiling import labelled, profilers
+from tracegrad.tracer.profiling import Block, profilers
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tensor import Tensor, wrap
 
@@ -209,19 +208,24 @@ class Function:
         if kwargs or with_setup:
             args = _positional(cls.forward, args, kwargs, with_setup)
         node = cls._node_class(args)
+        event: Block | None = None
         before = state.grad_enabled, state.recorder
         recorder = state.recorder
         if recorder is not None:
             state.recorder = recorder.for_function(node, args)
         state.grad_enabled = False
         try:
-            with labelled(cls.__name__) if profilers else nullcontext():
-                if with_setup:
-                    result = cls.forward(*args)
-                    cls.setup_context(node, args, result)
-                else:
-                    result = cls.forward(node, *args)
+            if profilers and state.profiler is not None:
+                event = state.profiler.function(cls.__name__, node, args)
+                event.__enter__()
+            if with_setup:
+                result = cls.forward(*args)
+                cls.setup_context(node, args, result)
+            else:
+                result = cls.forward(node, *args)
         finally:
+            if event is not None:
+                event.__exit__(None, None, None)
             state.grad_enabled, state.recorder = before
         outputs = result if isinstance(result, tuple) else (result,)
         given = attach_results(node, args, outputs)

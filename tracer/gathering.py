@@ -33,6 +33,7 @@ from tracegrad.tracer.indexing import (
     getitem,
 )
 from tracegrad.tracer.pointwise import named, need_tensor
+from tracegrad.tracer.profiling import note_made, now, profilers
 from tracegrad.tracer.shapes import slice_dim, wrap_dim
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tensor import Tensor, literal
@@ -202,12 +203,17 @@ def nonzero(input: Tensor, *, as_tuple: bool = False) -> Any:
     bool_argument("nonzero", "as_tuple", as_tuple)
     if state.recorder is not None:
         state.recorder.value_read(input, "nonzero")
+    since = now()
     found = np.nonzero(np.atleast_1d(input._array))
     if as_tuple:
-        return tuple(literal(f) for f in found)
-    if input.ndim == 0:
-        return literal(np.zeros((len(found[0]), 0), np.int64))
-    return literal(np.stack(found, axis=1))
+        each = tuple(literal(f) for f in found)
+        if profilers:
+            note_made("nonzero_numpy", each, since, (input,))
+        return each
+    out = literal(np.zeros((len(found[0]), 0), np.int64) if input.ndim == 0 else np.stack(found, 1))
+    if profilers:
+        note_made("nonzero", (out,), since, (input,))
+    return out
 
 
 def masked_select(input: Tensor, mask: Tensor) -> Tensor:

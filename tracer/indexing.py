@@ -25,6 +25,7 @@ from tracegrad.tracer.arguments import check_fits, type_name
 from tracegrad.tracer.composites import viewing
 from tracegrad.tracer.index_items import check_scalar_index, items, truth
 from tracegrad.tracer.pointwise import named
+from tracegrad.tracer.profiling import note_made, now, profilers
 from tracegrad.tracer.shapes import clone, scalar_text, select, slice_dim
 from tracegrad.tracer.state import state
 from tracegrad.tracer.symbolic import is_symbolic
@@ -301,7 +302,10 @@ def _gathered(x: Tensor, arrays: dict[int, Tensor]) -> Tensor:
 def packed(x: Tensor) -> Tensor:
     """A row-major copy."""
     out = clone(x)
+    since = now()
     out._array = np.ascontiguousarray(out._array)  # nobody else has seen the copy yet
+    if profilers:
+        note_made("contiguous", (out,), since, (x,))
     return out
 
 

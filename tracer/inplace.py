@@ -354,6 +354,8 @@ def _twin(target: Tensor) -> Tensor:
 
 def copy(target: Tensor, source: Tensor) -> Tensor:
     """Write `source`, cast and broadcast, to `target`: what `copy_` and assignment do."""
+    if profilers and state.profiler is not None:
+        return listed("copy_", target, source, lambda: copy(target, source))
     check_writable(target, source)
     check_apart(target, (source,))
     if source.dtype is not target.dtype:
@@ -363,8 +365,16 @@ def copy(target: Tensor, source: Tensor) -> Tensor:
 
 def fill(target: Tensor, number: Tensor) -> Tensor:
     """Write a number of the dtype of `target` to all of it: what assignment of a number does."""
+    if profilers and state.profiler is not None:
+        return listed("fill_", target, number, lambda: fill(target, number))
     check_writable(target, number)
     return write("fill_", target, number)
+
+
+def listed(name: str, target: Tensor, value: Tensor, run: Callable[[], Tensor]) -> Tensor:
+    """`run()`, which writes `value` to `target`, as an operation of this thread's profiler."""
+    assert state.profiler is not None, "there is one"
+    return state.profiler.inplace(lambda *given: run(), name, target, run, (value,), {})
 
 
 def write(

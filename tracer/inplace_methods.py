@@ -39,7 +39,9 @@ from tracegrad.tracer import (  # noqa: F401  (they add to the tables of others)
 from tracegrad.tracer.arguments import bool_argument
 from tracegrad.tracer.dispatch import dispatch
 from tracegrad.tracer.pointwise import apply1, apply2, need_tensor
+from tracegrad.tracer.profiling import profilers
 from tracegrad.tracer.random_factories import rand, randint, randn
+from tracegrad.tracer.state import state
 from tracegrad.tracer.tape import scalar_type_name
 from tracegrad.tracer.tensor import Tensor
 
@@ -104,6 +106,8 @@ def fill_(self: Tensor, value: Any) -> Tensor:
 
 
 def _filled(name: str, self: Tensor, source: Tensor, label: str) -> Tensor:
+    if profilers and state.profiler is not None:
+        return inplace.listed(name, self, source, lambda: _filled(name, self, source, label))
     inplace.check_history(self, source)
     inplace.check_mode(self, name)
     if inplace.tracked(source):  # elements at one place would count several times

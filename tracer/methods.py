@@ -125,12 +125,12 @@ def _new_tensor(self: Tensor, data: Any, **options: Any) -> Tensor:
     """`tensor` in the dtype of this tensor."""
     read = Options.read("new_tensor", options)
     dtype = self.dtype if read.dtype is None else read.dtype
-    return from_data.made("tensor.new_tensor", data, dtype, read.requires_grad)
+    return from_data.made("tensor.new_tensor", data, dtype, read.requires_grad, read.since)
 
 
 def _new_legacy(self: Tensor, *given: Any, **options: Any) -> Tensor:
     """A tensor of this dtype from sizes or data; prefer `new_empty` and `new_tensor`."""
-    return factories.new_leaf(typed.legacy(self.dtype, given, options), False)
+    return typed.made(self.dtype, given, options)
 
 
 # ---- attaching ----------------------------------------------------------------------------------

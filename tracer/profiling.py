@@ -7,6 +7,7 @@ a `Profiler`; `tracegrad.autograd.profiler` has the one that users meet. Start r
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -15,15 +16,22 @@ from tracegrad.tracer.state import state
 
 if TYPE_CHECKING:
     from tracegrad.ir.primitive import Primitive
+    from tracegrad.tracer.function_node import FunctionNode
     from tracegrad.tracer.tape import BackwardNode
     from tracegrad.tracer.tensor import Tensor
+
+Block = AbstractContextManager[Any]
 
 profilers: list[Profiler] = []
 ACCUMULATE = "torch::autograd::AccumulateGrad"  # PyTorch's name of what adds to `.grad` of a leaf
 
 
 class Profiler:
-    """Base class of profilers. Each method runs what it is given, between two looks at a clock."""
+    """Base class of profilers.
+
+    Most methods run what they are given, between two looks at a clock; factories tell `made` when
+    they have ended, and `block` and `function` return what is entered and left.
+    """
 
     def operation(
         self, run: Callable[..., Tensor], op: Primitive, operands: Sequence[Any],
@@ -39,8 +47,18 @@ class Profiler:
         """Return `run(name, target, compute, *operands, **params)`."""
         raise NotImplementedError
 
-    def factory(self, name: str, run: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """Return `run(*args, **kwargs)`, a new tensor that the factory `name` makes."""
+    def made(self, name: str, out: Sequence[Tensor], since: int, given: Sequence[Tensor]) -> None:
+        """A factory has made `out`, having begun at `since`; `given` are its operands."""
+        raise NotImplementedError
+
+    def function(self, name: str, node: FunctionNode, given: Sequence[Any]) -> Block:
+        """A block for the forward of a `Function`, whose node is `node`."""
+        raise NotImplementedError
+
+    def accumulate(
+        self, run: Callable[..., None], leaf: Tensor, ct: Tensor, create_graph: bool, fresh: bool
+    ) -> None:
+        """Call `run(leaf, ct, create_graph, fresh=fresh)`, which adds to `.grad` of a leaf."""
         raise NotImplementedError
 
     def launch(self, label: str, run: Callable[[list[Any]], Any], leaves: list[Any]) -> Any:
@@ -58,7 +76,7 @@ class Profiler:
         """Return `run(node, cotangents, create_graph)`, one step of the engine."""
         raise NotImplementedError
 
-    def block(self, name: str) -> AbstractContextManager[Any]:
+    def block(self, name: str) -> Block:
         """A block that the operations inside belong to."""
         raise NotImplementedError
 
@@ -80,12 +98,27 @@ def accumulate_in_block(leaf: Tensor, ct: Tensor, create_graph: bool, *, fresh: 
 
     if state.profiler is None:
         accumulate(leaf, ct, create_graph, fresh=fresh)
-        return
-    with state.profiler.block(ACCUMULATE):
-        accumulate(leaf, ct, create_graph, fresh=fresh)
+    else:
+        state.profiler.accumulate(accumulate, leaf, ct, create_graph, fresh)
 
 
-def labelled(name: str) -> AbstractContextManager[Any]:
+def now() -> int:
+    """When something begins, for `note_made`; 0 where no profiler is open."""
+    return time.perf_counter_ns() if profilers else 0
+
+
+def note_made(name: str, out: Sequence[Tensor], since: int, given: Sequence[Tensor] = ()) -> None:
+    """Tell this thread's profiler, where there is one, that a factory has made `out`.
+
+    Args:
+        since: when it began, as `now` said.
+        given: its operands; memory that `out` shares with them is not new.
+    """
+    if state.profiler is not None:
+        state.profiler.made(name, out, since, given)
+
+
+def labelled(name: str) -> Block:
     """A block of this thread's profiler; one that does nothing where there is none."""
     profiler = state.profiler
     return nullcontext() if profiler is None else profiler.block(name)

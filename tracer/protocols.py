@@ -26,6 +26,7 @@ from tracegrad.tracer import from_data, inplace, joining, printing, reductions, 
 from tracegrad.tracer.arguments import bool_argument
 from tracegrad.tracer.once import warn_once
 from tracegrad.tracer.pointwise import apply2, need_tensor
+from tracegrad.tracer.profiling import note_made, now, profilers
 from tracegrad.tracer.reading import WITH_GRAD
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tensor import Tensor, wrap
@@ -222,9 +223,12 @@ def __deepcopy__(self: Tensor, memo: dict[int, Any]) -> Tensor:
         )
     if id(self) in memo:
         return memo[id(self)]
+    since = now()
     twin, offset, strides = _twin(self, memo)
     made = _rebuild(type(self), twin, offset, self._array.shape, strides, self._requires_grad, None)
     memo[id(self)] = made
+    if profilers:
+        note_made("clone", (made,), since, (self,))
     if self._grad is not None:
         made._grad = __deepcopy__(self._grad, memo)
     if hasattr(self, "__dict__"):

@@ -25,6 +25,7 @@ from tracegrad.tracer.arguments import (
     wrong_type,
 )
 from tracegrad.tracer.factories import ABSENT, chosen, finish, new_leaf
+from tracegrad.tracer.profiling import note_made, now, profilers
 from tracegrad.tracer.random import Generator, draw
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tape import scalar_type_name
@@ -170,9 +171,12 @@ def randperm(n: Any = ABSENT, *, generator: Generator | None = None, **options: 
     keys = draw("random_uniform", generator, shape=(count,), dtype=dtypes.float64)
     if state.recorder is not None:
         state.recorder.value_read(keys, "randperm")
-    order = np.argsort(keys._array, kind="stable").astype(np.int64)
+    since = now()
+    order = new_leaf(np.argsort(keys._array, kind="stable").astype(np.int64), False)
+    if profilers:
+        note_made("randperm", (order,), since, (keys,))
     dtype = dtypes.int64 if read.dtype is None and read.out is None else chosen(read)
-    return _finish("randperm", new_leaf(order, False).to(dtype), read)
+    return _finish("randperm", order.to(dtype), read)
 
 
 @_public

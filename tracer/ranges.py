@@ -23,6 +23,7 @@ from tracegrad.tracer.arguments import (
     number_argument,
 )
 from tracegrad.tracer.factories import ABSENT, FUNCTIONS, chosen, finish, new_leaf, public
+from tracegrad.tracer.profiling import profilers
 from tracegrad.tracer.tensor import Tensor
 
 _MANY = 2**40  # more elements than any memory holds
@@ -46,7 +47,8 @@ def arange(*given: Any, **options: Any) -> Tensor:
         >>> tg.arange(1, 2.5, 0.5)
         tensor([1.0000, 1.5000, 2.0000])
     """
-    if len(given) == 1 and not options and type(given[0]) is int and 0 <= given[0] < _MANY:
+    simple = len(given) == 1 and not options and not profilers
+    if simple and type(given[0]) is int and 0 <= given[0] < _MANY:
         return new_leaf(np.arange(given[0]), False)
     names = ("end",) if len(given) == 1 and "end" not in options else ("start", "end", "step")
     if len(given) > 3:

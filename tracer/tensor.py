@@ -21,6 +21,7 @@ from tracegrad.ir.location import is_internal, user_stacklevel
 from tracegrad.ir.operators import Operators
 from tracegrad.ir.types import TensorType
 from tracegrad.tracer.device import CPU, Size, device
+from tracegrad.tracer.profiling import now, profilers
 from tracegrad.tracer.state import state
 from tracegrad.tracer.storage import Storage, marking, new_storage
 
@@ -127,9 +128,13 @@ class Tensor(Operators):
         if args and isinstance(args[0], Tensor):
             _fill(made, args[0]._array, args[0]._storage)
             return made
-        from tracegrad.tracer.typed import legacy
+        from tracegrad.tracer import typed
 
-        _fill(made, legacy(dtypes.get_default_dtype(), args, kwargs), new_storage())
+        since = now()
+        array = typed.legacy(dtypes.get_default_dtype(), args, kwargs)
+        _fill(made, array, new_storage())
+        if profilers:
+            typed.note_legacy(made, args, kwargs, since)
         return made
 
     if TYPE_CHECKING:  # what tracegrad.tracer.methods attaches

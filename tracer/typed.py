@@ -16,6 +16,7 @@ from tracegrad.ir.errors import OperandError
 from tracegrad.tracer.arguments import size_argument, type_name
 from tracegrad.tracer.device import Size, as_device
 from tracegrad.tracer.factories import allocate, new_leaf
+from tracegrad.tracer.profiling import note_made, now, profilers
 from tracegrad.tracer.reading import array_of
 from tracegrad.tracer.tape import scalar_type_name
 from tracegrad.tracer.tensor import Tensor
@@ -51,6 +52,22 @@ def legacy(dtype: DType, given: tuple[Any, ...], options: dict[str, Any]) -> np.
     return array_of(first, dtype)
 
 
+def made(dtype: DType, given: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
+    """What an old constructor returns: `legacy` as a tensor."""
+    since = now()
+    out = new_leaf(legacy(dtype, given, options), False)
+    if profilers:
+        note_legacy(out, given, options, since)
+    return out
+
+
+def note_legacy(out: Tensor, given: tuple[Any, ...], options: dict[str, Any], since: int) -> None:
+    """Tell a profiler of the call of an old constructor."""
+    first = (*given, options.get("data", 0))[0]
+    if not isinstance(first, Tensor):  # whose memory it shares
+        note_made("empty" if isinstance(first, Size | int) else "lift_fresh", (out,), since)
+
+
 class _Typed(type):
     """The type of the old constructors: a tensor is an instance of the one with its dtype."""
 
@@ -60,7 +77,7 @@ class _Typed(type):
         return isinstance(x, Tensor) and x.dtype is cls.dtype
 
     def __call__(cls, *given: Any, **options: Any) -> Tensor:
-        return new_leaf(legacy(cls.dtype, given, options), False)
+        return made(cls.dtype, given, options)
 
     def __repr__(cls) -> str:
         return f"<class 'torch.{cls.__name__}'>"

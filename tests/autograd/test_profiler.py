@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import threading
 import time
@@ -68,6 +69,17 @@ def test_labels_nest_as_blocks_and_decorate() -> None:
         assert (tg.ones(1) + 1).item() == 2
 
 
+def test_labels_nest_deeper_than_python_calls() -> None:
+    x = tg.ones(3)
+    with profile(profile_memory=True) as prof, contextlib.ExitStack() as open_labels:
+        for depth in range(2000):
+            open_labels.enter_context(record_function(f"at {depth}"))
+        y = x * 2
+    outermost = prof.function_events[0]
+    assert outermost.cpu_memory_usage == y.numel() * 4
+    assert "at 1999" in prof.key_averages().table(row_limit=-1)
+
+
 def test_label_closed_by_an_exception_ends_there() -> None:
     x = tg.ones(2)
     with profile() as prof:
@@ -130,6 +142,7 @@ def test_groups_by_shape_and_stack() -> None:
     assert [(r.input_shapes, r.count) for r in by_shape] == [([[3], []], 1), ([[4], []], 2)]
     by_stack = prof.key_averages(group_by_stack_n=1)
     assert [(r.stack[0].rpartition(" ")[2], r.count) for r in by_stack] == [("one", 2), ("two", 1)]
+    assert all(len(r.stack) == 1 for r in by_stack)
     assert len(prof.key_averages()) == 1
 
 
@@ -167,6 +180,47 @@ def test_memory_of_temporaries_is_freed_in_the_function_that_made_them() -> None
     assert row.self_cpu_memory_usage < 0
 
 
+def test_memory_of_gradients_stays() -> None:
+    """Of a backward, what `.grad` holds is left; the first gradient may be a copy in its leaf."""
+    for function in (lambda w: w.sum(), lambda w: (w * 2).sum(), lambda w: w.t().mean()):
+        w = tg.ones(8, 8, requires_grad=True)
+        with profile(profile_memory=True) as prof:
+            for _ in range(2):  # the second is added in place
+                function(w).backward()
+        assert sum(e.self_cpu_memory_usage for e in prof.function_events) == 256
+    rows = {row.key: row.self_cpu_memory_usage for row in prof.key_averages()}
+    assert rows["torch::autograd::AccumulateGrad"] == 256
+    with profile(profile_memory=True) as prof:
+        w.sum().backward()  # to a gradient from before
+    assert sum(e.self_cpu_memory_usage for e in prof.function_events) == 0
+
+
+def test_memory_of_arguments_is_not_freed_in_the_function() -> None:
+    """Who calls has let go of them: PyTorch counts that outside, too."""
+    x = tg.ones(64)
+    with profile(profile_memory=True) as prof:
+        y = (x * 2).softmax(0)
+        z = y + 1
+    top = [(e.name, e.cpu_memory_usage) for e in prof.function_events if e.cpu_parent is None]
+    assert top == [
+        ("aten::mul", 256),
+        ("aten::softmax", 256),
+        ("[memory]", -256),
+        ("aten::add", 256),
+    ]
+    assert z.shape == (64,)
+
+
+def test_memory_freed_before_a_function_that_begins_with_a_factory_is_outside_it() -> None:
+    x = tg.ones(3)
+    with profile(profile_memory=True) as prof:
+        tg.nonzero(x)
+        kept = tg.where(x)
+    top = [(e.name, e.cpu_memory_usage) for e in prof.function_events if e.cpu_parent is None]
+    assert sorted(top) == [("[memory]", -24), ("aten::nonzero", 24), ("aten::where", 24)]
+    assert kept[0].shape == (3,)
+
+
 def test_flops_of_a_product_and_a_convolution() -> None:
     with profile(with_flops=True) as prof:
         tg.ones(4, 5) @ tg.ones(5, 6)
@@ -174,6 +228,29 @@ def test_flops_of_a_product_and_a_convolution() -> None:
     found = {r.key: r.flops for r in prof.key_averages()}
     assert found["aten::matmul"] == 2 * 4 * 5 * 6
     assert found["aten::convolution"] == 2 * (2 * 6 * 6) * (3 * 3 * 3)
+
+
+def test_flops_of_writes_and_the_shapes_that_they_bring() -> None:
+    x = tg.ones(3, 4)
+    with profile(with_flops=True) as prof:
+        x.add_(1).mul_(2).sub_(1)
+    rows = [(e.name, e.flops, e.input_shapes) for e in prof.function_events]
+    shapes = [[3, 4], []]
+    assert rows == [
+        ("aten::add_", 12, shapes),
+        ("aten::mul_", 12, shapes),
+        ("aten::sub_", 0, shapes),
+    ]
+
+
+def test_writes_have_the_number_of_the_node_that_they_record() -> None:
+    y = tg.ones(3, requires_grad=True) * 2
+    with profile() as prof:
+        y.mul_(3)
+        with tg.no_grad():
+            y.add_(1)
+    recorded, unrecorded = prof.function_events
+    assert recorded.sequence_nr == y.grad_fn._sequence_nr() and unrecorded.sequence_nr == -1
 
 
 def test_wrong_use_is_refused() -> None:

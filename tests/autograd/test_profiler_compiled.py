@@ -340,3 +340,17 @@ def test_shares_lose_nothing() -> None:
     assert parts[0][0] == 10 and parts[-1][1] == 1_000_003
     assert all(a[1] == b[0] for a, b in zip(parts, parts[1:], strict=False))
     assert shared((0, 5), []) == []
+
+
+def test_random_operations_do_not_show_the_state_of_the_generator() -> None:
+    x = tg.ones(3)
+    compiled = tg.compile(lambda x: (x + tg.rand(3)).sum())
+    for _ in range(2):
+        compiled(x)
+        compiled.wait()
+    with profile(record_shapes=True) as prof:
+        compiled(x)
+        tg.rand(3)
+    fused, eager = (e for e in prof.function_events if e.name == "aten::rand")
+    assert fused.is_estimated and not eager.is_estimated
+    assert fused.input_shapes == eager.input_shapes == []

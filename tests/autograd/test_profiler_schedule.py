@@ -232,7 +232,9 @@ def test_trace_handler_writes_files_for_tensorboard(tmp_path) -> None:
     folder = tmp_path / "logs" / "run"
     for use_gzip in (False, True):
         handler = tensorboard_trace_handler(str(folder), "worker", use_gzip=use_gzip)
-        with profile(on_trace_ready=handler, record_shapes=True) as prof:
+        prof = profile(on_trace_ready=handler, record_shapes=True)
+        prof.preset_metadata_json("early", '{"a": 1}')
+        with prof:
             prof.add_metadata("note", 'a "quoted" text')
             prof.add_metadata_json("list", "[1, 2]")
             X.sin()
@@ -242,7 +244,7 @@ def test_trace_handler_writes_files_for_tensorboard(tmp_path) -> None:
     for text in (plain.read_text(), gzip.open(packed, "rt").read()):
         trace = json.loads(text)
         assert (trace["note"], trace["list"]) == ('a "quoted" text', [1, 2])
-        assert trace["record_shapes"] == 1 and trace["trace_id"]
+        assert trace["record_shapes"] == 1 and trace["trace_id"] and trace["early"] == {"a": 1}
         assert "aten::sin" in {e["name"] for e in trace["traceEvents"]}
     (tmp_path / "file").write_text("")
     with pytest.raises(RuntimeError, match="^Can't create directory: .*file/x$"):
@@ -263,6 +265,17 @@ def test_trace_ids_and_observers() -> None:
     with prof:
         X.sin()
     assert prof.get_trace_id() == "mine" and calls == ["start", "stop", "cleanup"]
+
+
+def test_an_observer_that_fails_to_start_leaves_no_profiler_open() -> None:
+    class Failing:
+        def start(self) -> None:
+            raise KeyError
+
+    prof = profile(execution_trace_observer=Failing())
+    with pytest.raises(KeyError):
+        prof.start()
+    assert state.profiler is None and profilers == []
 
 
 def test_stacks_shapes_and_flops_are_passed_on(tmp_path) -> None:

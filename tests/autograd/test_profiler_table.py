@@ -7,6 +7,7 @@ import re
 import pytest
 
 from tracegrad.autograd.profiler_table import format_memory
+from tracegrad.autograd.profiler_tree import merged
 from tracegrad.autograd.profiler_util import (
     EventList,
     FunctionEvent,
@@ -152,6 +153,24 @@ def test_groups_are_refused_where_they_cannot_be_made() -> None:
         made_events().key_averages(group_by_stack_n=-1)
     with pytest.raises(AssertionError, match="^Expected tree to be built before calling key_av"):
         made_events().key_averages().key_averages()
+
+
+def test_a_label_with_the_name_of_an_operation_is_a_row_of_its_own() -> None:
+    label = event(0, "aten::mul", 0, 9_000, scope=7, activity_type="user_annotation")
+    inside = event(1, "aten::mul", 1_000, 3_000, label)
+    rows = EventList([label, inside]).key_averages()
+    assert [(r.key, r.count, r.is_user_annotation) for r in rows] == [
+        ("aten::mul", 1, True), ("aten::mul", 1, False)
+    ]  # fmt: skip
+
+
+def test_an_operation_is_merged_into_the_function_of_its_name() -> None:
+    around = event(0, "aten::max", 0, 9_000, activity_type="composite", self_cpu_memory_usage=-8)
+    more = {"flops": 5, "sequence_nr": 3, "self_cpu_memory_usage": 24}
+    same, other = event(1, "aten::max", 1, 2, around, **more), event(2, "aten::to", 4, 5, around)
+    assert merged([around, same, other]) == [around, other] and around.cpu_children == [other]
+    assert (around.flops, around.sequence_nr, around.self_cpu_memory_usage) == (5, 3, 16)
+    assert around.activity_type == "cpu_op"
 
 
 def test_averages_have_pytorchs_attributes() -> None:

@@ -14,6 +14,7 @@ import pytest
 import tracegrad as tg
 from tracegrad.autograd.profiler import profile, record_function
 from tracegrad.autograd.profiler_util import EventList, FunctionEvent
+from tracegrad.profiler import schedule
 
 
 def check(events: list[dict]) -> None:
@@ -92,6 +93,23 @@ def test_arrows_lead_from_an_operation_to_its_backward_node(tmp_path) -> None:
         (start["aten::mul"], start["MulBackward0"]), (start["aten::exp"], start["ExpBackward0"]),
         (start["aten::sum"], start["SumBackward0"]),
     }  # fmt: skip
+
+
+def test_events_of_several_cycles_are_one_timeline(tmp_path) -> None:
+    """Each event after those of earlier cycles, with an id of its own, in files too."""
+    w = tg.ones(3, requires_grad=True)
+    when = schedule(wait=0, warmup=1, active=1, repeat=3)
+    with tg.profiler.profile(schedule=when, acc_events=True) as prof:
+        for _ in range(6):
+            (w * 2).sum().backward()
+            prof.step()
+    events = prof.events()
+    starts = [e.time_range.start for e in events]
+    assert starts == sorted(starts) and [e.id for e in events] == list(range(len(events)))
+    first, second, third = (e.time_range for e in events if e.name == "ProfilerStep*")
+    assert first.end <= second.start and second.end <= third.start
+    arrows = [e for e in written(prof, tmp_path / "trace.json") if e["ph"] == "s"]
+    assert len(arrows) == 6  # from mul and sum to their nodes, each time
 
 
 def test_overlapping_blocks_are_asynchronous_events(tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""A profiler: how long each operation, backward node, compiled function and labelled block took.
+"""A profiler: how long operations, backward nodes, compiled functions and labelled blocks took.
 
     with tracegrad.autograd.profiler.profile() as prof:
         loss(x).backward()
@@ -143,7 +143,8 @@ class profile:
             running.stop()  # it was started, and then forgotten
         elif running is not None:
             raise ProfilerError("Profiler is already enabled on this thread")
-        if self._ended and self.acc_events:
+        earlier = self._timeline if self._ended and self.acc_events else None
+        if earlier is not None:
             self._earlier = list(self._finished())
         make_id = self.custom_trace_id_callback
         self.trace_id = f"{uuid.uuid4().int:032X}" if make_id is None else make_id()
@@ -153,6 +154,8 @@ class profile:
             weakref.ref(self),
         )  # fmt: skip
         self._timeline.start()
+        if earlier is not None:  # times go on counting from the first start
+            self._timeline.origin_ns, self._timeline.epoch_ns = earlier.origin_ns, earlier.epoch_ns
 
     def _stop(self) -> None:
         note_use()
@@ -175,10 +178,12 @@ class profile:
                 "Profiler didn't finish running: ask for results after its `with` block"
             )
         if self._events is None:
+            events = [*self._earlier, *finished(self._timeline)]
+            for number, event in enumerate(events):
+                event.id = number
             self._events = EventList(
-                [*finished(self._timeline), *self._earlier], profile_memory=self.profile_memory,
-                with_flops=self.with_flops,
-            )  # fmt: skip
+                events, profile_memory=self.profile_memory, with_flops=self.with_flops
+            )
             self._earlier = []
         return self._events
 

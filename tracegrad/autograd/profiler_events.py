@@ -221,7 +221,12 @@ class FunctionEvent(FormattedTimesMixin):
     @property
     def cpu_memory_usage(self) -> int:
         """Bytes allocated less bytes freed, the events inside included."""
-        return self.self_cpu_memory_usage + sum(c.cpu_memory_usage for c in self.cpu_children)
+        total, todo = 0, [self]  # labels of recursive functions may nest deeper than Python calls
+        while todo:
+            event = todo.pop()
+            total += event.self_cpu_memory_usage
+            todo += event.cpu_children
+        return total
 
     cuda_time_total = _old_name(
         "device_time_total",

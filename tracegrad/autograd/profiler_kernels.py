@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from tracegrad.autograd.profiler_events import BACKWARD, LABEL, FunctionEvent
-from tracegrad.autograd.profiler_names import aten_name, flops
+from tracegrad.autograd.profiler_names import aten_name, flops, users_operands
 from tracegrad.codegen.costs import FusedOperation, KernelCost, kernel_costs
 from tracegrad.codegen.plan import Target
 from tracegrad.ir.errors import CompilerNotFound
@@ -115,7 +115,7 @@ def _operation(
     event = _event(aten_name(node.primitive), start, end, parent)
     event.is_estimated = True
     if timeline.shapes:
-        event.input_shapes = [list(v.shape) for v in node.inputs]
+        event.input_shapes = [list(v.shape) for v in users_operands(node.primitive, node.inputs)]
     if timeline.flops:
         event.flops = flops(node.primitive, node.inputs, node.params, node.out.type.size)
     if timeline.stacks:

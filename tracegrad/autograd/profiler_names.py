@@ -14,7 +14,19 @@ from types import CodeType, FrameType, FunctionType
 from typing import Any
 
 from tracegrad.ir.primitive import Primitive
-from tracegrad.tracer import gathering, joining, linalg, pointwise, reductions, shapes
+from tracegrad.tracer import (
+    gathering,
+    inplace_methods,
+    inplace_moves,
+    joining,
+    linalg,
+    pointwise,
+    queries,
+    reductions,
+    regions,
+    shapes,
+    updates,
+)
 from tracegrad.tracer import random_factories as random
 from tracegrad.tracer.modules import is_user_frame
 
@@ -34,7 +46,10 @@ FUNCTION_NAMES = {
 }  # fmt: skip
 """Where PyTorch's profiler has another name for a function than its users."""
 
-TABLES = (pointwise, reductions, shapes, joining, linalg, gathering, random)
+TABLES = (pointwise, reductions, shapes, joining, linalg, gathering, random, updates, regions,
+          queries)  # fmt: skip
+FILLS = (*random.FILLS, "geometric_", "cauchy_", "log_normal_")
+"""In-place functions that are composed of several; the others are one operation."""
 NEURAL = "tracegrad.nn.functional"
 
 _functions: dict[CodeType, list[FunctionType]] = {}  # those made by one factory share their code
@@ -50,6 +65,11 @@ def aten_name(op: Primitive) -> str:
         'aten::sum'
     """
     return "aten::" + ATEN_NAMES.get(op.name, op.name)
+
+
+def users_operands(op: Primitive, operands: Sequence[Any]) -> Sequence[Any]:
+    """The operands that a user knows of: not the state of the generator."""
+    return operands[1:] if op.family == "random" else operands
 
 
 def flops(op: Primitive, operands: Sequence[Any], params: Mapping[str, Any], size: int) -> int:
@@ -118,6 +138,8 @@ def _public() -> dict[CodeType, list[FunctionType]]:
 def _public_functions() -> Iterator[Any]:
     for module in TABLES:
         yield from module.FUNCTIONS.values()
+    yield from inplace_moves.METHODS.values()
+    yield from (inplace_methods.INPLACE_FUNCTIONS[name] for name in FILLS)
     neural = sys.modules.get(NEURAL)
     for name in getattr(neural, "__all__", ()):
         yield getattr(neural, name)

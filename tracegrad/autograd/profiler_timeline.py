@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 
 from tracegrad.autograd.profiler_events import BACKWARD, LABEL, FunctionEvent
-from tracegrad.autograd.profiler_names import aten_name, flops, public_call
+from tracegrad.autograd.profiler_names import aten_name, flops, public_call, users_operands
 from tracegrad.ir.errors import ProfilerError
 from tracegrad.ir.primitive import Primitive
 from tracegrad.runtime import history
+from tracegrad.tracer.function_node import FunctionNode
 from tracegrad.tracer.modules import is_user_frame
 from tracegrad.tracer.profiling import ACCUMULATE, Profiler, profilers
 from tracegrad.tracer.state import state, watching
@@ -57,9 +58,10 @@ class Timeline(Profiler, history.Listener):
         self.owner = owner
         self.thread = threading.get_native_id()
         self._ident = threading.get_ident()
-        self.origin_ns = self.epoch_ns = 0
+        self.origin_ns = self.epoch_ns = self._began_ns = 0
         self._open: list[FunctionEvent] = []
         self._call: tuple[FrameType, FunctionEvent | None] | None = None  # see `_in_call`
+        self._ending: FunctionEvent | None = None  # of a public function whose frame is let go of
         self._alive: dict[int, weakref.ref[np.ndarray]] = {}  # memory allocated meanwhile
         self._running = False
 
@@ -70,7 +72,8 @@ class Timeline(Profiler, history.Listener):
         history.listen(self)
         self._running = True
         state.profiler = self
-        self.origin_ns, self.epoch_ns = time.perf_counter_ns(), time.time_ns()
+        self.origin_ns = self._began_ns = time.perf_counter_ns()
+        self.epoch_ns = time.time_ns()
 
     def stop(self) -> None:
         """Listen no more, and end whatever is still open.
@@ -104,14 +107,18 @@ class Timeline(Profiler, history.Listener):
 
     def _enter(self, name: str, operands: Sequence[Any] = (), **more: Any) -> FunctionEvent:
         event = FunctionEvent(len(self.events), name, 0, self.thread, **more)
-        if self.shapes:
-            event.input_shapes = [list(getattr(x, "shape", ())) for x in operands]
-        if self.stacks:
-            event.stack = user_stack()
+        self._describe(event, operands)
         self.events.append(event)
         self._open.append(event)
         event.start_ns = time.perf_counter_ns()
         return event
+
+    def _describe(self, event: FunctionEvent, operands: Sequence[Any]) -> None:
+        """Add the shapes and lines that were asked for."""
+        if self.shapes:
+            event.input_shapes = [list(getattr(x, "shape", ())) for x in operands]
+        if self.stacks:
+            event.stack = user_stack()
 
     def _leave(self, event: FunctionEvent) -> None:
         """Close `event`; blocks of coroutines may close before those that they began in."""
@@ -138,11 +145,7 @@ class Timeline(Profiler, history.Listener):
     @contextmanager
     def block(self, name: str) -> Iterator[FunctionEvent]:
         """An event around a `with` block; what runs inside belongs to it."""
-        if name == ACCUMULATE:
-            more: dict[str, Any] = {"scope": BACKWARD}
-        else:
-            more = {"scope": LABEL, "activity_type": "user_annotation"}
-        with self._around(name, **more) as event:
+        with self._around(name, scope=LABEL, activity_type="user_annotation") as event:
             if name.startswith(STEP):
                 event.name, event.shown_name = STEP[:-1] + "*", name
             yield event
@@ -161,10 +164,11 @@ class Timeline(Profiler, history.Listener):
         self._in_call(name)
         return self._enter(name, operands)
 
-    def _in_call(self, name: str) -> None:
+    def _in_call(self, name: str, since: int = 0) -> None:
         """See which public function the operation `name` is part of, and list its call.
 
         The frame of the call is kept until the next operation, so that two calls can be told apart.
+        The call began with the operation: now, or at `since`.
         """
         found = public_call(sys._getframe(3))
         if found is None:
@@ -177,7 +181,8 @@ class Timeline(Profiler, history.Listener):
         if label == name:  # it is the operation itself, perhaps followed by others
             self._call = (frame, None)
             return
-        event = FunctionEvent(len(self.events), label, time.perf_counter_ns(), self.thread)
+        began = since or time.perf_counter_ns()
+        event = FunctionEvent(len(self.events), label, began, self.thread)
         event.activity_type = "composite"
         if self.shapes:
             code = frame.f_code
@@ -195,20 +200,26 @@ class Timeline(Profiler, history.Listener):
             self._call[1].end_ns = time.perf_counter_ns()
 
     def _end_call(self) -> None:
-        """Let go of the frame; memory that only it kept is freed by the call."""
+        """Let go of the frame; what was allocated in it and only it kept is freed by the call."""
         if self._call is None:
             return
-        event = self._call[1]
+        event = self._ending = self._call[1]
         self._call = None
+        self._ending = None
         if event is not None:
             self._open.remove(event)
 
-    def _freeing(self) -> FunctionEvent | None:
-        """The event that memory is freed in at this moment."""
+    def _freeing(self, born_ns: int) -> FunctionEvent | None:
+        """The event that memory allocated at a given time is freed in at this moment."""
         around = self._open[-1] if self._open else None
-        if around is None or self._call is None or self._call[1] is not around:
+        if around is None:
+            return None
+        if around is self._ending:  # its arguments were let go of by the caller
+            if born_ns >= around.start_ns:
+                return around
+        elif self._call is None or self._call[1] is not around:
             return around
-        if self._call[0].f_back is not None:
+        elif self._call[0].f_back is not None:
             return around  # the function is still running
         return self._open[-2] if len(self._open) > 1 else None
 
@@ -219,7 +230,7 @@ class Timeline(Profiler, history.Listener):
         params: Mapping[str, Any],
     ) -> Tensor:  # fmt: skip
         """One operation of the dispatcher."""
-        event = self._operation(aten_name(op), operands)
+        event = self._operation(aten_name(op), users_operands(op, operands))
         try:
             out: Tensor = self._alone(event, run, op, operands, params)
         finally:
@@ -232,17 +243,19 @@ class Timeline(Profiler, history.Listener):
             event.flops = flops(op, operands, params, int(out._array.size))
         return out
 
-    def factory(self, name: str, run: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """One call of a factory."""
-        operands = [x for x in args if isinstance(x, Tensor)]
-        event = self._operation(f"aten::{name}", operands)
-        try:
-            out: Tensor = self._alone(event, run, *args, **kwargs)
-        finally:
-            self._end_operation()
+    def made(self, name: str, out: Sequence[Tensor], since: int, given: Sequence[Tensor]) -> None:
+        """One call of a factory, which has ended; operations that it ran are events inside it."""
+        now = time.perf_counter_ns()
+        since = max(since or now, self._began_ns)
+        name = f"aten::{name}"
+        self._in_call(name, since)
+        event = FunctionEvent(len(self.events), name, since, self.thread, end_ns=now)
+        self._describe(event, given)
+        self.events.append(event)
+        self._end_operation()
         if self.memory:
-            event.self_cpu_memory_usage += self._allocated([out._array], operands)
-        return out
+            arrays = [x._array for x in out]
+            event.self_cpu_memory_usage += self._allocated(arrays, given)
 
     def inplace(
         self, run: Callable[..., Tensor], name: str, target: Tensor, compute: Callable[..., Any],
@@ -304,6 +317,24 @@ class Timeline(Profiler, history.Listener):
             event.self_cpu_memory_usage += self._allocated(arrays, cotangents)
         return parts
 
+    @contextmanager
+    def function(self, name: str, node: FunctionNode, given: Sequence[Any]) -> Iterator[None]:
+        """The forward of a `Function`; the operations of it are events inside."""
+        with self._around(name, given) as event:
+            if node._recorded:
+                event.sequence_nr = node.sequence
+            yield
+
+    def accumulate(
+        self, run: Callable[..., None], leaf: Tensor, ct: Tensor, create_graph: bool, fresh: bool
+    ) -> None:  # fmt: skip
+        """What the engine adds to `.grad` of a leaf; the first gradient may be a copy."""
+        first = leaf._grad is None
+        with self._around(ACCUMULATE, (ct,), scope=BACKWARD) as event:
+            run(leaf, ct, create_graph, fresh=fresh)
+        if self.memory and first and leaf._grad is not None:
+            event.self_cpu_memory_usage += self._allocated([leaf._grad._array], (ct,))
+
     def launched(self, what: history.Launchable, start_ns: int, end_ns: int) -> None:
         """A call of a translation unit has returned: of a compiled function or its backward."""
         if threading.get_ident() != self._ident or not self._open:
@@ -334,17 +365,17 @@ class Timeline(Profiler, history.Listener):
             key = id(memory)
             if key in old or key in self._alive:
                 continue
-            freed = functools.partial(self._freed, key, memory.nbytes)
+            freed = functools.partial(self._freed, key, memory.nbytes, time.perf_counter_ns())
             self._alive[key] = weakref.ref(memory, freed)
             total += memory.nbytes
         return total
 
-    def _freed(self, key: int, nbytes: int, reference: Any) -> None:
+    def _freed(self, key: int, nbytes: int, born_ns: int, reference: Any) -> None:
         """Memory allocated under this profile is gone: counted where that happens."""
         self._alive.pop(key, None)
         if not self._running:
             return
-        around = self._freeing() if threading.get_ident() == self._ident else None
+        around = self._freeing(born_ns) if threading.get_ident() == self._ident else None
         if around is not None:
             around.self_cpu_memory_usage -= nbytes
             return

@@ -46,6 +46,8 @@ def nest(events: Sequence[FunctionEvent]) -> None:
     """
     around: list[FunctionEvent] = []
     for event in events:
+        if event.activity_type == "memory":
+            continue  # freed outside all others, seen when the next one was
         while around:
             parent = around[-1]
             if event.start_ns < parent.end_ns and event.end_ns <= parent.end_ns:

@@ -269,9 +269,9 @@ class profile:
         Raises:
             AssertionError: `prepare_trace` was not called.
         """
-        self._prepared("starting trace")._start()
         if self.execution_trace_observer is not None:
             self.execution_trace_observer.start()
+        self._prepared("starting trace")._start()
         for name in ("profile_memory", "with_stack", "record_shapes", "with_modules",
                      "with_flops"):  # fmt: skip
             if getattr(self, name):
