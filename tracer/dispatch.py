@@ -236,8 +236,9 @@ def dispatch2(op: Primitive, x: Any, y: Any, params: Mapping[str, Any] = _NO_PAR
             refresh(x, view)
         if x._requires_grad:
             tracked = 1
+        shape_a, dtype = a.shape, a.dtype
     else:
-        a = x
+        a, shape_a, dtype = x, (), y._array.dtype  # a NumPy scalar is slow to ask
     if isinstance(y, Tensor):
         b = y._array
         view = y._view
@@ -245,13 +246,14 @@ def dispatch2(op: Primitive, x: Any, y: Any, params: Mapping[str, Any] = _NO_PAR
             refresh(y, view)
         if y._requires_grad:
             tracked |= 2
+        shape_b = b.shape
     else:
-        b = y
-    plan = _PLANS.get((op, a.shape, a.dtype, b.shape, b.dtype))
+        b, shape_b = y, ()
+    plan = _PLANS.get((op, shape_a, dtype, shape_b, dtype))
     if plan is None or profilers:
         out = dispatch(op, (x, y), params)
         if params:
-            _PLANS[op, a.shape, a.dtype, b.shape, b.dtype] = planned(op, (a, b), params)
+            _PLANS[op, shape_a, dtype, shape_b, dtype] = planned(op, (a, b), params)
         return out
     token = QUIET.set(IGNORE)
     try:
