@@ -22,7 +22,7 @@ PLANNERS: dict[str, Callable[..., ConvolutionPlan | WindowPlan]] = {
 }
 
 
-def _of_plain(type: TensorType) -> TensorType:
+def _with_plain_planes(type: TensorType) -> TensorType:
     """A type of which only the first size, the number of images, can be one that varies."""
     return replace(type, shape=(*type.shape[:1], *map(int, type.shape[1:])))
 
@@ -39,8 +39,8 @@ def plan_opaque(
     if node.location is not None:
         where = f"{node.location}: {node.location.text}".rstrip(": ")
     plan = PLANNERS[node.primitive.family](
-        node.primitive.name, [_of_plain(v.type) for v in node.inputs], _of_plain(node.out.type),
-        node.params, name=name, comment=where, threads=target.openmp,
+        node.primitive.name, [_with_plain_planes(v.type) for v in node.inputs],
+        _with_plain_planes(node.out.type), node.params, name=name, comment=where, threads=target.openmp,
     )  # fmt: skip
     last = scratch if plan.scratch_bytes else "0"
     arguments = (*(b.name for b in operands), out.name, last)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import operator
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -26,7 +25,7 @@ from tracegrad.ir.errors import (
 )
 from tracegrad.tracer.device import as_device
 from tracegrad.tracer.layout import layout, memory_format, need_format, strided
-from tracegrad.tracer.profiling import profilers
+from tracegrad.tracer.profiling import now
 from tracegrad.tracer.tape import scalar_type_name
 from tracegrad.tracer.tensor import Tensor
 
@@ -240,7 +239,7 @@ class Options(NamedTuple):
             DeviceError: the device is not the CPU.
             GradientError: `requires_grad` with a dtype that has no gradients.
         """
-        since = time.perf_counter_ns() if profilers else 0
+        since = now()
         if not given:
             return PLAIN._replace(since=since) if since else PLAIN
         dtype = given.get("dtype")

@@ -171,7 +171,8 @@ class Capturing(Inspection):
         for position, leaf in enumerate(leaves):
             if isinstance(leaf, Tensor) and not recorder.knows(leaf):
                 recorder.argument(leaf, position, names[position])
-        run = self._watched(recorder, arguments, varying, leaves)
+        replaced = frozenset() if self._widening.refused(full) else varying
+        run = self._watched(recorder, arguments, replaced, leaves)
         if run is None:
             self._misses -= 1
             self._widening.keep(full, varying)
@@ -197,8 +198,11 @@ class Capturing(Inspection):
         covered = (*observation.tensors, *recorder.states.tensors)
         reasons = (*capture.reasons, *unsettled, *self._uncovered(capture, covered))
         if reasons:
+            self._widening.refuse(full)
             self._stay_eager(key, reasons)
             return result
+        if replaced != varying:
+            key = full  # with the plain numbers
         same = [
             (p, x) for p, x in enumerate(leaves)
             if isinstance(x, Tensor) and any(x is t for t in observation.tensors)

@@ -193,7 +193,7 @@ class SymbolicNumber:
         return np.array(self.plain(), dtype)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        return getattr(ufunc, method)(*map(_plain, inputs), **kwargs)
+        return getattr(ufunc, method)(*map(_plain, inputs), **plain_numbers(kwargs))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return type(self._value), (self.plain(),)
@@ -262,10 +262,10 @@ def is_symbolic(x: Any) -> bool:
 
 
 def plain_numbers(params: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Parameters of an operation with the values of symbolic numbers among them, which are pinned."""
-    if not any(map(is_symbolic, params.values())):
-        return params
-    return {name: _plain(x) for name, x in params.items()}
+    """Parameters of an operation with the values of symbolic numbers in them, which are pinned."""
+    return {
+        name: tuple(map(_plain, x)) if type(x) is tuple else _plain(x) for name, x in params.items()
+    }
 
 
 def _plain(x: Any) -> Any:

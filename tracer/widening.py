@@ -39,6 +39,7 @@ class Widening:
         self._kept: dict[Any, frozenset[int]] = {}
         self._patterns: dict[tuple[int, ...], None] = {}  # where those stand in keys
         self._used: set[Any] = set()  # the reduced keys of captures
+        self._refused: set[Any] = set()
         self._stopped = False
 
     def __bool__(self) -> bool:
@@ -73,6 +74,16 @@ class Widening:
             self._patterns[tuple(places[k] for k in sorted(found))] = None
             self._used.add(without_numbers(key, found))
         return found
+
+    def refuse(self, key: Any) -> None:
+        """A run of this kind could not be replayed: further ones are given plain numbers, which the
+        effects that they have may leave somewhere.
+        """
+        self._refused.add(without_values(key))
+
+    def refused(self, key: Any) -> bool:
+        """Whether a run of this kind could not be replayed."""
+        return without_values(key) in self._refused
 
     def keep(self, key: Any, numbers: frozenset[int]) -> None:
         """Do not replace these numbers again in calls of this kind: it did not go well."""

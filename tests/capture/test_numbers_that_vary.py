@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 import tracegrad as tg
 from tracegrad.tracer.bytecode_tells import tells_stand_ins
+from tracegrad.tracer.symbolic import is_symbolic
 
 F = tg.nn.functional
 RATES = (0.1, 0.2, 0.3, 0.7, 0.05, 0.1, 1.5, 0.33)
@@ -384,4 +385,23 @@ def test_parameters_of_operations_hold_plain_numbers() -> None:
     def f(x: tg.Tensor, k: int) -> Any:
         return x.roll(k), x.reshape(2, 3).tril(k), x.reshape(2, 3).sum(k % 2), F.pad(x, (k, 1))
 
-    replayed(f, (0, 1, 0, 1, 2))
+    compiled = replayed(f, (0, 1, 0, 1, 2))
+    params = [n.params for t in compiled._order for n in t.capture.graph.nodes]
+    listed = [x for p in params for v in p.values() for x in (v if type(v) is tuple else (v,))]
+    assert listed and not any(map(is_symbolic, listed))
+
+
+def test_effects_leave_plain_numbers_behind() -> None:
+    optimizer = tg.optim.SGD([tg.ones(2, requires_grad=True)], lr=0.5)
+
+    def f(x: tg.Tensor, rate: float) -> tg.Tensor:
+        optimizer.param_groups[0]["lr"] = rate
+        return x * rate
+
+    compiled = tg.compile(f)
+    with pytest.warns(tg.EagerWarning):
+        for rate in (0.1, 0.2, 0.3):
+            same(compiled(vector(), rate), vector() * rate)
+            assert type(optimizer.param_groups[0]["lr"]) is float
+            assert optimizer.param_groups[0]["lr"] == rate
+    assert compiled.cache_info().misses == 2
