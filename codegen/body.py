@@ -29,14 +29,17 @@ class Body:
         affine: rewrites an index into the final loop variables.
         depths: level of each loop variable, from 1.
         extents: size of each loop variable.
+        row: level of the loop over rows, where what earlier stages computed of a row is known.
+        named: how many variables of the same kernel have names already.
     """
 
     def __init__(
         self, lowering: Lowering, affine: Callable[[Affine], Affine],
-        depths: Mapping[str, int], extents: Mapping[str, int],
+        depths: Mapping[str, int], extents: Mapping[str, int], row: int = 0, named: int = 0,
     ) -> None:  # fmt: skip
         self.lowering, self.affine = lowering, affine
         self.depths, self.extents = depths, extents
+        self.row, self.first = row, named
         levels = max(depths.values(), default=0) + 1
         self.statements: list[list[Item]] = [[] for _ in range(levels)]
         self.afterwards: list[list[Item]] = [[] for _ in range(levels)]
@@ -54,6 +57,8 @@ class Body:
             levels = [self.depth(t) for t in term.operands.values()]
             levels += [self._affine_depth(term.affine)]
             levels += [self._affine_depth(g.index) for g in term.guards]
+            if term.in_row:
+                levels.append(self.row)
             found = self.depth_memo[id(term)] = max(levels)
         return found
 
@@ -73,13 +78,15 @@ class Body:
         if name is not None:
             return Expr(name)
         own = self.depth(term)
-        trivial = term.kind == "number" or (term.kind == "index" and not term.symbol)
+        trivial = (
+            term.kind == "number" or term.is_variable or (term.kind == "index" and not term.symbol)
+        )
         shared = term.uses > 1 or bool(term.symbol) or own < at
         expr = self._expression(term, own if shared and not trivial else at)
         if trivial or not (shared or len(expr.text) > LONG):
             return expr
         level = own if shared else at
-        name = term.symbol or f"t{len(self.named)}"
+        name = term.symbol or f"t{self.first + len(self.named)}"
         self.named[id(term)] = name
         if term.hint.isidentifier() and term.hint not in self.shown.values():
             self.shown[name] = term.hint
@@ -115,6 +122,8 @@ class Body:
         return fill(term.template, slots)
 
     def _load(self, term: Term, at: int) -> Expr:
+        if term.is_variable:
+            return Expr(term.template)
         text = f"{term.template}[{self.index(term.affine, at)}]"
         if term.dtype.c_compute != term.dtype.c_type:
             text = f"tg_load_{term.dtype.name}({text})"
@@ -148,9 +157,13 @@ class Body:
         """Add `buffer[at] = term`."""
         value = self.emit(term, depth)
         text = value.text
+        where = _where(term.location, term.op) if not text.isidentifier() else ""
+        if buffer.scalar:
+            declaration = f"const {variable_type(term)} {buffer.name} = {text};"
+            self.statements[depth].append(Line(declaration, where))
+            return
         if buffer.dtype.c_compute != buffer.dtype.c_type:
             text = f"tg_store_{buffer.dtype.name}({text})"
-        where = _where(term.location, term.op) if not text.isidentifier() else ""
         self.statements[depth].append(
             Line(f"{buffer.name}[{self.index(at, depth)}] = {text};", where)
         )
@@ -173,13 +186,16 @@ class Body:
         """The Python line of a node."""
         return _where(node.location, node.primitive.name)
 
-    def nest(self, headers: Sequence[Loop]) -> list[Item]:
-        """All statements inside their loops; `headers[d]` is the loop around level d + 1."""
+    def nest(self, headers: Sequence[Loop], outermost: int = 0) -> list[Item]:
+        """The statements from level `outermost` on, inside their loops.
+
+        `headers[d]` is the loop around level d + 1.
+        """
         depth = len(headers)
         items: list[Item] = [*self.statements[depth], *self.afterwards[depth]]
         if depth in self.wrappers:
             items = [self.wrappers[depth](tuple(items))]
-        for d in range(depth - 1, -1, -1):
+        for d in range(depth - 1, outermost - 1, -1):
             inside: tuple[Item, ...] = (replace(headers[d], body=tuple(items)),)
             if d in self.wrappers:
                 inside = (self.wrappers[d](inside),)

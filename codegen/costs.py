@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
-from tracegrad.codegen.loops import SECONDS_PER_BYTE, SECONDS_PER_OP
+from tracegrad.codegen.nest import SECONDS_PER_BYTE, SECONDS_PER_OP
 from tracegrad.codegen.plan import KernelPlan, Target
 from tracegrad.codegen.schedule import Step, schedule
 from tracegrad.codegen.unit import plan_unit, prepared

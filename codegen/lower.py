@@ -25,12 +25,18 @@ from tracegrad.ir.types import Shape, contiguous_strides
 
 @dataclass(frozen=True)
 class Buffer:
-    """Memory that holds a value: its C name, strides in elements, and element type."""
+    """Memory that holds a value: its C name, strides in elements, and element type.
+
+    A `local` buffer is an array, or with `scalar` a variable, inside the loop over rows: it holds
+    the part of one row.
+    """
 
     name: str
     dtype: DType
     shape: Shape
     strides: Shape
+    local: bool = False
+    scalar: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,8 @@ class Term:
     symbol: str = ""  # a name other affines use for it: it must be a variable
     uses: int = 0
     cost: int = 0
+    in_row: bool = False  # it reads what an earlier stage computed of the same row
+    is_variable: bool = False  # a load of a variable: it has no index
 
 
 class SplitRequest(Exception):

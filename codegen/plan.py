@@ -76,6 +76,15 @@ class Parameter:
 
 
 @dataclass(frozen=True)
+class Scratch:
+    """Memory that a kernel needs while it runs: a name in the translation unit, and its size."""
+
+    name: str
+    c_type: str
+    nbytes: int
+
+
+@dataclass(frozen=True)
 class KernelPlan:
     """One C function.
 
@@ -88,6 +97,7 @@ class KernelPlan:
         nbytes: bytes read and written, each once; ops: operations, about.
         uses_status: whether it takes the status as its last parameter.
         names: (name in the plan, name of the user's variable), for the text that people read.
+        scratch: what it needs beside its values; passed where `arguments` says.
     """
 
     name: str
@@ -99,6 +109,7 @@ class KernelPlan:
     ops: int = 0
     uses_status: bool = False
     names: tuple[tuple[str, str], ...] = ()
+    scratch: tuple[Scratch, ...] = ()
 
     def __str__(self) -> str:
         head = f"{self.name}({', '.join(p.name for p in self.parameters)}):"

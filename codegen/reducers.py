@@ -27,8 +27,10 @@ class Reducer:
         element: the C type of `{v}` where the update reads it more than once: it becomes a variable.
         operator: the OpenMP reduction operator, or "" where the compiler may not reorder.
         position: flat position among the reduced elements (for argmax).
-        extra: a second accumulator: (type, initial), reached as `{acc}_at`.
-        convert: template of the result.
+        extra: a second accumulator: (type, suffix of its name, first value).
+        finish: template of the accumulators' value; convert: of what memory holds, from that.
+        lanes: the same reduction for a loop along one row, where the vector's lanes may each take
+            their elements; None where this one does.
     """
 
     c_type: str
@@ -37,8 +39,10 @@ class Reducer:
     operator: str
     convert: str
     position: Affine = Affine()
-    extra: tuple[str, str] | None = None
+    extra: tuple[str, str, str] | None = None
     element: str = ""
+    finish: str = "{acc}"
+    lanes: Reducer | None = None
 
     @property
     def by_columns(self) -> bool:
@@ -54,7 +58,8 @@ class Reducer:
         """Declarations of the accumulator."""
         lines = [Line(f"{self.c_type} {acc} = {self.initial};")]
         if self.extra is not None:
-            lines.append(Line(f"{self.extra[0]} {acc}_at = {self.extra[1]};"))
+            c_type, suffix, initial = self.extra
+            lines.append(Line(f"{c_type} {acc}{suffix} = {initial};"))
         return lines
 
     def update(self, acc: str, value: str, position: str, comment: str) -> list[Line]:
@@ -69,12 +74,25 @@ class Reducer:
         return [Line(text, comment if k == 0 else "") for k, text in enumerate(lines)]
 
     def result(self, acc: str) -> str:
-        """The finished value."""
-        return self.convert.replace("{acc}", acc)
+        """The finished value, as memory holds it."""
+        return self.convert.replace("{acc}", self.finished(acc))
+
+    def finished(self, acc: str) -> str:
+        """The finished value, in the type of the accumulator."""
+        return self.finish.replace("{acc}", acc)
+
+    def value(self, acc: str, dtype: DType) -> str:
+        """The finished value as arithmetic uses it, not as memory holds it."""
+        if dtype.c_compute == dtype.c_type:
+            return self.result(acc)
+        return f"tg_round_{dtype.name}((float){self.finished(acc)})"
 
     def clause(self, acc: str) -> str | None:
         """The OpenMP clause that allows a vector loop; None where there is none."""
-        return f"reduction({self.operator}: {acc})" if self.operator else None
+        if not self.operator:
+            return None
+        beside = f" reduction(|: {acc}{self.extra[1]})" if self.extra is not None else ""
+        return f"reduction({self.operator}: {acc}){beside}"
 
 
 def reducer(node: Node, index: Index, domain: Shape) -> Reducer:
@@ -98,9 +116,20 @@ def _extremum(greatest: bool, x: DType, out: DType) -> Reducer:
     """NaN wins, as in NumPy and PyTorch: `v != v` is true for NaN only."""
     sign = ">" if greatest else "<"
     nan = " || {v} != {v}" if x.kind == "f" else ""
-    kind = x.c_compute
+    kind, least, stored = x.c_compute, _least(x, greatest), store_template(out, x.c_compute)
     step = f"{{acc}} = {{v}} {sign} {{acc}}{nan} ? {{v}} : {{acc}};"
-    return Reducer(kind, _least(x, greatest), (step,), "", store_template(out, kind), element=kind)
+    operator = "max" if greatest else "min"
+    if x.kind != "f":
+        lanes = Reducer(kind, least, (step,), operator, stored, element=kind)
+    else:  # a lane's NaN would not win over the other lanes: it is looked for beside
+        steps = (
+            f"{{acc}} = {{v}} {sign} {{acc}} ? {{v}} : {{acc}};",
+            "{acc}_nan |= {v} != {v};",
+        )
+        seen = ("int", "_nan", "0")
+        lanes = Reducer(kind, least, steps, operator, stored, extra=seen, element=kind,
+                        finish="({acc}_nan ? TG_NAN : {acc})")  # fmt: skip
+    return Reducer(kind, least, (step,), "", stored, element=kind, lanes=lanes)
 
 
 def _arg_extremum(node: Node, index: Index, domain: Shape) -> Reducer:
@@ -118,8 +147,8 @@ def _arg_extremum(node: Node, index: Index, domain: Shape) -> Reducer:
         "{acc}_at = {acc}_moves ? {p} : {acc}_at;",
         "{acc} = {acc}_moves ? {v} : {acc};",
     )
-    return Reducer(x.c_compute, _least(x, greatest), steps, "", "{acc}_at", position,
-                   ("int64_t", "-1"), x.c_compute)  # fmt: skip
+    return Reducer(x.c_compute, _least(x, greatest), steps, "", "{acc}", position,
+                   ("int64_t", "_at", "-1"), x.c_compute, "{acc}_at")  # fmt: skip
 
 
 def _least(x: DType, greatest: bool) -> str:

@@ -4,8 +4,9 @@
    their own, operands of the latter, and values that are costly and wanted by several kernels or
    repeated by a broadcast. All others are recomputed where they are used, which is what fusion is.
 2. *Groups*: realised values over one domain whose inputs are ready share a loop nest.
+3. *Row groups*: loop nests over the same rows become one (`codegen.row_groups`).
 
-Both are decided together until nothing changes. Start reading at `schedule`.
+The first two are decided together until nothing changes. Start reading at `schedule`.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tracegrad.codegen.contraction import realised_operand
-from tracegrad.codegen.loops import Group
 from tracegrad.codegen.lower import same_memory
+from tracegrad.codegen.nest import Group
+from tracegrad.codegen.row_groups import RowGroup, fuse_rows
 from tracegrad.ir.graph import Graph, Node, Value
 from tracegrad.ir.types import Shape
 
@@ -29,9 +31,10 @@ INLINE = {"pointwise", "movement", "creation", "random"}
 
 @dataclass(frozen=True)
 class Step:
-    """One kernel to come: a loop nest, or a node with a kernel of its own."""
+    """One kernel to come: a loop nest, a loop over rows, or a node with a kernel of its own."""
 
     group: Group | None = None
+    rows: RowGroup | None = None
     node: Node | None = None
 
     @property
@@ -39,6 +42,8 @@ class Step:
         """The values it computes into buffers."""
         if self.group is not None:
             return self.group.values
+        if self.rows is not None:
+            return self.rows.values
         assert self.node is not None
         return (self.node.out,)
 
@@ -59,10 +64,10 @@ class _Draft:
     node: Node | None = None
     reads: set[Value] = field(default_factory=set)  # everything visited, to see shared work
 
-    def step(self) -> Step:
+    def finished(self) -> Group | Node:
         if self.node is not None:
-            return Step(node=self.node)
-        return Step(Group(self.domain, self.reduced, tuple(self.stores), tuple(self.reductions)))
+            return self.node
+        return Group(self.domain, self.reduced, tuple(self.stores), tuple(self.reductions))
 
 
 class Scheduler:
@@ -76,6 +81,7 @@ class Scheduler:
         self.graph = graph
         self.nodes = {n.out: n for n in graph.nodes}
         self.realised: set[Value] = set(graph.outputs)
+        self.deep: set[Value] = set()
         for node in graph.nodes:
             if not is_inline(node):
                 self.realised.add(node.out)
@@ -118,6 +124,7 @@ class Scheduler:
             depths[node.out] = 1 + max(inside, default=0)
             if depths[node.out] > DEEP:
                 self.realised.add(node.out)
+                self.deep.add(node.out)
 
     # ---- groups ---------------------------------------------------------------------------------
 
@@ -137,8 +144,11 @@ class Scheduler:
                 if visitors.get(v, set()) <= visitors[s]
             }  # fmt: skip
             if not last:
-                return [d.step() for d in drafts]
+                return list(map(_step, self._fused(drafts)))
             self.realised |= last
+
+    def _fused(self, drafts: list[_Draft]) -> list[Group | RowGroup | Node]:
+        return fuse_rows([d.finished() for d in drafts], self.graph, self.realised, self.deep)
 
     def _group(self) -> tuple[list[_Draft], dict[Value, set[int]]]:
         drafts: list[_Draft] = []
@@ -238,6 +248,12 @@ class Scheduler:
             for operand in node.inputs:
                 stack.append((operand, same and straight and operand.shape == domain, False))
         return reads, visited
+
+
+def _step(kernel: Group | RowGroup | Node) -> Step:
+    if isinstance(kernel, Group):
+        return Step(group=kernel)
+    return Step(rows=kernel) if isinstance(kernel, RowGroup) else Step(node=kernel)
 
 
 def _reduced_axes(node: Node) -> tuple[int, ...]:

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from tracegrad.codegen import contraction
 from tracegrad.codegen.checks import Check, check_lines
-from tracegrad.codegen.loops import natural, plan_group
+from tracegrad.codegen.loops import plan_group
 from tracegrad.codegen.lower import Buffer, same_memory
+from tracegrad.codegen.nest import natural
 from tracegrad.codegen.opaque import plan_opaque
-from tracegrad.codegen.plan import KernelPlan, Slot, Target
+from tracegrad.codegen.plan import KernelPlan, Scratch, Slot, Target
 from tracegrad.codegen.prelude import prelude, without_comments
+from tracegrad.codegen.rows import plan_rows
 from tracegrad.codegen.scatter import plan_scatter
 from tracegrad.codegen.schedule import (
     Step,
@@ -30,6 +32,7 @@ from tracegrad.codegen.schedule import (
     schedule,
 )
 from tracegrad.ir.graph import Graph, Value
+from tracegrad.ir.passes.attached import without_detach
 from tracegrad.ir.passes.sizes import symbols, with_sized_constants
 from tracegrad.ir.types import Shape, contiguous_strides
 
@@ -160,11 +163,15 @@ def plan_unit(
     checked = _check_positions(graph, steps, checks)
     kernels: list[KernelPlan] = []
     texts: dict[int, str] = {}
-    scratch: dict[int, int] = {}
+    scratch: dict[int, tuple[Scratch, ...]] = {}
     for position, step in enumerate(steps):
         name, node = f"kernel_{position}", step.node
         if step.group is not None:
             kernels.append(plan_group(name, step.group, graph.producer, buffers, target))
+            continue
+        if step.rows is not None:
+            kernels.append(plan_rows(name, step.rows, graph.producer, buffers, target))
+            scratch[position] = kernels[-1].scratch
             continue
         assert node is not None
         if node.primitive.name == "dot_general":
@@ -175,9 +182,10 @@ def plan_unit(
             kernels.append(plan_scatter(name, node, graph.producer, buffers))
         else:
             operands = [buffers[same_memory(v, graph.producer)] for v in node.inputs]
-            plan, texts[position], scratch[position] = plan_opaque(
+            plan, texts[position], nbytes = plan_opaque(
                 name, node, operands, buffers[node.out], f"scratch_{position}", target
             )
+            scratch[position] = (Scratch(f"scratch_{position}", "char", nbytes),) if nbytes else ()
             kernels.append(plan)
     values = [(graph.outputs if c.kind == "output" else graph.inputs)[c.at] for c in checks]
     until = dict(zip(values, checked, strict=True))
@@ -203,7 +211,8 @@ def _check_positions(graph: Graph, steps: Sequence[Step], checks: Sequence[Check
 
 def prepared(graph: Graph, strides: Mapping[Value, Shape]) -> Graph:
     """The graph as it is scheduled: small products expanded, operands of the others canonical."""
-    return contraction.canonical_operands(contraction.expand_small(graph), strides)
+    expanded = contraction.expand_small(without_detach(graph))
+    return contraction.canonical_operands(expanded, strides)
 
 
 def _name_buffers(
@@ -229,8 +238,8 @@ def _name_buffers(
 
 
 def _place(
-    graph: Graph, steps: Sequence[Step], buffers: Mapping[Value, Buffer], scratch: Mapping[int, int],
-    returned: int, until: Mapping[Value, int],
+    graph: Graph, steps: Sequence[Step], buffers: Mapping[Value, Buffer],
+    scratch: Mapping[int, tuple[Scratch, ...]], returned: int, until: Mapping[Value, int],
 ) -> tuple[list[Slot], int, int]:  # fmt: skip
     """Give each buffer its place; temporaries share the arena by the times at which they live.
 
@@ -254,8 +263,8 @@ def _place(
             if buffers[v].name.startswith("tmp_"):
                 last = max(ends.get(v, position), until.get(v, position))
                 wanted.append((buffers[v].name, v.dtype.c_type, v.type.nbytes, position, last))
-        if scratch.get(position):
-            wanted.append((f"scratch_{position}", "char", scratch[position], position, position))
+        for s in scratch.get(position, ()):
+            wanted.append((s.name, s.c_type, s.nbytes, position, position))
     placed: list[tuple[int, int, int, int]] = []  # offset, end, first, last
     for name, c_type, nbytes, first, last in sorted(wanted, key=lambda w: -w[2]):
         size = -(-max(int(nbytes), 1) // ALIGN) * ALIGN

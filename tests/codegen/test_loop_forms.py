@@ -106,7 +106,10 @@ def test_nothing_to_reduce_stores_the_identity(shape: Any) -> None:
 
 def test_a_maximum_lets_nan_win() -> None:
     made = text(lambda x: ops.reduce_max(x, axes=(0,), keepdims=False), (8,))
-    assert "acc0_next > acc0 || acc0_next != acc0_next ? acc0_next : acc0" in made
+    assert "acc0_nan |= acc0_next != acc0_next;" in made
+    assert "out_0[0] = (acc0_nan ? TG_NAN : acc0);" in made
+    columns = text(lambda x: ops.reduce_max(x, axes=(0,), keepdims=False), (8, 4))
+    assert "> acc0[j] || acc0_next != acc0_next ? acc0_next : acc0[j]" in columns
     exact = text(lambda x: ops.reduce_max(x, axes=(0,), keepdims=False), (8,), dtype=dtypes.int64)
     assert "!=" not in exact
 

@@ -100,7 +100,7 @@ def test_a_costly_value_of_two_domains_is_stored_once() -> None:
         e = ops.exp(ops.sin(x))
         return total(e, 0), total(e, 1)
 
-    unit = plan(f, (20, 30))
+    unit = plan(f, (2000, 5))  # rows too short for one loop over rows
     assert times("expf(", unit) == 1
     assert len(temporaries(unit)) == 1
 

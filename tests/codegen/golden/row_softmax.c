@@ -11,57 +11,34 @@
 TG_SIMD extern float expf(float);
 
 /*
- * 64 x 32 elements, reduce_max over axes 1.
+ * 64 rows, each in 3 stages, with reduce_max and reduce_sum.
  */
 static void kernel_0(
     const float *restrict in_0,  // float32[64, 32]
-    float *restrict tmp_0)  // float32[64, 1]
-{
-    for (int64_t i = 0; i < 64; i++) {
-        float acc0 = -TG_INF;
-        for (int64_t j = 0; j < 32; j++) {
-            const float acc0_next = in_0[32 * i + j];
-            acc0 = acc0_next > acc0 || acc0_next != acc0_next ? acc0_next : acc0;
-        }
-        tmp_0[i] = acc0;
-    }
-}
-
-/*
- * 64 x 32 elements, reduce_sum over axes 1.
- */
-static void kernel_1(
-    const float *restrict in_0,  // float32[64, 32]
-    const float *restrict tmp_0,  // float32[64, 1]
-    float *restrict tmp_1,  // float32[64, 32]
-    float *restrict tmp_2)  // float32[64, 1]
-{
-    for (int64_t i = 0; i < 64; i++) {
-        const float t0 = tmp_0[i];
-        double acc0 = 0;
-        #pragma omp simd reduction(+: acc0)
-        for (int64_t j = 0; j < 32; j++) {
-            const float t1 = expf(in_0[32 * i + j] - t0);
-            tmp_1[32 * i + j] = t1;
-            acc0 += t1;
-        }
-        tmp_2[i] = (float)acc0;
-    }
-}
-
-/*
- * 64 x 32 elements.
- */
-static void kernel_2(
-    const float *restrict tmp_1,  // float32[64, 32]
-    const float *restrict tmp_2,  // float32[64, 1]
     float *restrict out_0)  // float32[64, 32]
 {
     for (int64_t i = 0; i < 64; i++) {
-        const float t0 = tmp_2[i];
+        float acc0 = -TG_INF;
+        int acc0_nan = 0;
+        #pragma omp simd reduction(max: acc0) reduction(|: acc0_nan)
+        for (int64_t j = 0; j < 32; j++) {
+            const float acc0_next = in_0[32 * i + j];
+            acc0 = acc0_next > acc0 ? acc0_next : acc0;
+            acc0_nan |= acc0_next != acc0_next;
+        }
+        const float row_0 = (acc0_nan ? TG_NAN : acc0);
+        float row_1[32];
+        double acc1 = 0;
+        #pragma omp simd reduction(+: acc1)
+        for (int64_t j = 0; j < 32; j++) {
+            const float t0 = expf(in_0[32 * i + j] - row_0);
+            row_1[j] = t0;
+            acc1 += t0;
+        }
+        const float row_2 = (float)acc1;
         #pragma omp simd
         for (int64_t j = 0; j < 32; j++) {
-            out_0[32 * i + j] = tmp_1[32 * i + j] / t0;
+            out_0[32 * i + j] = row_1[j] / row_2;
         }
     }
 }
@@ -71,12 +48,7 @@ int tg_run(void **args)
 {
     const float *in_0 = args[0];  // x0 float32[64, 32]
     float *out_0 = args[1];  // float32[64, 32]
-    float *tmp_1 = args[2];
-    float *tmp_0 = (void *)((char *)args[2] + 8192);
-    float *tmp_2 = (void *)((char *)args[2] + 8448);
 
-    kernel_0(in_0, tmp_0);
-    kernel_1(in_0, tmp_0, tmp_1, tmp_2);
-    kernel_2(tmp_1, tmp_2, out_0);
+    kernel_0(in_0, out_0);
     return 0;
 }
