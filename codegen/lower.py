@@ -263,7 +263,7 @@ class Lowering:
                 e, remainder = self._divmod(e + step * (low // step + 1), step)
                 e = e + -(low // step + 1)
                 conditions.append(Guard(remainder, 0, 1))
-            at.append(e)
+            at.append(e if n > 1 else Affine())  # where the guards hold, it is 0
         fill = Term("number", dtype, literal=number(node.params["value"], dtype))
         if 0 in source.shape:
             return fill
@@ -282,8 +282,9 @@ class Lowering:
             start -= size
             if size == 0 or 0 in v.shape:
                 continue
-            at = (*index[:axis], index[axis] + -start, *index[axis + 1 :])
-            here = (Guard(at[axis], 0, size),)
+            place = index[axis] + -start
+            here = (Guard(place, 0, size),)
+            at = (*index[:axis], place if size > 1 else Affine(), *index[axis + 1 :])
             inside = self.term(v, at, guards + here)
             result = inside if result is None else self._select(here, inside, result, node)
         return result if result is not None else Term("number", node.out.dtype, literal=Expr("0"))
