@@ -293,11 +293,14 @@ def _fits(group: Group, rows: int) -> bool:
 
 def _worth_rows(stages: list[Group], rows: int) -> bool:
     """Whether a loop over rows is no slower than loops of their own."""
-    longest = max((prod(s.domain[rows:]) for s in stages), default=1)
+    lengths = [prod(s.domain[rows:]) for s in stages]
     count = prod(stages[0].domain[:rows])
-    if longest < SHORTEST or (count == 1 and any(accumulates(s, rows) for s in stages)):
+    if not any(isinstance(n, Size) for n in lengths) and max(lengths) < SHORTEST:
         return False
-    return count >= FEWEST_ROWS or count * longest <= SMALL
+    if count == 1 and any(accumulates(s, rows) for s in stages):
+        return False
+    varies = any(isinstance(n, Size) for n in (count, *lengths))  # then the kernel is for all sizes
+    return varies or count >= FEWEST_ROWS or count * max(lengths) <= SMALL
 
 
 def _worth_fewer_rows(stages: list[Group], rows: int) -> bool:

@@ -316,14 +316,20 @@ class _RowKernel:
         return [*top, block, *(line for a in self.accumulators for line in a.combine())]
 
     def blocks(self) -> int:
-        """How many blocks the rows are cut into, where something accumulates over them."""
-        return ceil_div(self.rows[0].extent, self.rows_per_block())
+        """How many blocks the rows are cut into, where something accumulates over them.
+
+        Where the number of rows varies the last blocks may have none.
+        """
+        extent = self.rows[0].extent
+        return ROW_BLOCKS if isinstance(extent, Size) else ceil_div(extent, self.rows_per_block())
 
     def rows_per_block(self) -> int:
         """Enough rows that combining what they accumulate is little work beside them."""
+        share = ceil_div(self.rows[0].extent, ROW_BLOCKS)
+        if isinstance(share, Size):
+            return share
         per_row = prod(a.extent for a in self.rows[1:])
-        fewest = max(1, FEWEST_PER_BLOCK // max(per_row, 1))
-        return max(fewest, ceil_div(self.rows[0].extent, ROW_BLOCKS))
+        return max(FEWEST_PER_BLOCK // max(int(per_row), 1), 1, share)
 
     def _threads(self) -> tuple[str, ...]:
         if not self.target.openmp or not self.rows:

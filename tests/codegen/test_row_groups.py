@@ -151,6 +151,19 @@ def test_what_only_its_own_loop_reads_is_not_stored() -> None:
     assert made.count("row_0[") == 3  # declared, written, read
 
 
+def test_all_numbers_of_rows_have_one_text() -> None:
+    texts = set()
+    for rows in (2, 5, 70, 1000, 100_000):
+        forward = drawn_graph(layer_norm, (rows, 64), (64,), (64,))
+        graph = optimize(autodiff.vjp(forward, [0, 1, 2], [0]))
+        size = Size.symbol("n0", rows)
+        marked = with_sizes(graph, {0: (size, 64), 3: (size, 64)})
+        unit = build(marked)
+        assert unit.kernels == 1
+        texts.add(unit.code)
+    assert len(texts) == 1
+
+
 def test_a_row_kernel_names_its_values_and_lines() -> None:
     source = build(drawn_graph(softmax, (64, 32))).source
     assert "64 rows, each in 3 stages, with reduce_max and reduce_sum." in source
