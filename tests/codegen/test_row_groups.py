@@ -153,7 +153,7 @@ def test_what_only_its_own_loop_reads_is_not_stored() -> None:
 
 def test_all_numbers_of_rows_have_one_text() -> None:
     texts = set()
-    for rows in (2, 5, 70, 1000, 100_000):
+    for rows in (2, 5, 70, 1000, 90_000):
         forward = drawn_graph(layer_norm, (rows, 64), (64,), (64,))
         graph = optimize(autodiff.vjp(forward, [0, 1, 2], [0]))
         size = Size.symbol("n0", rows)
