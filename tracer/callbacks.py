@@ -17,6 +17,7 @@ from tracegrad.ir.errors import OperandError, UnsupportedError
 from tracegrad.tracer.capture_hook import recording
 from tracegrad.tracer.pytree import Structure, flatten
 from tracegrad.tracer.state import state
+from tracegrad.tracer.symbolic import plain_number
 from tracegrad.tracer.tensor import Tensor, wrap
 
 _BATCHED = (
@@ -101,6 +102,7 @@ def print(
 def _call(what: str, fn: Callable[..., Any], args: Sequence[Any]) -> None:
     leaves: list[Any] = []
     structure = flatten(tuple(args), leaves)
+    leaves = [plain_number(x) for x in leaves]  # `fn` is the user's, and looks at them
     recorder = state.recorder
     if recorder is not None:
         if any(isinstance(x, Tensor) and recorder.varies(x) for x in leaves):

@@ -555,6 +555,8 @@ class GraphRecorder(Recorder):
                 self._check_history(tensor._grad_fn)
                 if _is_freed(tensor._grad_fn):
                     freed.append(k)
+                    if _leads_past_freed(tensor._grad_fn):
+                        self.stay_eager("a part of a result's history was let go of by a backward")
                 else:
                     differentiable[k] = True
         if self._cuts:
@@ -650,8 +652,10 @@ class GraphRecorder(Recorder):
         for tensor in results:
             memory = id(tensor._storage.memory)
             known = self._values[id(tensor)]
-            is_input = id(tensor) in self._given or any(s.value is known for s in self.sources)
-            if tensor._requires_grad and tensor._grad_fn is None and not is_input:
+            kinds = [s.kind for s in self.sources if s.value is known]
+            is_input = id(tensor) in self._given or bool(kinds)
+            is_made = "literal" in kinds or not is_input
+            if tensor._requires_grad and tensor._grad_fn is None and is_made:
                 self.stay_eager("a result is a leaf that requires grad")
             if self._memories[memory].source is not None and not is_input:
                 self.stay_eager("a result is a view of an input")
@@ -659,6 +663,21 @@ class GraphRecorder(Recorder):
                 self.stay_eager("two results share memory")
             elif not is_input and not is_dense(tensor._array):
                 self.stay_eager("a result has gaps in memory, or repeats it")
+
+
+def _leads_past_freed(node: BackwardNode | None) -> bool:
+    """Whether some leaf is reached from `node` by nodes alone that still have what they need."""
+    stack, seen = [node], {node}
+    while stack:
+        n = stack.pop()
+        if isinstance(n, AccumulateGrad):
+            return True
+        if n is None or (isinstance(n, OperationNode) and n.saved is None):
+            continue
+        new = [below for below, _ in n.edges if below not in seen]
+        seen.update(new)
+        stack.extend(new)
+    return False
 
 
 def _is_freed(node: BackwardNode | None) -> bool:

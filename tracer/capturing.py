@@ -50,9 +50,10 @@ from tracegrad.tracer.keys import (
 from tracegrad.tracer.paths import Outcome, replay
 from tracegrad.tracer.pending import Pending, first_results, waits
 from tracegrad.tracer.profiling import profilers
-from tracegrad.tracer.pytree import flatten
+from tracegrad.tracer.pytree import flatten, leaves_of
+from tracegrad.tracer.stand_in_rules import Watch, without_stand_ins
 from tracegrad.tracer.state import state
-from tracegrad.tracer.symbolic import is_symbolic
+from tracegrad.tracer.symbolic import plain_number
 from tracegrad.tracer.tensor import Tensor
 from tracegrad.tracer.trace import Trace
 from tracegrad.tracer.verification import EagerWarning
@@ -172,6 +173,8 @@ class Capturing(Inspection):
             if isinstance(leaf, Tensor) and not recorder.knows(leaf):
                 recorder.argument(leaf, position, names[position])
         replaced = frozenset() if self._widening.refused(full) else varying
+        if replaced and self._widening.telling(self._fn, (*args, *kwargs.values())):
+            replaced = varying = frozenset()
         run = self._watched(recorder, arguments, replaced, leaves)
         if run is None:
             self._misses -= 1
@@ -180,12 +183,9 @@ class Capturing(Inspection):
         result, observation = run
         results: list[Any] = []
         structure = flatten(result, results)
-        if any(map(is_symbolic, results)):
-            results = [x.plain() if is_symbolic(x) else x for x in results]
-            result = structure.build(iter(results))
-        recorder.numbers.close()
-        if recorder.numbers.pinned:
-            key = without_numbers(full, varying - arguments.pinned(recorder.numbers))
+        if replaced:
+            free = varying - arguments.pinned(recorder.numbers)
+            key = self._widening.captured(full, free)
         tensors = [t for t in results if isinstance(t, Tensor)]
         recorder.reasons += self._reasons(observation, recorder, results)
         capture = recorder.finish(tensors)
@@ -201,8 +201,8 @@ class Capturing(Inspection):
             self._widening.refuse(full)
             self._stay_eager(key, reasons)
             return result
-        if replaced != varying:
-            key = full  # with the plain numbers
+        if not replaced:
+            key = full
         same = [
             (p, x) for p, x in enumerate(leaves)
             if isinstance(x, Tensor) and any(x is t for t in observation.tensors)
@@ -231,11 +231,12 @@ class Capturing(Inspection):
 
         Returns:
             None where the run is to begin anew with plain numbers, nothing being changed so far:
-            a function in C, say `json.dumps`, has refused a symbolic one, or code asked for types.
+            a function in C has refused a symbolic one, or code could tell it from a number.
         """
         from tracegrad.tracer.observe import Observer
 
-        observer = Observer(self._fn, (arguments.args, arguments.kwargs, *leaves))
+        watch = Watch() if varying else None
+        observer = Observer(self._fn, (arguments.args, arguments.kwargs, *leaves), watch)
         recorder.existed = observer.existed
         recorder.states.varying = self._varying
         before = (state.grad_enabled, state.inference, dtypes.get_default_dtype())
@@ -244,27 +245,43 @@ class Capturing(Inspection):
             with _no_collection(), observer, recording(recorder):
                 args, kwargs = arguments.replaced(recorder.numbers, varying)
                 result = self._fn(*args, **kwargs)
-        except TypeError:
+        except Exception as error:
             recorder.numbers.close()
-            if not varying or recorder.has_changed() or observer.finish().side_effects:
+            without_stand_ins(vars(error), plain_number)
+            error.args = without_stand_ins(error.args, plain_number)
+            doubtful = isinstance(error, TypeError) or (watch is not None and watch.reason)
+            if watch is None or not doubtful:
+                raise
+            self._widening.stop()
+            if recorder.has_changed() or observer.finish().side_effects:
                 raise
             return None
-        telling = observer.code_that_tells()
-        if telling is not None:
+        if watch is not None:
+            result = plain_number(without_stand_ins(result, plain_number))
+        recorder.numbers.close()
+        for x in leaves_of(result):
+            if isinstance(x, Epoch) and not observer.existed(x):
+                what = f"it returns a {type(x).__name__} that it has made"
+                recorder.reasons.append(Reason(what, None))
+        observation = observer.finish()
+        if watch is not None:
+            for holder in observation.changed:
+                without_stand_ins(holder, plain_number)
+                without_stand_ins(getattr(holder, "__dict__", {}), plain_number)
+        if watch is not None and watch.reason:
             self._widening.stop()
-            if varying and (recorder.has_changed() or observer.finish().side_effects):
+            if recorder.has_changed() or observation.side_effects:
                 raise CaptureError(
                     f"{self._label} was run with stand-ins for the numbers among its arguments, and "
-                    f"{telling.co_name}, which ran for the first time, could tell them from numbers "
-                    "(by `type`, `is` or `except`); call it with tracegrad.eager() to go on"
+                    f"could tell them from numbers: {watch.reason}, which it came to for the first "
+                    "time; call it with tracegrad.eager() to go on"
                 )
-            if varying:
-                return None
+            return None
         if refusals() != refused:
             recorder.reasons.append(Reason("it catches an error that depends on values", None))
         if before != (state.grad_enabled, state.inference, dtypes.get_default_dtype()):
             recorder.reasons.append(Reason("it changes the grad mode or default dtype", None))
-        return result, observer.finish()
+        return result, observation
 
     def _reasons(
         self, observation: Observation, recorder: GraphRecorder, results: Sequence[Any]

@@ -24,7 +24,7 @@ from tracegrad.tracer import tape
 from tracegrad.tracer.profiling import profilers
 from tracegrad.tracer.saved import Packed, pack
 from tracegrad.tracer.state import state, watching
-from tracegrad.tracer.symbolic import is_symbolic, plain_numbers
+from tracegrad.tracer.symbolic import is_symbolic, number_beside, plain_numbers
 from tracegrad.tracer.tape import NO_EDGE, Plan, leaf_edge
 from tracegrad.tracer.tensor import Tensor, View, dtype_of, wrap
 from tracegrad.tracer.views import refresh
@@ -176,7 +176,7 @@ def _known_numbers(op: Primitive, operands: tuple[Any, ...]) -> tuple[Any, ...]:
         op.name != "pow" and len({x.dtype for x in floating}) == 1
     ):  # an exponent chooses the formula
         beside = floating[0]
-    return tuple([x.beside(beside) if is_symbolic(x) else x for x in operands])
+    return tuple([number_beside(x, beside) if is_symbolic(x) else x for x in operands])
 
 
 def _remember_call(

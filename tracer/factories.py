@@ -27,7 +27,7 @@ from tracegrad.tracer.arguments import (
 from tracegrad.tracer.layout import contiguous_format
 from tracegrad.tracer.profiling import note_made, profilers
 from tracegrad.tracer.state import state
-from tracegrad.tracer.symbolic import is_symbolic
+from tracegrad.tracer.symbolic import is_symbolic, number_as_tensor
 from tracegrad.tracer.tensor import Tensor, wrap
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
@@ -143,7 +143,7 @@ def full(size: Any = ABSENT, fill_value: Any = ABSENT, **options: Any) -> Tensor
         and read.out is None
         and (read.dtype or isinstance(fill_value, float))
     ):
-        number = fill_value.as_tensor(chosen(read))
+        number = number_as_tensor(fill_value, chosen(read))
         if number is not None:
             made = number.expand(shape).clone()
             return made.requires_grad_() if read.requires_grad else made

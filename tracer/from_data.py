@@ -33,7 +33,7 @@ from tracegrad.tracer.once import warn_once
 from tracegrad.tracer.profiling import note_made, now, profilers
 from tracegrad.tracer.reading import array_of, checked, full_name
 from tracegrad.tracer.state import state
-from tracegrad.tracer.symbolic import is_symbolic
+from tracegrad.tracer.symbolic import is_symbolic, number_as_tensor
 from tracegrad.tracer.tape import scalar_type_name
 from tracegrad.tracer.tensor import Tensor
 
@@ -86,7 +86,7 @@ def made(name: str, data: Any, dtype: DType | None, requires_grad: bool, since: 
         copied = copied if dtype is None else copied.to(dtype)
         return copied.requires_grad_() if requires_grad else copied
     if is_symbolic(data):
-        number = data.as_tensor(dtype or dtypes.scalar_dtype(data))
+        number = number_as_tensor(data, dtype or dtypes.scalar_dtype(data))
         if number is not None:
             return number.clone().requires_grad_() if requires_grad else number.clone()
     return _copied(data, dtype, requires_grad, since)

@@ -136,6 +136,7 @@ class Observation:
     problems: tuple[Problem, ...]
     side_effects: tuple[SideEffect, ...]
     holders: tuple[Any, ...]  # for each guard the object that holds what it is about, or None
+    changed: tuple[Any, ...] = ()  # objects that the run itself changed
 
     def reads_of(self, objects: Sequence[object]) -> list[Guard]:
         """The guards on what one of `objects` holds."""

@@ -28,7 +28,7 @@ from tracegrad.tracer.pointwise import named
 from tracegrad.tracer.profiling import note_made, now, profilers
 from tracegrad.tracer.shapes import clone, scalar_text, select, slice_dim
 from tracegrad.tracer.state import state
-from tracegrad.tracer.symbolic import is_symbolic
+from tracegrad.tracer.symbolic import is_symbolic, number_beside
 from tracegrad.tracer.tape import scalar_type_name
 from tracegrad.tracer.tensor import Tensor, literal, wrap
 
@@ -108,7 +108,7 @@ def _as_value(x: Tensor, value: Any) -> Tensor:
     if isinstance(value, np.ndarray):
         return wrap(value)
     if is_symbolic(value):
-        return _as_value(x, value.beside(x))
+        return _as_value(x, number_beside(value, x))
     from tracegrad.tracer.factories import new_leaf, one
 
     if isinstance(value, complex | np.complexfloating):

@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 
 from tracegrad.ir.location import Location
-from tracegrad.tracer.bytecode_tells import tells_stand_ins
 from tracegrad.tracer.capture_hook import Followed
 from tracegrad.tracer.guard_text import MISSING, is_atom
 from tracegrad.tracer.guards import Observation
@@ -40,6 +39,7 @@ from tracegrad.tracer.observe_frames import Frames
 from tracegrad.tracer.pytree import fields, is_record
 from tracegrad.tracer.reads import Reads
 from tracegrad.tracer.reads_objects import cell_value, unwrap
+from tracegrad.tracer.stand_in_rules import Watch
 from tracegrad.tracer.tensor import Tensor
 
 MUTABLE = (list, dict, set, deque, bytearray)
@@ -99,8 +99,11 @@ class Observer:
         [('f', 'identity', True), ('scale', 'value', True)]
     """
 
-    def __init__(self, fn: Callable[..., Any], arguments: Sequence[object]) -> None:
+    def __init__(
+        self, fn: Callable[..., Any], arguments: Sequence[object], watch: Watch | None = None
+    ) -> None:
         self._fn = fn
+        self._watch = watch  # where some of the arguments are stand-ins
         self._arguments = arguments
         self._before: Before | None = None
         self._done: dict[tuple[Any, ...], Any] = {}
@@ -180,7 +183,7 @@ class Observer:
         """The guards, problems and side effects of the run; lets go of everything held."""
         reads = self._reads
         self._frames.finish()
-        self._changes()
+        changed = self._changes()
         self._forget()
         self._users.clear()
         self._codes.clear()
@@ -192,19 +195,17 @@ class Observer:
             tuple(reads.problems.values()),
             tuple(reads.side_effects),
             tuple(place.holder for place in exported),
+            tuple(changed),
         )
 
-    def code_that_tells(self) -> types.CodeType | None:
-        """Code of the user's that ran and could tell a stand-in from a number, if there is any."""
-        ran = (c for c in self._codes if self._users.get(id(c)))
-        return next((c for c in ran if tells_stand_ins(c)), None)
-
-    def _changes(self) -> None:
+    def _changes(self) -> list[Any]:
+        """Note what the run changed as side effects; returns the objects that hold it."""
         changed = [p for p in self._reads.places.values() if not p.guard.holds()]
         for place in changed:
             others = any(p.holder is place.holder and p is not place for p in changed)
             if not (place.guard.kind == "epoch" and others):
                 self._reads.side_effect(place.what, place.stored or place.guard.location)
+        return [p.holder for p in changed]
 
     # ---- events ---------------------------------------------------------------------------------
 
@@ -237,6 +238,8 @@ class Observer:
                 self._importing = frame
             elif event == "call":
                 if user:
+                    if self._watch is not None:
+                        self._watch.call(frame)
                     self._call(frame)
                 elif frame.f_back is not None and self._is_user(frame.f_back):
                     self._library(frame, frame.f_back)
@@ -300,6 +303,8 @@ class Observer:
             return
         module = str(frame.f_globals.get("__name__", ""))
         name = frame.f_code.co_name
+        if self._watch is not None and module.partition(".")[0] != "tracegrad":
+            self._watch.library(f"{module}.{name}")
         if module.partition(".")[0] in IMPURE_MODULES and not name.startswith("<"):
             self._reads.side_effect(f"{module}.{name}", _line(caller))
         if name in STATE_OF_TRACEGRAD.get(module, ()):
@@ -352,6 +357,8 @@ class Observer:
         return frame.f_code is getattr(fn, "__code__", None)
 
     def _builtin(self, frame: types.FrameType, called: Any) -> None:
+        if self._watch is not None:
+            self._watch.builtin(called)
         what = impure(called)
         if what == "globals":
             self._reads.problem(

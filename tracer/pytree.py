@@ -74,6 +74,13 @@ def fields(record: Any) -> dict[str, Any]:
     return {name: getattr(record, name) for name in listed if hasattr(record, name)}
 
 
+def leaves_of(tree: Any) -> list[Any]:
+    """The leaves of `tree` alone."""
+    leaves: list[Any] = []
+    flatten(tree, leaves)
+    return leaves
+
+
 def flatten(tree: Any, leaves: list[Any]) -> Structure:
     """Append the leaves of `tree` to `leaves`; returns the structure.
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 NUMBERS = (int, float)  # exact types that can be replaced
 _PLAIN = (int, float, bool)  # exact types that an expression may be made with
 _LONGEST = 300  # characters of an expression
+MOST_CONDITIONS = 200  # of one trace: then the numbers are pinned
+_OWN = frozenset("_reads _value _text _shown _of _made _too_much __array__ __array_ufunc__".split())
 _EXACT = 2**53  # integers up to it are float64 numbers
 
 
@@ -78,13 +80,20 @@ class NumberReads:
     def pin(self, x: SymbolicNumber) -> None:
         """The trace is for this value only."""
         if self._recorder is not None:
-            for position in x._of:
-                self.pinned.setdefault(position, (self._names[position], here()))
+            self._pin(x._of)
 
-    def require(self, text: str, shown: str) -> None:
-        """The trace is for numbers of which `text` is true."""
-        if self._recorder is not None and text not in self.conditions:
-            self.conditions[text] = Condition(text, shown, here())
+    def _pin(self, of: frozenset[int]) -> None:
+        for position in of:
+            self.pinned.setdefault(position, (self._names[position], here()))
+
+    def require(self, of: frozenset[int], text: str, words: str) -> None:
+        """The trace is for numbers of which `text` is true, made of the arguments `of`."""
+        if self._recorder is None or text in self.conditions or of <= self.pinned.keys():
+            return
+        if len(self.conditions) < MOST_CONDITIONS:
+            self.conditions[text] = Condition(text, words, here())
+        else:
+            self._pin(of)
 
     def tensor(self, x: SymbolicNumber) -> Tensor | None:
         """The number as an input of the graph, float64 (); None where it can be none."""
@@ -99,10 +108,13 @@ class NumberReads:
             made = self._tensors[text] = number_tensor(value)
             kind = type(value).__name__
             if any(symbol in text for symbol in "/%") or "**" in text:  # may raise, or be another
-                self.require(f"type({text}) is {kind}", f"{x.shown} is of type {kind}")
+                self.require(x._of, f"type({text}) is {kind}", f"{shown(x)} is of type {kind}")
             if kind == "int":
-                self.require(f"-{_EXACT} <= {text} <= {_EXACT}", f"{x.shown} is exact as a float")
-            recorder.number(made, x.shown if x.shown.isidentifier() else "number", Number(text, {}))
+                exact = f"-{_EXACT} <= {text} <= {_EXACT}"
+                self.require(x._of, exact, f"{shown(x)} is exact as a float")
+            recorder.number(
+                made, shown(x) if shown(x).isidentifier() else "number", Number(text, {})
+            )
         return made
 
 
@@ -123,99 +135,82 @@ class SymbolicNumber:
         self._shown = shown
         self._of = of
 
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        """The type that it stands for."""
-        return type(self._value)
-
-    @property
-    def shown(self) -> str:
-        """What it is, in the names of the user."""
-        return self._shown[1:-1] if self._shown.startswith("(") else self._shown
-
-    def plain(self) -> float:
-        """Its value; the trace is for this one only."""
+    def __getattribute__(self, name: str) -> Any:
+        """The attributes of the number, such as `is_integer`, and no others."""
+        if name in _OWN:
+            return object.__getattribute__(self, name)
+        value = self._value
+        if name == "__class__":
+            return type(value)
+        found = getattr(value, name)
         self._reads.pin(self)
-        return self._value
-
-    def beside(self, tensor: Any) -> Any:
-        """What stands for it beside `tensor`: a tensor () of its dtype, or the plain number."""
-        made = self.as_tensor(tensor.dtype) if isinstance(tensor, Tensor) else None
-        return self.plain() if made is None else made
-
-    def as_tensor(self, dtype: DType) -> Tensor | None:
-        """The number as a tensor () of a dtype, which nobody writes to; None where it can be none."""
-        made = self._reads.tensor(self) if dtype in (float32, float64) else None
-        return made if made is None or dtype is float64 else made.to(dtype)
+        return found
 
     # ---- reads that pin -------------------------------------------------------------------------
 
     def __float__(self) -> float:
-        return float(self.plain())
+        return float(plain_number(self))
 
     def __int__(self) -> int:
-        return int(self.plain())
+        return int(plain_number(self))
 
     def __complex__(self) -> complex:
-        return complex(self.plain())
+        return complex(plain_number(self))
 
     def __hash__(self) -> int:
-        return hash(self.plain())
+        return hash(plain_number(self))
 
     def __repr__(self) -> str:
-        return repr(self.plain())
+        return repr(plain_number(self))
 
     def __str__(self) -> str:
-        return str(self.plain())
+        return str(plain_number(self))
 
     def __format__(self, how: str) -> str:
-        return format(self.plain(), how)
+        return format(plain_number(self), how)
+
+    def __invert__(self) -> int:
+        return operator.invert(plain_number(self))
 
     def __round__(self, *digits: Any) -> Any:
-        return round(self.plain(), *digits)
+        return round(plain_number(self), *digits)
 
     def __trunc__(self) -> int:
-        return self.plain().__trunc__()
+        return plain_number(self).__trunc__()
 
     def __floor__(self) -> int:
-        return self.plain().__floor__()
+        return plain_number(self).__floor__()
 
     def __ceil__(self) -> int:
-        return self.plain().__ceil__()
+        return plain_number(self).__ceil__()
 
     def __divmod__(self, other: Any) -> Any:
-        return divmod(self.plain(), _plain(other))
+        return divmod(plain_number(self), plain_number(other))
 
     def __rdivmod__(self, other: Any) -> Any:
-        return divmod(_plain(other), self.plain())
+        return divmod(plain_number(other), plain_number(self))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.array(self.plain(), dtype)
+        return np.array(plain_number(self), dtype)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        return getattr(ufunc, method)(*map(_plain, inputs), **plain_numbers(kwargs))
+        return getattr(ufunc, method)(*map(plain_number, inputs), **plain_numbers(kwargs))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return type(self._value), (self.plain(),)
+        return type(self._value), (plain_number(self),)
 
     def __copy__(self) -> float:
-        return self.plain()
+        return plain_number(self)
 
     def __deepcopy__(self, memo: Any) -> float:
-        return self.plain()
-
-    def __getattr__(self, name: str) -> Any:
-        """Attributes of the number, such as `is_integer`; to ask for one that it lacks is no read."""
-        found = getattr(self._value, name)
-        self._reads.pin(self)
-        return found
+        return plain_number(self)
 
     # ---- conditions -----------------------------------------------------------------------------
 
     def __bool__(self) -> bool:
         answer = bool(self._value)
         text = f"bool({self._text}) is {answer}"
-        self._reads.require(text, f"{self.shown} is {'not ' if answer else ''}zero")
+        self._reads.require(self._of, text, f"{shown(self)} is {'not ' if answer else ''}zero")
         return answer
 
     # ---- arithmetic -----------------------------------------------------------------------------
@@ -245,7 +240,7 @@ class SymbolicInteger(SymbolicNumber):
     __slots__ = ()
 
     def __index__(self) -> int:
-        return int(self.plain())
+        return int(plain_number(self))
 
 
 def symbolic(
@@ -264,16 +259,41 @@ def is_symbolic(x: Any) -> bool:
 def plain_numbers(params: Mapping[str, Any]) -> Mapping[str, Any]:
     """Parameters of an operation with the values of symbolic numbers in them, which are pinned."""
     return {
-        name: tuple(map(_plain, x)) if type(x) is tuple else _plain(x) for name, x in params.items()
+        name: tuple(map(plain_number, x)) if type(x) is tuple else plain_number(x)
+        for name, x in params.items()
     }
 
 
-def _plain(x: Any) -> Any:
-    return x.plain() if is_symbolic(x) else x
+def plain_number(x: Any) -> Any:
+    """The value of a symbolic number, for which alone the trace then is; others as they are."""
+    if not is_symbolic(x):
+        return x
+    x._reads.pin(x)
+    return x._value
+
+
+def shown(x: SymbolicNumber) -> str:
+    """What a symbolic number is, in the names of the user."""
+    text: str = x._shown
+    return text[1:-1] if text.startswith("(") else text
+
+
+def number_beside(x: SymbolicNumber, tensor: Any) -> Any:
+    """What stands for a number beside `tensor`: a tensor () of its dtype, or the plain number."""
+    made = number_as_tensor(x, tensor.dtype) if isinstance(tensor, Tensor) else None
+    return plain_number(x) if made is None else made
+
+
+def number_as_tensor(x: SymbolicNumber, dtype: DType) -> Tensor | None:
+    """A number as a tensor () of a dtype, which nobody writes to; None where it can be none."""
+    made = x._reads.tensor(x) if dtype in (float32, float64) else None
+    return made if made is None or dtype is float64 else made.to(dtype)
 
 
 def _literal(x: Any) -> str:
-    return repr(x) if type(x) is not float or np.isfinite(x) else f"float('{x}')"
+    if type(x) is float and not np.isfinite(x):
+        return f"float('{x}')"
+    return f"({x!r})" if repr(x).startswith("-") else repr(x)  # -1 ** n is -(1 ** n)
 
 
 def _side(x: Any) -> tuple[Any, str, str, frozenset[int]]:
@@ -286,8 +306,8 @@ def _side(x: Any) -> tuple[Any, str, str, frozenset[int]]:
 def _beside(a: Any, b: Any) -> tuple[Any, Any]:
     """The two sides of an operator, one of them a tensor or an object of some other class."""
     if is_symbolic(a):
-        return a.beside(b), b
-    return a, b.beside(a)
+        return number_beside(a, b), b
+    return a, number_beside(b, a)
 
 
 def _expression(compute: Callable[[Any, Any], Any], symbol: str, a: Any, b: Any) -> Any:
@@ -295,14 +315,14 @@ def _expression(compute: Callable[[Any, Any], Any], symbol: str, a: Any, b: Any)
     other = b if is_symbolic(a) else a
     if not is_symbolic(other) and type(other) not in _PLAIN:
         if symbol == "**":  # the exponent chooses the formula
-            return compute(_plain(a), _plain(b))
+            return compute(plain_number(a), plain_number(b))
         return compute(*_beside(a, b))
     x, left, shown_left, of = _side(a)
     y, right, shown_right, also_of = _side(b)
     try:
         value = compute(x, y)
     except ArithmeticError:
-        return compute(_plain(a), _plain(b))  # raises it; others may not
+        return compute(plain_number(a), plain_number(b))  # raises it; others may not
     made: SymbolicNumber = a if is_symbolic(a) else b
     return made._made(
         value, f"({left} {symbol} {right})", f"({shown_left} {symbol} {shown_right})", of | also_of
@@ -313,11 +333,11 @@ def _comparison(compute: Callable[[Any, Any], Any], symbol: str, a: Any, b: Any)
     """`a symbol b`, `a` symbolic."""
     if not is_symbolic(b) and type(b) not in _PLAIN:
         return compute(a._value, b) if b is None else compute(*_beside(a, b))
-    x, left, shown_left, _ = _side(a)
-    y, right, shown_right, _ = _side(b)
+    x, left, shown_left, of = _side(a)
+    y, right, shown_right, also_of = _side(b)
     answer = compute(x, y)
-    shown = f"{shown_left} {symbol} {shown_right} is {answer}"
-    a._reads.require(f"({left} {symbol} {right}) is {answer}", shown)
+    words = f"{shown_left} {symbol} {shown_right} is {answer}"
+    a._reads.require(of | also_of, f"({left} {symbol} {right}) is {answer}", words)
     return answer
 
 
@@ -330,6 +350,14 @@ for _name, _symbol, _compute in (
             lambda self, other, c=_compute, s=_symbol: _expression(c, s, self, other))  # fmt: skip
     setattr(SymbolicNumber, f"__r{_name}__",
             lambda self, other, c=_compute, s=_symbol: _expression(c, s, other, self))  # fmt: skip
+for _name, _compute in (
+    ("and", operator.and_), ("or", operator.or_), ("xor", operator.xor),
+    ("lshift", operator.lshift), ("rshift", operator.rshift),
+):  # fmt: skip
+    setattr(SymbolicNumber, f"__{_name}__",
+            lambda self, other, c=_compute: c(plain_number(self), plain_number(other)))  # fmt: skip
+    setattr(SymbolicNumber, f"__r{_name}__",
+            lambda self, other, c=_compute: c(plain_number(other), plain_number(self)))  # fmt: skip
 for _name, _symbol, _compute in (
     ("lt", "<", operator.lt), ("le", "<=", operator.le), ("gt", ">", operator.gt),
     ("ge", ">=", operator.ge), ("eq", "==", operator.eq), ("ne", "!=", operator.ne),

@@ -20,6 +20,7 @@ from tracegrad.ir.sizes import Size
 from tracegrad.ir.types import Shape, contiguous_strides
 from tracegrad.tracer.keys import without_values
 from tracegrad.tracer.pytree import flatten
+from tracegrad.tracer.stand_in_rules import telling
 from tracegrad.tracer.symbolic import NUMBERS, NumberReads
 from tracegrad.tracer.tensor import Tensor
 
@@ -40,7 +41,8 @@ class Widening:
         self._patterns: dict[tuple[int, ...], None] = {}  # where those stand in keys
         self._used: set[Any] = set()  # the reduced keys of captures
         self._refused: set[Any] = set()
-        self._stopped = False
+        self._stopped = self._asked = False
+        self.reason = ""  # why no numbers are replaced, in words
 
     def __bool__(self) -> bool:
         return bool(self._varying)
@@ -69,11 +71,18 @@ class Widening:
         found = (self._varying.get(kind, frozenset()) | differ) & replaceable
         found -= self._kept.get(kind, frozenset())
         if found:
-            places = _places(key)
             self._varying[kind] = found
-            self._patterns[tuple(places[k] for k in sorted(found))] = None
-            self._used.add(without_numbers(key, found))
         return found
+
+    def captured(self, key: Any, replaced: frozenset[int]) -> Any:
+        """A run was captured with these numbers replaced and not pinned: the key of its trace."""
+        if not replaced:
+            return key
+        places = _places(key)
+        reduced = without_numbers(key, replaced)
+        self._patterns[tuple(places[k] for k in sorted(replaced))] = None
+        self._used.add(reduced)
+        return reduced
 
     def refuse(self, key: Any) -> None:
         """A run of this kind could not be replayed: further ones are given plain numbers, which the
@@ -91,6 +100,15 @@ class Widening:
         self._kept[kind] = self._kept.get(kind, frozenset()) | numbers
         self._varying.pop(kind, None)
         self._used.clear()
+
+    def telling(self, fn: Any, arguments: Sequence[Any]) -> bool:
+        """Whether `fn` could tell a stand-in from a number; then no more numbers are replaced."""
+        if not self._asked:
+            self._asked = True
+            self.reason = telling(fn, arguments)
+            if self.reason:
+                self.stop()
+        return self._stopped
 
     def stop(self) -> None:
         """Replace no numbers from now on."""
@@ -188,7 +206,7 @@ class Arguments:
             flatten(x, leaves)
             for leaf in leaves:
                 if type(leaf) in NUMBERS:
-                    if leaf is x:
+                    if leaf is x and leaf == leaf:  # `in` finds a nan by its identity
                         self._at[number] = place, position
                         self._numbers[position] = number
                     number += 1

@@ -174,9 +174,10 @@ def _params(node: Node, operands: Sequence[Value], seen: _Seen) -> Mapping[str, 
         )}  # fmt: skip
     if name == "slice":
         stop = params["stop"]
-        stops = zip(
-            stop, seen.fixed.get("stop", (None,) * len(stop)), operands[0].shape, strict=True
-        )
+        fixed = seen.fixed.get("stop", ())
+        if len(fixed) != len(stop):  # an earlier graph had other dimensions
+            fixed = (None,) * len(stop)
+        stops = zip(stop, fixed, operands[0].shape, strict=True)
         return {**params, "stop": tuple(
             s if s == o else n if s == n else n - 1 if s == n - 1 else s for s, o, n in stops
         )}  # fmt: skip
