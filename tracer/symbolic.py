@@ -336,6 +336,8 @@ def _comparison(compute: Callable[[Any, Any], Any], symbol: str, a: Any, b: Any)
     x, left, shown_left, of = _side(a)
     y, right, shown_right, also_of = _side(b)
     answer = compute(x, y)
+    if y != y and x == x:  # this may be `in`, which finds the same nan
+        a._reads.require(of, f"{left} == {left}", f"{shown_left} is not nan")
     words = f"{shown_left} {symbol} {shown_right} is {answer}"
     a._reads.require(of | also_of, f"({left} {symbol} {right}) is {answer}", words)
     return answer
