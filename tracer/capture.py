@@ -283,6 +283,15 @@ class GraphRecorder(Recorder):
             value = self.builder.append(detach, [value], {}, location=location)
         self._know(out, value)
 
+    def recorded(self) -> int:
+        """How many operations have been recorded."""
+        return len(self.builder.nodes)
+
+    def by_elements(self, first: int) -> bool:
+        """Whether all operations from number `first` on go element by element."""
+        families = {n.primitive.family for n in self.builder.nodes[first:]}
+        return families <= {"pointwise", "creation"}
+
     def _cut_off(self, value: Value, what: str) -> None:
         """Stay eager if a derivative of a result goes through `value`: the graph would go on to what
         `value` is made of, where the tape ends or goes elsewhere.

@@ -60,6 +60,14 @@ class Recorder:
         """`tensor`, int64[2] (seed, counter), was drawn from `generator`, whose counter moved."""
         raise NotImplementedError
 
+    def recorded(self) -> int:
+        """How many operations have been recorded."""
+        return 0
+
+    def by_elements(self, first: int) -> bool:
+        """Whether all operations from number `first` on go element by element."""
+        return True
+
     def alias(self, made: Tensor, tensor: Tensor) -> None:
         """`made` is another object with the value of `tensor`: no operation, no cut of history."""
 

@@ -15,8 +15,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
+
 from tracegrad.ir.dtypes import DType, default
-from tracegrad.tracer.capture_hook import recording
+from tracegrad.tracer.capture_hook import Recorder, recording
 from tracegrad.tracer.composite_plan import Composite
 from tracegrad.tracer.composite_single import Single
 from tracegrad.tracer.composite_watch import Watch, first_place
@@ -63,7 +65,9 @@ def _as_one(
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
-            if watching and (state.recorder is not None or state.saved_hooks or profilers):
+            if watching and state.recorder is not None:
+                return _recorded(state.recorder, function, args, kwargs)
+            if watching and (state.saved_hooks or profilers):
                 return function(*args, **kwargs)
             first: Any = args[0] if args else None
             count = len(args)
@@ -128,6 +132,18 @@ def retold(function: F, told: Callable[..., Any]) -> F | None:
     """
     form = _forms.get(function)
     return None if form is None else form(told)
+
+
+def _recorded(recorder: Recorder, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Run the function step by step; results lie in memory as if it were one operation."""
+    before = recorder.recorded()
+    result = function(*args, **kwargs)
+    results = result if isinstance(result, tuple | list) else (result,)
+    for x in results:
+        if type(x) is Tensor and x._view is None and not x._array.flags.c_contiguous:
+            if not any(x is a for a in args) and not recorder.by_elements(before):
+                x._array = np.ascontiguousarray(x._array)
+    return result
 
 
 def _learned(

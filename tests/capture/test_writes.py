@@ -499,3 +499,46 @@ def test_random_programs_of_views_and_writes(steps: list[tuple[int, int, int]]) 
             else:
                 same(compiled(z, scale), want)
         same(z, x)
+
+
+LAYOUTS: dict[str, Any] = {
+    "cumsum": lambda x: x.cumsum(0), "cumprod": lambda x: x.cumprod(1), "repeat": lambda x: x.repeat(2, 1),
+    "one row": lambda x: x[:1].repeat(2, 3), "tile": lambda x: x.tile(2, 1, 2), "roll": lambda x: x.roll(1, 1),
+    "flip": lambda x: x.flip(0) * 1, "stack": lambda x: tg.stack((x, x), 2), "tril": lambda x: x.tril(),
+    "softmax": lambda x: x.softmax(0), "logsumexp": lambda x: x.logsumexp(0), "var": lambda x: x.var(0),
+    "gather": lambda x: x.gather(0, tg.zeros(2, 4, dtype=tg.int64)),
+    "take": lambda x: x.take(tg.tensor([[1, 2], [3, 0]])), "outer": lambda x: tg.outer(x[0], x[:, 0]),
+    "matmul": lambda x: x @ x.t(), "layer norm": lambda x: tg.nn.functional.layer_norm(x, (4,)),
+    "where": lambda x: tg.where(x > 0, x, 0.0), "clamp": lambda x: x.clamp(-1, 1),
+    "norm": lambda x: x.norm(dim=0),
+    "kron": lambda x: tg.kron(x, x),
+    "mean": lambda x: x.mean(0, keepdim=True),
+    "index_select": lambda x: x.index_select(1, tg.tensor([2, 0])),
+    "pad": lambda x: tg.nn.functional.pad(x, (1, 2)),
+    "masked_fill": lambda x: x.masked_fill(x > 0, 2.0), "addmm": lambda x: tg.addmm(x[:, :1], x, x.t()),
+    "cat": lambda x: tg.cat((x, x), 1), "diag_embed": lambda x: tg.diag_embed(x), "max": lambda x: x.max(1)[0],
+    "argmax": lambda x: x.argmax(0), "sum": lambda x: x.sum(1),
+    "one_hot": lambda x: tg.nn.functional.one_hot(x.abs().long() % 3, 3),
+    "addcmul": lambda x: tg.addcmul(x, x, x),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_results_lie_in_memory_as_those_of_eager_mode(name: str, turned: bool) -> None:
+    fn = LAYOUTS[name]
+
+    def made() -> tg.Tensor:
+        x = (
+            tg.arange(20.0).sin().reshape(4, 5).t()
+            if turned
+            else tg.arange(20.0).sin().reshape(5, 4)
+        )
+        return x.detach()
+
+    expected = [fn(made()) for _ in range(2)][-1]
+    compiled = tg.compile(fn, wait=True)
+    for _ in range(3):
+        got = compiled(made())
+        assert got.stride() == expected.stride()
+        assert tg.allclose(got.double(), expected.double())
