@@ -12,7 +12,6 @@ from tracegrad.ir import ops
 from tracegrad.ir.errors import OperandError, ParameterError, ShapeError
 from tracegrad.tracer.arguments import int_argument, is_int, missing, wrong_type
 from tracegrad.tracer.composites import composite
-from tracegrad.tracer.layout import contiguous_format
 from tracegrad.tracer.pointwise import named, need_tensor
 from tracegrad.tracer.shapes import clone, narrow, reshape, sizes, slice_dim, unsqueeze, wrap_dim
 from tracegrad.tracer.tensor import Tensor
@@ -223,7 +222,7 @@ def repeat(input: Any, *repeats: Any) -> Any:
 def contiguous_copy(out: Any, source: Any) -> Any:
     """`out` itself, or a copy where it shares the memory of `source`."""
     shared = isinstance(out, Tensor) and np.may_share_memory(out._array, source._array)
-    return out.clone(memory_format=contiguous_format) if shared else out
+    return out.clone() if shared else out
 
 
 @_public

@@ -13,7 +13,6 @@ from tracegrad.ir import dtypes, ops
 from tracegrad.ir.errors import KernelError
 from tracegrad.tracer.arguments import dtype_argument, int_argument
 from tracegrad.tracer.composites import composite
-from tracegrad.tracer.layout import contiguous_format
 from tracegrad.tracer.pointwise import apply2, named, need_tensor
 from tracegrad.tracer.shapes import slice_dim, wrap_dim
 from tracegrad.tracer.tensor import Tensor, literal
@@ -39,9 +38,7 @@ def _running(name: str, input: Any, dim: int, dtype: Any) -> Any:
     out = _prefixes(ops.permute(input, axes=axes), name == "cumsum")
     back = tuple(sorted(range(len(axes)), key=axes.__getitem__))
     out = ops.permute(out, axes=back)
-    same = out.dtype is input.dtype
-    out = out.clone(memory_format=contiguous_format) if same else out.to(input.dtype).contiguous()
-    return named(out, label)
+    return named(out.clone() if out.dtype is input.dtype else out.to(input.dtype), label)
 
 
 def _prefixes(x: Any, add: bool) -> Any:
