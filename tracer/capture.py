@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tracegrad.ir import primitive
-from tracegrad.ir.graph import Graph, GraphBuilder, Value, with_names
+from tracegrad.ir.graph import Graph, GraphBuilder, Node, Value, with_names
 from tracegrad.ir.location import Location, here, user_frame
 from tracegrad.ir.primitive import Primitive
 from tracegrad.ir.types import Shape, contiguous_strides
@@ -599,13 +599,34 @@ class GraphRecorder(Recorder):
                 predicates.append(read.predicate(len(outputs) - 1))
         differentiable += [False] * (len(outputs) - len(differentiable))
         return Capture(
-            with_names(self.builder.finish(outputs), self._names), tuple(self.sources), tuple(returns),
+            with_names(self._graph(outputs), self._names), tuple(self.sources), tuple(returns),
             tuple(differentiable), tuple(self.reasons), tuple(writes),
             tuple(self._gradients.values()), self._unhooked(), tuple(gradients), tuple(freed),
             tuple(self.states.afterwards), tuple(predicates),
             tuple(callbacks), tuple(self.numbers.conditions.values()), tuple(self.numbers.pinned.values()),
             orders,
         )  # fmt: skip
+
+    def _graph(self, outputs: Sequence[Value]) -> Graph:
+        """What was recorded, with single numbers that the function made as constants in it."""
+        graph = self.builder.finish(outputs)
+        numbers = {
+            s.value: s.tensor.item() for s in self.sources
+            if s.kind == "literal" and s.tensor is not None and s.value.shape == ()
+        }  # fmt: skip
+        if not numbers:
+            return graph
+        made: dict[Value, Value] = {}
+        builder = GraphBuilder()
+        nodes: list[Node] = []
+        for node in graph.nodes:
+            for v in node.inputs:
+                if v in numbers and v not in made:
+                    made[v] = builder.constant(numbers[v], v.dtype)
+                    nodes.append(builder.nodes[-1])
+            inputs = tuple(made.get(v, v) for v in node.inputs)
+            nodes.append(node if inputs == node.inputs else replace(node, inputs=inputs))
+        return graph.replace(nodes=tuple(nodes))
 
     def _unhooked(self) -> tuple[int, ...]:
         """The inputs that a hook could be waiting at when the run is replayed."""

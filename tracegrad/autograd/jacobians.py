@@ -17,7 +17,7 @@ from tracegrad.ir.errors import GradientError
 from tracegrad.tracer.factories import zeros, zeros_like
 from tracegrad.tracer.grad_mode import enable_grad
 from tracegrad.tracer.joining import stack
-from tracegrad.tracer.tensor import Tensor, alias, literal, wrap
+from tracegrad.tracer.tensor import Tensor, alias, literal
 
 MODES = ("forward-mode", "reverse-mode")
 _STRATEGY = 'Expected strategy to be either "forward-mode" or "reverse-mode".'
@@ -130,7 +130,7 @@ def _unit(like: Tensor, k: int) -> Tensor:
     """Zeros of the shape and dtype of `like`, but for a one as element k in row-major order."""
     array = np.zeros(like._array.size, like._array.dtype)
     array[k] = 1
-    return wrap(array.reshape(like._array.shape))
+    return literal(array.reshape(like._array.shape))
 
 
 def _stacked(parts: list[Tensor], shape: tuple[int, ...], like: Tensor) -> Tensor:
