@@ -412,3 +412,20 @@ def test_two_threads_profile_at_once_each_their_own() -> None:
         thread.join()
     assert found["sin"][0] == {"aten::sin": 5} and found["cos"][0] == {"aten::cos": 7}
     assert len(found["sin"][1] | found["cos"][1]) == 2
+
+
+def test_pauses_of_the_garbage_collector_are_short() -> None:
+    """What was there before is not looked at by collections while a profile is open."""
+
+    assert gc.get_freeze_count() == 0
+    with profile():
+        assert gc.get_freeze_count() > 1000
+        tg.ones(2) * 2
+    assert gc.get_freeze_count() == 0
+    gc.freeze()  # by the user: it stays so
+    try:
+        with profile():
+            tg.ones(2) * 2
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()

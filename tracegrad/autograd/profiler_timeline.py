@@ -8,6 +8,7 @@ Start reading at `Timeline.operation`.
 from __future__ import annotations
 
 import functools
+import gc
 import sys
 import threading
 import time
@@ -63,13 +64,16 @@ class Timeline(Profiler, history.Listener):
         self._call: tuple[FrameType, FunctionEvent | None] | None = None  # see `_in_call`
         self._ending: FunctionEvent | None = None  # of a public function whose frame is let go of
         self._alive: dict[int, weakref.ref[np.ndarray]] = {}  # memory allocated meanwhile
-        self._running = False
+        self._running = self._froze = False
 
     def start(self) -> None:
         """Listen to this thread."""
         profilers.append(self)
         watching.append(self)
         history.listen(self)
+        if not gc.get_freeze_count():  # or a pause of the collector, which looks at all objects
+            gc.freeze()  # there are, would count as time of the operation that it falls into
+            self._froze = True
         self._running = True
         state.profiler = self
         self.origin_ns = self._began_ns = time.perf_counter_ns()
@@ -93,6 +97,9 @@ class Timeline(Profiler, history.Listener):
         profilers.remove(self)
         watching.remove(self)
         history.unlisten(self)
+        if self._froze:
+            gc.unfreeze()
+            self._froze = False
         for event in self._open:
             event.end_ns = now
         self._open.clear()
