@@ -252,7 +252,7 @@ class Capturing(Inspection):
             doubtful = isinstance(error, TypeError) or (watch is not None and watch.reason)
             if watch is None or not doubtful:
                 raise
-            self._widening.stop()
+            self._widening.stop(watch.reason or str(error))
             if recorder.has_changed() or observer.finish().side_effects:
                 raise
             return None
@@ -269,7 +269,7 @@ class Capturing(Inspection):
                 without_stand_ins(holder, plain_number)
                 without_stand_ins(getattr(holder, "__dict__", {}), plain_number)
         if watch is not None and watch.reason:
-            self._widening.stop()
+            self._widening.stop(watch.reason)
             if recorder.has_changed() or observation.side_effects:
                 raise CaptureError(
                     f"{self._label} was run with stand-ins for the numbers among its arguments, and "

@@ -14,6 +14,7 @@ from tracegrad.ir.graph import Graph
 if TYPE_CHECKING:
     from tracegrad.tracer.capture import Reason
     from tracegrad.tracer.trace import Trace
+    from tracegrad.tracer.widening import Widening
 
 
 class CacheInfo(NamedTuple):
@@ -31,6 +32,7 @@ class Inspection:
     _label: str
     _order: list[Trace]
     _eager_keys: dict[Any, tuple[Reason, ...]]
+    _widening: Widening
     _misses: int
     _eager_calls: int
 
@@ -103,6 +105,11 @@ class Inspection:
         ]
         for k, trace in enumerate(self._order):
             lines.extend(f"  {line}" for line in trace.describe(k))
+        if self._widening.reason:
+            lines.append(
+                "  Each value of a number among the arguments has traces of its own, for what stands "
+                f"in for a number could be told from it: {self._widening.reason}."
+            )
         for reasons, kinds in Counter(self._eager_keys.values()).items():
             several = "one kind" if kinds == 1 else f"{kinds} kinds"
             lines.append(f"  Runs eagerly for {several} of arguments, because:")

@@ -105,14 +105,14 @@ class Widening:
         """Whether `fn` could tell a stand-in from a number; then no more numbers are replaced."""
         if not self._asked:
             self._asked = True
-            self.reason = telling(fn, arguments)
-            if self.reason:
-                self.stop()
+            reason = telling(fn, arguments)
+            if reason:
+                self.stop(reason)
         return self._stopped
 
-    def stop(self) -> None:
+    def stop(self, reason: str) -> None:
         """Replace no numbers from now on."""
-        self._stopped = True
+        self._stopped, self.reason = True, reason
         self._varying.clear()
         self._used.clear()
 

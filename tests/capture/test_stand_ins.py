@@ -309,3 +309,15 @@ def test_sizes_in_slices_of_graphs_of_other_ranks() -> None:
         a, b = tg.ones(m, n), tg.ones(*((m, n) if m % 2 else (1, n)))
         same(compiled(a, b), f(a, b))
     assert "failed on it" not in compiled.explain()
+
+
+@pytest.mark.parametrize(("name", "why"), [
+    ("suppress", "contextlib"), ("where of numpy", "numpy.where"), ("operator.is_", "operator.is_"),
+    ("type under another name", "type"), ("attribute", "json.dumps of a library"),
+    ("hasattr", "asks for special methods"), ("protocol", "typing, a library"),
+])  # fmt: skip
+def test_explain_says_why_numbers_are_not_replaced(name: str, why: str) -> None:
+    compiled = check(FLOATS[name], SOME)
+    assert f"could be told from it: {why}" in compiled.explain() or (
+        "could be told from it: " in compiled.explain() and why in compiled.explain()
+    )
