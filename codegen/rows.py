@@ -221,6 +221,7 @@ class _RowKernel:
             lowering, merges.affine, {a.variable: d + 1 for d, a in enumerate(loops)},
             {a.variable: a.extent for a in loops}, row=level, named=self.named,
         )  # fmt: skip
+        body.shown = self.shown  # one name for one variable in the whole kernel
         for value, at, term in stage.lowered.stored:
             buffer = self.buffers[value]
             if buffer.local and not buffer.scalar:
@@ -252,7 +253,6 @@ class _RowKernel:
             self.head[d].extend(body.statements[d])
         self.row.extend(body.nest(headers, level))
         self.named += len(body.named)
-        self.shown.update(body.shown)
 
     def _declare(self, value: Value) -> None:
         buffer = self.buffers[value]

@@ -31,6 +31,7 @@ from tracegrad.codegen.schedule import (
     needs_buffers,
     schedule,
 )
+from tracegrad.codegen.small_axes import unrolled
 from tracegrad.ir.graph import Graph, Value
 from tracegrad.ir.passes.attached import without_detach
 from tracegrad.ir.passes.sizes import symbols, with_sized_constants
@@ -210,8 +211,10 @@ def _check_positions(graph: Graph, steps: Sequence[Step], checks: Sequence[Check
 
 
 def prepared(graph: Graph, strides: Mapping[Value, Shape]) -> Graph:
-    """The graph as it is scheduled: small products expanded, operands of the others canonical."""
-    expanded = contraction.expand_small(without_detach(graph))
+    """The graph as it is scheduled: small products and small axes of sums written out, operands of
+    the other products canonical.
+    """
+    expanded = unrolled(contraction.expand_small(without_detach(graph)))
     return contraction.canonical_operands(expanded, strides)
 
 
