@@ -361,3 +361,36 @@ def test_types() -> None:
         graph = drawn_graph(f, TensorType((24, 16), dtype))
         x = np.random.default_rng(1).integers(0, 9, (24, 16)).astype(dtype.numpy)
         assert_same_bits(run(graph, [x]), reference(graph, [x]))
+
+
+# ---- kernels that are alike ---------------------------------------------------------------------
+
+
+def test_kernels_that_are_alike_are_one_function() -> None:
+    def f(x: Any, w: Any) -> Any:
+        for _ in range(5):
+            x = softmax(ops.dot_general(x, w, contract=((1,), (0,)), batch=((), ())))
+        return x
+
+    graph = drawn_graph(f, (64, 64), (64, 64))
+    unit = build(graph)
+    assert unit.kernels == 10
+    assert unit.source.count("static void kernel_") == 2
+    calls = [line for line in unit.source.splitlines() if line.startswith("    kernel_")]
+    assert len(calls) == 10
+    assert len({call.partition("(")[0] for call in calls}) == 2
+    x, w = normal(64, 64), normal(64, 64) * 0.1
+    want = x
+    for _ in range(5):
+        e = np.exp(want @ w - (want @ w).max(1, keepdims=True))
+        want = e / e.sum(1, keepdims=True)
+    np.testing.assert_allclose(run(graph, [x, w])[0], want, rtol=1e-5)
+
+
+def test_kernels_that_differ_in_a_number_or_a_type_are_not_one_function() -> None:
+    def f(x: Any) -> Any:
+        y = total(ops.sin(x * 2.0), 0, 1, keepdims=False)
+        return y, total(ops.sin(x * 3.0) + y, 0, 1, keepdims=False)
+
+    unit = build(drawn_graph(f, (64, 64)))
+    assert unit.source.count("static void kernel_") == unit.kernels
