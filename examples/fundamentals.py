@@ -1,13 +1,13 @@
 """A walk through tracegrad: from one tensor to a compiled function and the C it became.
 
-Eight short chapters, one function each, every one printing what it shows:
+Nine short chapters, one function each, every one printing what it shows:
 
-1. tensors and the tape      2. gradients             3. training a small model
-4. switching the tape off    5. writing in place      6. where the time goes
-7. Jacobians                 8. compiling
+1. tensors and the tape      2. gradients               3. a loop that the data decides
+4. training a small model    5. switching the tape off  6. writing in place
+7. where the time goes       8. Jacobians and Hessians  9. compiling
 
-The program writes a picture (a damped wave with its slope, and the losses of chapter 3), a trace
-for https://ui.perfetto.dev (chapter 6) and the generated C (chapter 8).
+The program writes a picture (a damped wave with its slope, and the losses of chapter 4), a trace
+for https://ui.perfetto.dev (chapter 7) and the generated C (chapter 9).
 
 Run it:  python examples/fundamentals.py --out out        (start reading at `main`)
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 
 import tracegrad as tg
@@ -33,19 +34,30 @@ def damped(t: tg.Tensor) -> tg.Tensor:
     return tg.exp(-t / 3) * tg.cos(3 * t)
 
 
+def tree(node: tg.autograd.graph.Node, depth: int = 0) -> list[str]:
+    """Names of a node and of those before it, each branch indented below the one it leads to."""
+    lines = ["  " * depth + node.name()]
+    for earlier, _ in node.next_functions:
+        if earlier is not None:  # a plain number has no node
+            lines += tree(earlier, depth + 1)
+    return lines
+
+
 def tensors_and_the_tape() -> tg.Tensor:
     chapter(1, "Tensors and the tape",
             "Computing with a tensor that requires grad notes each operation on a tape. A result\n"
-            "knows the last operation (grad_fn), which knows those before it.")  # fmt: skip
+            "knows the last operation (grad_fn), which knows those before it, down to the tensor\n"
+            "that all began with: there AccumulateGrad will leave the gradient.")  # fmt: skip
     t = tg.linspace(0.0, 6.0, steps=7, requires_grad=True)
     y = damped(t)
     print("t =", t)
     print("y =", y)
-    node, depth = y.grad_fn, 0
-    while node is not None:
-        print("  " * depth + node.name())
-        node = node.next_functions[0][0] if node.next_functions else None
-        depth += 1
+    print("\n".join(tree(y.grad_fn)))
+    quarters = tg.linspace(0.0, 2 * tg.pi, steps=5)
+    print("\nNumbers are float32 unless told otherwise: about seven digits. So the sine of pi is")
+    print("not 0, it is what pi has lost by rounding; that is arithmetic, not a fault.")
+    print("sin at quarter turns:  ", tg.sin(quarters))
+    print(f"pi minus its float32:   {tg.pi - quarters[2].item():.4e}")
     return t
 
 
@@ -62,7 +74,39 @@ def gradients(t: tg.Tensor) -> tg.Tensor:
     damped(t).sum().backward()
     print("            ", t.grad)
     t.grad = None
+    print("Results on the way keep no gradient, unless they are asked to before:")
+    swing = tg.cos(3 * t)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        print("swing.grad: ", swing.grad)
+    print("UserWarning:", *(str(w.message).split(". ")[0] for w in caught))
+    swing.retain_grad()
+    (tg.exp(-t / 3) * swing).sum().backward()
+    print("retain_grad:", swing.grad)
+    t.grad = None
     return by_hand
+
+
+def a_loop_that_the_data_decides() -> tuple[tg.Tensor, str]:
+    chapter(3, "A loop that the data decides",
+            "The tape holds what was computed, not the program: a while loop leaves one node for\n"
+            "each of its rounds. A result of several numbers has no single slope, so backward()\n"
+            "wants a weight for each, and gives the gradient of the weighted sum.")  # fmt: skip
+    x = tg.tensor([3.0, -20.0, 0.5], requires_grad=True)
+    y = x
+    while y.abs().max() > 1:
+        y = y / 2
+    print("y =", y)
+    print("\n".join(tree(y.grad_fn)))
+    refusal = ""
+    try:
+        y.backward()
+    except RuntimeError as error:
+        refusal = str(error)
+        print(f"y.backward(): RuntimeError: {refusal}")
+    y.backward(tg.tensor([1.0, 10.0, 100.0]))
+    print("y.backward((1, 10, 100)):", x.grad)
+    return x.grad, refusal
 
 
 class Net(nn.Module):
@@ -79,7 +123,7 @@ class Net(nn.Module):
 
 
 def training(steps: int) -> list[float]:
-    chapter(3, "Training a small model",
+    chapter(4, "Training a small model",
             "A module keeps its weights; an optimizer moves them against\ntheir gradients.")  # fmt: skip
     t = tg.linspace(0.0, 3.0, steps=64).reshape(64, 1)
     ideal = damped(t)
@@ -99,20 +143,29 @@ def training(steps: int) -> list[float]:
 
 
 def without_the_tape() -> None:
-    chapter(4, "Switching the tape off",
-            "Inside no_grad() nothing is noted; detach() gives the same memory without its tape;\n"
-            "setting requires_grad = False on a leaf stops noting from there on.")  # fmt: skip
+    chapter(5, "Switching the tape off",
+            "Inside no_grad() nothing is noted, nor in a function that it decorates; enable_grad()\n"
+            "takes notes again. detach() gives the same memory without its tape; setting\n"
+            "requires_grad = False on a leaf stops noting from there on.")  # fmt: skip
+
+    @tg.no_grad()
+    def untracked(x: tg.Tensor) -> tg.Tensor:
+        return x * 2
+
     weight = tg.ones(2, requires_grad=True)
     with tg.no_grad():
         print("inside no_grad(): ", weight * 2)
     print("outside:          ", weight * 2)
     print("detached:         ", (weight * 2).detach())
+    print("decorated:        ", untracked(weight))
+    with tg.no_grad(), tg.enable_grad():
+        print("on again inside:  ", weight * 2)
     weight.requires_grad = False
     print("flag taken away:  ", weight * 2)
 
 
 def in_place() -> list[str]:
-    chapter(5, "Writing in place",
+    chapter(6, "Writing in place",
             "An operation whose name ends in _ overwrites its tensor. Where that would lose what\n"
             "a gradient needs, tracegrad refuses, and says which value was overwritten.")  # fmt: skip
     leaf = tg.ones(3, requires_grad=True)
@@ -130,7 +183,7 @@ def in_place() -> list[str]:
 
 
 def where_the_time_goes(trace: Path) -> str:
-    chapter(6, "Where the time goes",
+    chapter(7, "Where the time goes",
             "Inside profile() every operation is timed; record_function()\nnames a part.")  # fmt: skip
     t = tg.linspace(0.0, 6.0, steps=10_000, requires_grad=True)
     with profile() as prof:
@@ -144,24 +197,32 @@ def where_the_time_goes(trace: Path) -> str:
     return table
 
 
-def jacobians() -> tuple[tg.Tensor, tg.Tensor]:
-    chapter(7, "Jacobians",
-            "A function with several results has a row of slopes for each. A vector-Jacobian\n"
-            "product is what backward() computes, without building the matrix.")  # fmt: skip
+def jacobians_and_hessians() -> dict[str, tg.Tensor]:
+    chapter(8, "Jacobians and Hessians",
+            "A function with several results has a row of slopes for each. backward() computes a\n"
+            "vector times that matrix, jvp() the matrix times a vector, neither builds it. The\n"
+            "slopes of the slopes of one number are its Hessian.")  # fmt: skip
 
-    def polar(p: tg.Tensor) -> tg.Tensor:
+    def plane(p: tg.Tensor) -> tg.Tensor:
         return tg.stack([p[0] * tg.cos(p[1]), p[0] * tg.sin(p[1])])
 
-    point = tg.tensor([2.0, tg.pi / 6])
-    matrix = functional.jacobian(polar, point)
-    _, product = functional.vjp(polar, point, v=tg.tensor([1.0, 0.0]))
-    print("polar coordinates -> plane, at radius 2 and 30 degrees:\n", matrix)
-    print("times (1, 0) from the left, its first row:\n", product)
-    return matrix, product
+    def square(p: tg.Tensor) -> tg.Tensor:
+        return plane(p)[0] ** 2
+
+    point, first = tg.tensor([2.0, tg.pi / 6]), tg.tensor([1.0, 0.0])
+    shown = {
+        "polar coordinates -> plane, at radius 2 and 30 degrees": functional.jacobian(plane, point),
+        "times (1, 0) from the left, its first row": functional.vjp(plane, point, v=first)[1],
+        "times (1, 0) from the right, its first column": functional.jvp(plane, point, v=first)[1],
+        "Hessian of the square of the first coordinate": functional.hessian(square, point),
+    }
+    for words, value in shown.items():
+        print(f"{words}:\n{value}")
+    return shown
 
 
 def compiling(source: Path) -> tg.CompiledFunction:
-    chapter(8, "Compiling",
+    chapter(9, "Compiling",
             "compile() records one run of a function and writes it out as C; later calls with\n"
             "arguments of the same kind run that. Gradients work as before. By default that is\n"
             "done in the background; with wait=True the first call waits for it.")  # fmt: skip
@@ -222,11 +283,12 @@ def main(arguments: list[str] | None = None) -> int:
         options.out / f"fundamentals{end}" for end in (".png", "_trace.json", ".c")
     )
     gradients(tensors_and_the_tape())
+    a_loop_that_the_data_decides()
     losses = training(options.steps)
     without_the_tape()
     in_place()
     where_the_time_goes(trace)
-    jacobians()
+    jacobians_and_hessians()
     compiling(source)
     draw(losses, picture)
     print("\nwrote", picture, trace, source, sep="\n  ")

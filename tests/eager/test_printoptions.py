@@ -67,3 +67,33 @@ def test_no_edge_items_leave_the_size() -> None:
     assert (
         repr(tg.ones(2, 3, dtype=tg.float64)) == "tensor([...], size=(2, 3), dtype=torch.float64)"
     )
+
+
+# The default line holds (80 - indent) // (width of a number + 2) numbers, and a suffix stays in it
+# where the text, its ")" and one column more are at most 80 wide. All as torch 2.13 prints it.
+HALVES = ", ".join(["0.5000"] * 9)
+TENS = ", ".join(["10."] * 10)
+
+
+@pytest.mark.parametrize(
+    ("shape", "shown"),
+    [
+        ((9,), f"tensor([{HALVES}])"),  # 7 + 9 * 8 = 79
+        ((1, 9), f"tensor([[{HALVES}]])"),  # 80
+        ((1, 1, 9), f"tensor([[[{HALVES[:-8]},\n          0.5000]]])"),  # would be 81
+    ],
+)
+def test_numbers_fill_a_line_of_eighty(shape: tuple[int, ...], shown: str) -> None:
+    assert repr(tg.full(shape, 0.5)) == shown
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        ({"requires_grad": True}, f"tensor([{TENS}], requires_grad=True)"),  # 79
+        ({"dtype": tg.float64}, f"tensor([{TENS}], dtype=torch.float64)"),  # 80
+        ({"dtype": tg.bfloat16}, f"tensor([{TENS}],\n       dtype=torch.bfloat16)"),  # would be 81
+    ],
+)
+def test_suffixes_fill_a_line_of_eighty(options: dict[str, Any], shown: str) -> None:
+    assert repr(tg.full((10,), 10.0, **options)) == shown

@@ -1,5 +1,6 @@
 """Both generations of the autograd tutorial, run as they are written, eagerly and compiled.
 
+In the compiled run every function and the model are compiled; code outside of functions cannot be.
 The texts are not part of this repository; where they are not at hand these tests are skipped, and
 `test_figures.py` holds the same figures.
 """
@@ -71,10 +72,7 @@ def test_prints_the_same_with_every_function_compiled(
         outputs = run(cells, compiled)
     found = []
     for cell, printed in zip(cells, outputs, strict=True):
-        # the one name that differs on purpose: a compiled call is one node of the graph
-        cell.output = [re.sub("<(Add|Mul)Backward0>", "<AnyBackward0>", x) for x in cell.output]
-        printed = [re.sub("<(Add|Mul|Compiled)Backward0>", "<AnyBackward0>", x) for x in printed]
-        found += differences(cell, printed, blanks)
+        found += differences(cell, printed, blanks, compiled=True)
     assert not found, "\n\n".join(found)
     replayed = {f._label for f in compiled if f.cache_info().hits}
     assert replayed >= {"TinyModel", "add_tensors1", "add_tensors2"}
@@ -82,10 +80,65 @@ def test_prints_the_same_with_every_function_compiled(
     assert eager <= {"do_some_doubling", "exp_adder"}, [str(w.message) for w in caught]
 
 
-def test_a_wrong_figure_is_noticed() -> None:
+def printed_by(fragment: str) -> tuple[Cell, list[str]]:
+    """The notebook's cell with this code, and what it prints after those before it."""
     cells = notebook_cells()
-    cell = next(c for c in cells if c.code == ["print(b)"])
-    printed = run(cells[: cells.index(cell) + 1])[-1]
+    number = next(k for k, cell in enumerate(cells) if fragment in "\n".join(cell.code))
+    return cells[number], run(cells[: number + 1])[-1]
+
+
+def test_a_wrong_figure_is_noticed() -> None:
+    cell, printed = printed_by("print(b)")
     assert differences(cell, printed, True) == []
     cell.output[2] = cell.output[2].replace("-8.7423e-08", "-8.7424e-08")
     assert len(differences(cell, printed, True)) == 1
+
+
+def test_a_missing_empty_line_is_noticed() -> None:
+    cell, printed = printed_by("print('d:')")
+    assert printed.count("") == 3 and differences(cell, printed, True) == []
+    printed.remove("")
+    assert len(differences(cell, printed, True)) == 1
+    assert differences(cell, printed, False) == []
+
+
+def test_only_the_result_of_a_function_has_another_node_when_compiled() -> None:
+    for fragment, expected in (("c1 = add_tensors1(a, b)", 0), ("c1 = a + b", 1)):
+        cell, printed = printed_by(fragment)
+        renamed = [x.replace("AddBackward0", "CompiledBackward0") for x in printed]
+        assert len(differences(cell, renamed, True, compiled=True)) == expected
+        assert len(differences(cell, printed, True, compiled=True)) == 1 - expected
+
+
+def with_share(row: str, share: str) -> str:
+    """A row of a profiler's table with another share in its second column, as wide as before."""
+    return re.sub(r" *\d+\.\d\d%", lambda old: share.rjust(len(old[0])), row, count=1)
+
+
+def test_faults_in_a_table_are_noticed() -> None:
+    cell, table = printed_by("autograd.profiler")
+    assert differences(cell, table, True) == []
+    rule, titles, _, first, second, _, total, _ = table
+    # the two times may be as close, or as far apart, as they like
+    wide = with_share(first, "60.000%")
+    first, second = with_share(first, "60.00%"), with_share(second, "40.00%")
+    foreign = first.replace("us ", "xs ", 1)
+    faulty = [
+        [rule, titles, rule, second, first, rule, total, ""],
+        [rule, titles, rule, first, second, total, rule, ""],
+        [rule, titles, rule, first, second, rule, total],
+        [rule, titles, rule, first, second, first, rule, total, ""],
+        [rule, titles, rule, first, first, rule, total, ""],
+        [rule, titles, rule, first, second, rule, "more", total, ""],
+        [rule[1:], titles, rule, first, second, rule, total, ""],
+        [rule[1:], titles, rule[1:], first, second, rule[1:], total, ""],
+        [rule, titles[1:], rule, first, second, rule, total, ""],
+        [rule, titles.replace("avg", "Avg"), rule, first, second, rule, total, ""],
+        [rule, titles, rule, wide, second, rule, total, ""],
+        [rule, titles, rule, foreign, second, rule, total, ""],
+        [rule, titles, rule, first, second, rule, total.replace(".", ""), ""],
+    ]
+    sound = [rule, titles, rule, first, second, rule, total, ""]
+    assert differences(cell, sound, True) == []
+    unnoticed = [lines for lines in faulty if not differences(cell, lines, True)]
+    assert not unnoticed, "\n\n".join("\n".join(lines) for lines in unnoticed)

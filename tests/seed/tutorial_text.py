@@ -1,19 +1,22 @@
 """Reads the two generations of the autograd tutorial into cells: code, and the lines it printed.
 
-The notebook has its cells between fences and their output indented below. The other generation is
-text taken from a web page, which lost all indentation and repeated blanks: the indentation of code
-is put back from the notebook cell that shares most of its lines. Start reading at `notebook_cells`.
+The notebook has its cells between fences and their output indented below, empty lines that were
+printed too. The other generation is text taken from a web page, which lost all indentation, empty
+lines and repeated blanks: the indentation of code is put back from the notebook cell that shares
+most of its lines. Start reading at `notebook_cells`.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 SEED = Path(__file__).resolve().parents[3] / "shared" / "seed"
 NOTEBOOK = SEED / "autograd_tutorial_notebook.md"
 PAGE = SEED / "autograd_tutorial_html.txt"
+IMAGE = re.compile(r"^ {4}\n!\[png\].*\n {4}\n", re.MULTILINE)  # its blank lines are not printed
 
 
 @dataclass
@@ -30,7 +33,7 @@ def notebook_cells() -> list[Cell]:
     cells: list[Cell] = []
     fence = False
     listening = False  # between a cell and the next prose: indented lines are its output
-    for line in NOTEBOOK.read_text(encoding="utf-8").splitlines():
+    for line in IMAGE.sub("", NOTEBOOK.read_text(encoding="utf-8")).splitlines():
         if line.startswith("```"):
             fence = not fence
             if fence:
@@ -40,7 +43,7 @@ def notebook_cells() -> list[Cell]:
             cells[-1].code.append(line)
         elif listening and line.startswith("    "):
             cells[-1].output.append(line[4:])
-        elif line.strip() and not line.startswith("![png]"):
+        elif line.strip():
             listening = False
     return cells
 
