@@ -35,11 +35,11 @@ _NON_LEAF_GRAD = (
     "access the non-leaf Tensor by mistake, make sure you access the leaf Tensor instead. See "
     "github.com/pytorch/pytorch/pull/30531 for more informations."
 )
-_NON_LEAF_FLAG = (
-    "you can only change requires_grad flags of leaf variables. If you want to use a computed "
-    "variable in a subgraph that doesn't require differentiation use var_no_grad = var.detach()."
+_NON_LEAF_FLAG = "you can only change requires_grad flags of leaf variables."
+_DETACH_INSTEAD = (
+    " If you want to use a computed variable in a subgraph that doesn't require differentiation "
+    "use var_no_grad = var.detach()."
 )
-
 
 _OTHER_DTYPE = (
     "attempting to assign a gradient with dtype '{given}' to a tensor with grad_dtype '{own}'. The "
@@ -208,8 +208,12 @@ class Tensor(Operators):
     def requires_grad(self, flag: bool) -> None:
         if type(flag) is not bool:
             raise GradientError("requires_grad must be a bool")
-        if self.grad_fn is not None and not flag:
-            raise GradientError(_NON_LEAF_FLAG)
+        if self.grad_fn is not None:
+            raise GradientError(_NON_LEAF_FLAG + ("" if flag else _DETACH_INSTEAD))
+        self._flag(flag)
+
+    def _flag(self, flag: bool) -> None:
+        """Set `requires_grad` of a leaf, or keep that of a result, where True is allowed."""
         if flag and self._storage.inference and not state.inference:
             raise GradientError(
                 "Setting requires_grad=True on inference tensor outside InferenceMode is not "
@@ -227,13 +231,15 @@ class Tensor(Operators):
         self._requires_grad = flag
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
-        """Set `requires_grad` and return self."""
+        """Set `requires_grad` and return self; True is allowed, and idle, where `grad_fn` is set."""
         if type(requires_grad) is not bool:
             raise OperandError(
                 "requires_grad_(): argument 'requires_grad' (position 1) must be bool, not "
                 f"{type(requires_grad).__name__}"
             )
-        self.requires_grad = requires_grad
+        if self.grad_fn is not None and not requires_grad:
+            raise GradientError(_NON_LEAF_FLAG + _DETACH_INSTEAD)
+        self._flag(requires_grad)
         return self
 
     @property
