@@ -43,7 +43,10 @@ _DETACH_INSTEAD = (
 
 _OTHER_DTYPE = (
     "attempting to assign a gradient with dtype '{given}' to a tensor with grad_dtype '{own}'. The "
-    "gradient must match the tensor's grad_dtype (defaults to the tensor's dtype)."
+    "gradient must match the tensor's grad_dtype (defaults to the tensor's dtype). You can set the "
+    "tensor's grad_dtype attribute with a specific dtype, or None to allow any dtype. Set grad_dtype "
+    "with caution. Diverging the dtypes of a tensor and its gradient may break downstream systems "
+    "that assume they match. (There is no grad_dtype here: convert with gradient.to({remedy}).)"
 )
 _CPP_NAMES = {
     "float64": "double", "float32": "float", "float16": "c10::Half", "bfloat16": "c10::BFloat16",
@@ -294,17 +297,19 @@ class Tensor(Operators):
             )
         if value is self:
             raise GradientError("can't assign Variable as its own grad")
+        if value.dtype is not self.dtype:
+            from tracegrad.tracer.tape import scalar_type_name
+
+            given, own = _CPP_NAMES.get(value.dtype.name, value.dtype.name), self.dtype
+            raise GradientError(
+                _OTHER_DTYPE.format(given=given, own=scalar_type_name(own), remedy=repr(own))
+            )
         if value._array.shape != self._array.shape:
             raise GradientError(
                 f"attempting to assign a gradient of size '{list(value._array.shape)}' to a tensor "
                 f"of size '{list(self._array.shape)}'. Please ensure that the gradient and the "
                 "tensor are the same size"
             )
-        if value.dtype is not self.dtype:
-            from tracegrad.tracer.tape import scalar_type_name
-
-            given, own = _CPP_NAMES.get(value.dtype.name, value.dtype.name), self.dtype
-            raise GradientError(_OTHER_DTYPE.format(given=given, own=scalar_type_name(own)))
 
     @property
     def retains_grad(self) -> bool:

@@ -45,7 +45,13 @@ REFUSED: list[tuple[Any, type[Exception], str]] = [
     (lambda: setattr(leaf(), "grad", tg.ones(3, dtype=tg.float64)), RuntimeError,
      "^attempting to assign a gradient of size '\\[3\\]' to a tensor of size '\\[2\\]'. Please "),
     (lambda: setattr(leaf(), "grad", tg.ones(2, dtype=tg.int64)), RuntimeError,
-     "^attempting to assign a gradient with dtype 'long int' to a tensor with grad_dtype 'Double'"),
+     "^attempting to assign a gradient with dtype 'long int' to a tensor with grad_dtype 'Double'. "
+     "The gradient must match the tensor's grad_dtype \\(defaults to the tensor's dtype\\). You can set "
+     "the tensor's grad_dtype attribute with a specific dtype, or None to allow any dtype. Set "
+     "grad_dtype with caution. Diverging the dtypes of a tensor and its gradient may break "
+     "downstream systems that assume they match. .*convert with gradient.to\\(torch.float64\\)"),
+    (lambda: setattr(leaf(), "grad", tg.ones(3)), RuntimeError,  # the dtype comes before the size
+     "^attempting to assign a gradient with dtype 'float' to a tensor with grad_dtype 'Double'"),
     (lambda: tg.set_grad_enabled(3), TypeError,
      "^set_grad_enabled\\(\\): argument 'enabled' \\(position 1\\) must be bool, not int$"),
     (lambda: tg.autograd.graph.saved_tensors_hooks(3, 4).__enter__(), TypeError,
