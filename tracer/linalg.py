@@ -41,7 +41,10 @@ def matmul(input: Any, other: Any) -> Any:
 def _product(input: Any, other: Any) -> Any:
     need_tensor("matmul", "input", 1, input)
     need_tensor("matmul", "other", 2, other)
-    return composite_linalg.matmul(input, other)
+    out = composite_linalg.matmul(input, other)
+    if other.ndim == 1 < input.ndim:
+        return named(out, "MvBackward0")
+    return named(out, "MmBackward0") if input.ndim == 1 and other.ndim == 2 else out
 
 
 @_public

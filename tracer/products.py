@@ -60,7 +60,7 @@ def vdot(input: Any, other: Any) -> Any:
     """
     need_tensor("vdot", "input", 1, input)
     need_tensor("vdot", "other", 2, other)
-    return dot(input, other)
+    return named(dot(input, other), "VdotBackward0")
 
 
 @_public
