@@ -271,6 +271,20 @@ def test_nodes_of_products_have_the_name_of_pytorchs_product(name: str, function
         assert function(x, v, b).grad_fn.name() == name
 
 
+ALL_OF_IT: list[tuple[str, Any]] = [  # `x[:]` is a slice in PyTorch, `x[:, :]` is an alias
+    *(("SliceBackward0", i) for i in (slice(None), slice(0, 3), slice(None, None, 1))),
+    *(("AliasBackward0", i) for i in (..., (), (slice(None),), (slice(0, 3), slice(None)))),
+    *(("AliasBackward0", i) for i in ((slice(None), slice(0, 3)), (..., slice(None)))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "index"), ALL_OF_IT)
+def test_an_index_that_takes_all_is_a_slice_only_where_it_is_one(name: str, index: Any) -> None:
+    x = tg.ones(3, 3, requires_grad=True)
+    for _ in range(3):
+        assert x[index].grad_fn.name() == name
+
+
 def test_a_write_to_what_the_backward_reads_is_noticed() -> None:
     """Also where it is kept as a view, or as what was made of it without a copy (an index)."""
     w = tg.eye(2).requires_grad_()
