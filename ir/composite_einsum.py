@@ -13,6 +13,7 @@ from tracegrad.ir import ops
 from tracegrad.ir.composite_linalg import diagonal_of_pair, permuted
 from tracegrad.ir.errors import ShapeError
 from tracegrad.ir.primitive import type_of
+from tracegrad.ir.product_dtypes import check_bmm
 
 Labels = tuple[str, ...]
 Labelled = tuple[Any, Labels]
@@ -171,6 +172,7 @@ def _pair(left: Labelled, right: Labelled, wanted: set[str]) -> Labelled:
     summed = tuple(a for a in shared if a not in wanted)
     if not summed:
         return _broadcast_product(x, x_labels, y, y_labels)
+    check_bmm(x, y)
     out = ops.dot_general(
         x,
         y,

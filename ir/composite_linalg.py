@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-from tracegrad.ir import ops
+from tracegrad.ir import ops, product_dtypes
 from tracegrad.ir.errors import OperandError, ShapeError
 from tracegrad.ir.primitive import is_scalar
 from tracegrad.ir.types import Shape, broadcast_shapes
@@ -87,22 +87,26 @@ def matmul(x: Any, y: Any) -> Any:
     return _matrices_times_matrices(x, y)
 
 
-def _rows_times_vector(x: Any, y: Any) -> Any:
+def _rows_times_vector(x: Any, y: Any, own: Any = None) -> Any:
     _check_mv(prod(x.shape[:-1]), x.shape[-1], y.shape[0])
+    product_dtypes.check_mv(y if own is None else own, x, y)
     return contract(x, y, (len(x.shape) - 1,), (0,))
 
 
 def _rows_times_matrix(x: Any, y: Any) -> Any:
     _check_mm(prod(x.shape[:-1]), x.shape[-1], *y.shape)
+    product_dtypes.check_mm(x, y)
     return contract(x, y, (len(x.shape) - 1,), (0,))
 
 
 def _vector_times_matrices(x: Any, y: Any) -> Any:
     if len(y.shape) == 2:
         _check_mm(1, x.shape[0], *y.shape)
+        product_dtypes.check_mm(x, y)
     else:
         batch = prod(y.shape[:-2])
         _check_bmm(batch, x.shape[0], (batch, *y.shape[-2:]))
+        product_dtypes.check_bmm(x, y)
     return contract(x, y, (0,), (len(y.shape) - 2,))
 
 
@@ -110,6 +114,7 @@ def _matrices_times_matrices(x: Any, y: Any) -> Any:
     """Both with batch axes: those of y that are all ones fold away, others are batch axes."""
     batch = broadcast_shapes(x.shape[:-2], y.shape[:-2])
     _check_bmm(prod(batch), x.shape[-1], (prod(batch), *y.shape[-2:]))
+    product_dtypes.check_bmm(x, y)
     if prod(y.shape[:-2]) == 1 and len(y.shape) <= len(x.shape):
         return contract(x, ops.reshape(y, shape=y.shape[-2:]), (len(x.shape) - 1,), (0,))
     x, y = _with_batch(x, batch), _with_batch(y, batch)
@@ -139,32 +144,38 @@ def mm(x: Any, y: Any) -> Any:
     return _rows_times_matrix(x, y)
 
 
-def bmm(x: Any, y: Any) -> Any:
+def bmm(x: Any, y: Any, own: Any = None) -> Any:
     """Product of matrices in pairs, (b, n, k) and (b, k, m) to (b, n, m); nothing broadcasts.
 
     Raises:
         ShapeError: an operand is not 3-D, or sizes differ.
+        DTypeError: the dtypes differ, also from that of `own`, to which the product is added.
     """
     _check_tensors("bmm", input=x, mat2=y)
     for name, operand in (("batch1", x), ("batch2", y)):
         if len(operand.shape) != 3:
             raise ShapeError(f"{name} must be a 3D tensor")
     _check_bmm(x.shape[0], x.shape[2], tuple(y.shape))
+    if own is None:
+        product_dtypes.check_bmm(x, y)
+    else:
+        product_dtypes.check_addmm(own, x, y)
     return contract(x, y, (2,), (1,), n_batch=1)
 
 
-def mv(x: Any, vec: Any) -> Any:
+def mv(x: Any, vec: Any, own: Any = None) -> Any:
     """Product of a matrix (n, k) and a vector (k,), shape (n,).
 
     Raises:
         ShapeError: the operands are not a matrix and a vector, or the sizes differ.
+        DTypeError: the dtypes differ, also from that of `own`, to which the product is added.
     """
     _check_tensors("mv", input=x, vec=vec)
     if len(x.shape) != 2 or len(vec.shape) != 1:
         raise ShapeError(
             f"vector + matrix @ vector expected, got 1, {len(x.shape)}, {len(vec.shape)}"
         )
-    return _rows_times_vector(x, vec)
+    return _rows_times_vector(x, vec, own)
 
 
 def dot(x: Any, y: Any) -> Any:
@@ -178,6 +189,7 @@ def dot(x: Any, y: Any) -> Any:
         raise ShapeError(
             f"1D tensors expected, but got {len(x.shape)}D and {len(y.shape)}D tensors"
         )
+    product_dtypes.check_dot(x, y)
     if x.shape != y.shape:
         raise ShapeError(
             f"inconsistent tensor size, expected tensor [{x.shape[0]}] and src [{y.shape[0]}] to "
@@ -208,11 +220,12 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Any:
     Args:
         x: shape (..., in).
         weight: same dtype, shape (out, in) or (in,).
-        bias: None, or shape (out,), or () where the weight is a vector.
+        bias: None, or of the same dtype and shape (out,), or () where the weight is a vector.
     Returns:
         Shape (..., out); (...) where the weight is a vector.
     Raises:
         ShapeError: sizes do not fit (PyTorch's texts).
+        DTypeError: the dtypes differ, or are bool.
     Source: PyTorch documentation, `torch.nn.functional.linear`.
     Example:
         >>> import numpy as np
@@ -227,11 +240,18 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Any:
         )
     if len(weight.shape) not in (1, 2):
         raise ShapeError(f"linear: weight must be 1-D or 2-D, got shape {list(weight.shape)}")
+    if bias is not None:
+        product_dtypes.check_addmm(bias, x, weight)
     rows = prod(x.shape[:-1])
-    if len(weight.shape) == 1:
+    if len(weight.shape) == 1 == len(x.shape):
+        product_dtypes.check_dot(x, weight)
         _check_mv(rows, x.shape[-1], weight.shape[0])
+    elif len(weight.shape) == 1:
+        _check_mv(rows, x.shape[-1], weight.shape[0])
+        product_dtypes.check_mv(weight, x, weight)
     else:
         _check_mm(rows, x.shape[-1], weight.shape[1], weight.shape[0])
+        product_dtypes.check_mm(x, weight)
     out = contract(x, weight, (len(x.shape) - 1,), (len(weight.shape) - 1,))
     if bias is None:
         return out
@@ -267,6 +287,7 @@ def tensordot(x: Any, y: Any, dims: Any = 2) -> Any:
     """
     _check_tensors("tensordot", a=x, b=y)
     given = _tensordot_axes(x, y, dims)
+    product_dtypes.check_both(x, y)
     for i, j in zip(*given, strict=True):
         if x.shape[i] != y.shape[j] and 1 not in (x.shape[i], y.shape[j]):
             raise ShapeError(

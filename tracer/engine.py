@@ -69,18 +69,16 @@ def backward(
     if inputs is None and not create_graph and isinstance(tensors, Tensor):
         if one_step(tensors, grad_tensors, keep):
             return
+    targets = () if inputs is None else _inputs("backward", inputs)
+    roots = roots_of(tensors, grad_tensors)
     if create_graph:
         warn_once(_CYCLE)
-    roots = roots_of(tensors, grad_tensors)
     if state.recorder is not None:
         state.recorder.backward([edge[0] for edge, _ in roots], True)
     if inputs is None:
         run(roots, keep, create_graph, None)
         return
-    targets = many(inputs)
-    if not targets:
-        raise GradientError(_NO_INPUTS.format(name="backward"))
-    edges = [target_edge(t) for t in targets]
+    edges = [target_edge(t, accumulates=True) for t in targets]
     found = run(roots, keep, create_graph, edges, into_leaves=True)
     once = {id(t): (t, ct) for t, ct in zip(targets, found, strict=True)}
     for target, ct in once.values():
@@ -120,10 +118,8 @@ def grad(
             "Expected allow_unused to be True or not passed when materialize_grads=True, "
             "but got: allow_unused=False."
         )
+    outputs, targets = many(outputs), _inputs("grad", inputs)
     roots = roots_of(outputs, grad_outputs, is_grads_batched)
-    targets = many(inputs)
-    if not targets:
-        raise GradientError(_NO_INPUTS.format(name="grad"))
     edges = [target_edge(t) for t in targets]
     if state.recorder is not None:
         state.recorder.backward([edge[0] for edge, _ in roots], False)
@@ -142,6 +138,13 @@ def grad(
             if f is None:
                 raise GradientError(_UNUSED.format(i=i))
     return tuple(found)
+
+
+def _inputs(name: str, inputs: Any) -> tuple[Any, ...]:
+    targets = many(inputs)
+    if not targets:
+        raise GradientError(_NO_INPUTS.format(name=name))
+    return targets
 
 
 def _zeros(target: Any, batch: tuple[int, ...]) -> Tensor:

@@ -96,9 +96,8 @@ def _check_dtypes(x: Tensor, value: Tensor) -> None:
 
 
 def _alias(x: Tensor, index: Any) -> Tensor:
-    """A view of all of `x`."""
-    items = index if isinstance(index, tuple) else (index,)
-    name = "SliceBackward0" if any(isinstance(i, slice) for i in items) else "AliasBackward0"
+    """A view of all of `x`; PyTorch leaves out slices that take all, but for one that stands alone."""
+    name = "SliceBackward0" if isinstance(index, slice) else "AliasBackward0"
     return named(ops.reshape(x, shape=tuple(x.shape)), name)
 
 

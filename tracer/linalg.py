@@ -7,6 +7,7 @@ from typing import Any
 
 from tracegrad.ir import composite as formulas
 from tracegrad.ir import composite_einsum, composite_linalg, ops
+from tracegrad.ir.product_dtypes import check_addmm, check_baddbmm
 from tracegrad.tracer.arguments import bool_argument, dtype_argument, int_argument
 from tracegrad.tracer.composites import composite
 from tracegrad.tracer.dispatch import dispatch2
@@ -41,7 +42,10 @@ def matmul(input: Any, other: Any) -> Any:
 def _product(input: Any, other: Any) -> Any:
     need_tensor("matmul", "input", 1, input)
     need_tensor("matmul", "other", 2, other)
-    return composite_linalg.matmul(input, other)
+    out = composite_linalg.matmul(input, other)
+    if other.ndim == 1 < input.ndim:
+        return named(out, "MvBackward0")
+    return named(out, "MmBackward0") if input.ndim == 1 and other.ndim == 2 else out
 
 
 @_public
@@ -102,6 +106,10 @@ def einsum(equation: str, *operands: Any) -> Any:
 @composite
 def addmm(input: Any, mat1: Any, mat2: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
     """`beta * input + alpha * (mat1 @ mat2)`."""
+    need_tensor("addmm", "input", 1, input)
+    need_tensor("addmm", "mat1", 2, mat1)
+    need_tensor("addmm", "mat2", 3, mat2)
+    check_addmm(input, mat1, mat2)
     product = mm(mat1, mat2)
     product = product if alpha == 1 else apply2("mul", product, alpha)
     scaled = input if beta == 1 else apply2("mul", input, beta)
@@ -112,6 +120,10 @@ def addmm(input: Any, mat1: Any, mat2: Any, *, beta: Any = 1, alpha: Any = 1) ->
 @composite
 def baddbmm(input: Any, batch1: Any, batch2: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
     """`beta * input + alpha * bmm(batch1, batch2)`."""
+    need_tensor("baddbmm", "input", 1, input)
+    need_tensor("baddbmm", "batch1", 2, batch1)
+    need_tensor("baddbmm", "batch2", 3, batch2)
+    check_baddbmm(input, batch1, batch2)
     product = bmm(batch1, batch2)
     product = product if alpha == 1 else apply2("mul", product, alpha)
     scaled = input if beta == 1 else apply2("mul", input, beta)

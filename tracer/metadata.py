@@ -234,7 +234,7 @@ _NOT_TWO = (
 def _reversed(self: Tensor) -> Tensor:
     if self.ndim == 0:
         _of_scalar("T", _IDENTITY)
-    elif self.ndim > 2:
+    elif self.ndim != 2:
         warn_once(_NOT_TWO)
     return shapes.permute(self, *reversed(range(self.ndim)))
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from tracegrad.ir import ops
 from tracegrad.ir.errors import ShapeError
+from tracegrad.ir.product_dtypes import check_chain
 from tracegrad.ir.types import broadcast_shapes
 from tracegrad.tracer.arguments import int_argument
 from tracegrad.tracer.composites import composite
@@ -60,7 +61,7 @@ def vdot(input: Any, other: Any) -> Any:
     """
     need_tensor("vdot", "input", 1, input)
     need_tensor("vdot", "other", 2, other)
-    return dot(input, other)
+    return named(dot(input, other), "VdotBackward0")
 
 
 @_public
@@ -159,6 +160,7 @@ def chain_matmul(*matrices: Any) -> Any:
             raise ShapeError(f"Tensor dimension is {x.ndim}, expected 2 instead.")
     if not matrices:
         raise ShapeError("chain_matmul(): Expected one or more matrices")
+    check_chain(matrices)
     for i, (a, b) in enumerate(zip(matrices, matrices[1:])):
         if a.shape[1] != b.shape[0]:
             raise ShapeError(

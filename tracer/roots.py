@@ -57,8 +57,8 @@ def many(things: Any) -> tuple[Any, ...]:
     return (things,) if isinstance(things, Tensor | GradientEdge) else tuple(things)
 
 
-def target_edge(target: Any) -> Edge:
-    """Where the cotangent of an input arrives.
+def target_edge(target: Any, *, accumulates: bool = False) -> Edge:
+    """Where the cotangent of an input arrives; `accumulates` if it is then added to its `.grad`.
 
     Raises:
         GradientError: not a tensor or edge, or it does not require grad.
@@ -70,20 +70,30 @@ def target_edge(target: Any) -> Edge:
             f"all inputs have to be Tensors or GradientEdges, but got {type(target).__name__}"
         )
     if not target.requires_grad:
+        if accumulates:
+            raise GradientError("can't retain_grad on Tensor that has requires_grad=False")
         raise GradientError("One of the differentiated Tensors does not require grad")
     return gradient_edge(target)
 
 
 def roots_of(tensors: Any, grads: Any, batched: bool = False) -> list[Root]:
-    """The outputs' edges with their cotangents (with a batch dimension in front if `batched`)."""
+    """The outputs' edges with their cotangents (with a batch dimension in front if `batched`).
+
+    In PyTorch's order: each cotangent beside its output, then how many there are, then whether the
+    outputs have a history.
+
+    Raises:
+        GradientError: no cotangent for several elements, not one for each output, or no history.
+        ShapeError: a cotangent does not have its output's shape.
+        OperandError: a cotangent is no tensor.
+    """
     outputs = many(tensors)
     given = _as_list(grads, len(outputs))
+    pairs = zip(outputs, given, strict=False)
+    cotangents = [_cotangent(i, out, ct, batched) for i, (out, ct) in enumerate(pairs)]
     if len(given) != len(outputs):
         raise GradientError(f"got {len(outputs)} tensors and {len(given)} gradients")
-    for out in outputs:
-        if not isinstance(out, Tensor | GradientEdge):
-            raise AssertionError("Expected output to be a torch.Tensor")
-    return [_root(i, o, g, batched) for i, (o, g) in enumerate(zip(outputs, given, strict=True))]
+    return [_root(i, o, ct) for i, (o, ct) in enumerate(zip(outputs, cotangents, strict=True))]
 
 
 def _as_list(grads: Any, count: int) -> Sequence[Any]:
@@ -97,25 +107,30 @@ def _as_list(grads: Any, count: int) -> Sequence[Any]:
         return [grads]
 
 
-def _root(i: int, out: Tensor | GradientEdge, given: Any, batched: bool) -> Root:
-    if isinstance(out, Tensor):
-        return gradient_edge(out), seed(i, out, given, batched)
-    return (out.node, out.output_nr), _given(i, type_at(out), given, batched)
-
-
-def seed(i: int, out: Tensor, given: Any, batched: bool = False) -> Tensor:
+def seed(i: int, out: Tensor, given: Any) -> Tensor:
     """The cotangent of output number `i`: the given one, checked, or 1 for a single element.
 
-    Raises:
-        GradientError: none given for several elements, or the output has no history.
-        ShapeError: it does not have the output's shape.
-        OperandError: it is no tensor.
+    Raises: as `roots_of`.
     """
-    if out.requires_grad and gradient_edge(out)[0] is not None:
-        return _given(i, out.type_info, given, batched)
-    if given is not None:
-        _given(i, out.type_info, given, batched)  # its own faults come first
-    raise GradientError(f"element {i} of tensors does not require grad and does not have a grad_fn")
+    return _root(i, out, _cotangent(i, out, given, False))[1]
+
+
+def _root(i: int, out: Tensor | GradientEdge, ct: Tensor | None) -> Root:
+    edge = gradient_edge(out) if isinstance(out, Tensor) else (out.node, out.output_nr)
+    if ct is None or edge[0] is None:
+        raise GradientError(
+            f"element {i} of tensors does not require grad and does not have a grad_fn"
+        )
+    return edge, ct
+
+
+def _cotangent(i: int, out: Any, given: Any, batched: bool) -> Tensor | None:
+    """The cotangent of one output; None where none is given and the output requires no grad."""
+    if not isinstance(out, Tensor | GradientEdge):
+        raise AssertionError("Expected output to be a torch.Tensor")
+    if given is None and isinstance(out, Tensor) and not out.requires_grad:
+        return None
+    return _given(i, type_at(out), given, batched)
 
 
 def _given(i: int, type: TensorType, given: Any, batched: bool) -> Tensor:

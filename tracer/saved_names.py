@@ -50,6 +50,7 @@ TENSORS: dict[str, dict[str, int]] = {
     "MmBackward0": {"self": 0, "mat2": 1},
     "MvBackward0": {"self": 0, "vec": 1},
     "DotBackward0": {"self": 0, "tensor": 1},
+    "VdotBackward0": {"self": 0, "other": 1},
     "BmmBackward0": {"self": 0, "mat2": 1},
     "ConvolutionBackward0": {"input": 0, "weight": 1},
 }

@@ -21,6 +21,7 @@ from tracegrad.tracer.arguments import int_argument, is_int
 from tracegrad.tracer.composites import viewing
 from tracegrad.tracer.dispatch import dispatch
 from tracegrad.tracer.layout import contiguous_format, need_format
+from tracegrad.tracer.once import warn_once
 from tracegrad.tracer.pointwise import named, need_tensor
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tensor import Tensor, wrap
@@ -386,10 +387,15 @@ def real(input: Any) -> Any:
 def adjoint(input: Any) -> Any:
     """Last two dimensions exchanged (and conjugated, were there complex dtypes); a view.
 
+    Of a tensor without dimensions it is the tensor itself, and deprecated.
+
     Raises:
-        ShapeError: fewer than two dimensions.
+        ShapeError: one dimension.
     """
     need_tensor("adjoint", "input", 1, input)
+    if input.ndim == 0:
+        warn_once("adjoint() is deprecated on 0-D tensors. Consider using x.conj().")
+        return input
     if input.ndim < 2:
         raise ShapeError(
             "tensor.adjoint() is only supported on matrices or batches of matrices. Got "

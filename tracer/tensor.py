@@ -35,15 +35,18 @@ _NON_LEAF_GRAD = (
     "access the non-leaf Tensor by mistake, make sure you access the leaf Tensor instead. See "
     "github.com/pytorch/pytorch/pull/30531 for more informations."
 )
-_NON_LEAF_FLAG = (
-    "you can only change requires_grad flags of leaf variables. If you want to use a computed "
-    "variable in a subgraph that doesn't require differentiation use var_no_grad = var.detach()."
+_NON_LEAF_FLAG = "you can only change requires_grad flags of leaf variables."
+_DETACH_INSTEAD = (
+    " If you want to use a computed variable in a subgraph that doesn't require differentiation "
+    "use var_no_grad = var.detach()."
 )
-
 
 _OTHER_DTYPE = (
     "attempting to assign a gradient with dtype '{given}' to a tensor with grad_dtype '{own}'. The "
-    "gradient must match the tensor's grad_dtype (defaults to the tensor's dtype)."
+    "gradient must match the tensor's grad_dtype (defaults to the tensor's dtype). You can set the "
+    "tensor's grad_dtype attribute with a specific dtype, or None to allow any dtype. Set grad_dtype "
+    "with caution. Diverging the dtypes of a tensor and its gradient may break downstream systems "
+    "that assume they match. (There is no grad_dtype here: convert with gradient.to({remedy}).)"
 )
 _CPP_NAMES = {
     "float64": "double", "float32": "float", "float16": "c10::Half", "bfloat16": "c10::BFloat16",
@@ -208,8 +211,12 @@ class Tensor(Operators):
     def requires_grad(self, flag: bool) -> None:
         if type(flag) is not bool:
             raise GradientError("requires_grad must be a bool")
-        if self.grad_fn is not None and not flag:
-            raise GradientError(_NON_LEAF_FLAG)
+        if self.grad_fn is not None:
+            raise GradientError(_NON_LEAF_FLAG + ("" if flag else _DETACH_INSTEAD))
+        self._flag(flag)
+
+    def _flag(self, flag: bool) -> None:
+        """Set `requires_grad` of a leaf, or keep that of a result, where True is allowed."""
         if flag and self._storage.inference and not state.inference:
             raise GradientError(
                 "Setting requires_grad=True on inference tensor outside InferenceMode is not "
@@ -227,13 +234,15 @@ class Tensor(Operators):
         self._requires_grad = flag
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
-        """Set `requires_grad` and return self."""
+        """Set `requires_grad` and return self; True is allowed, and idle, where `grad_fn` is set."""
         if type(requires_grad) is not bool:
             raise OperandError(
                 "requires_grad_(): argument 'requires_grad' (position 1) must be bool, not "
                 f"{type(requires_grad).__name__}"
             )
-        self.requires_grad = requires_grad
+        if self.grad_fn is not None and not requires_grad:
+            raise GradientError(_NON_LEAF_FLAG + _DETACH_INSTEAD)
+        self._flag(requires_grad)
         return self
 
     @property
@@ -288,17 +297,19 @@ class Tensor(Operators):
             )
         if value is self:
             raise GradientError("can't assign Variable as its own grad")
+        if value.dtype is not self.dtype:
+            from tracegrad.tracer.tape import scalar_type_name
+
+            given, own = _CPP_NAMES.get(value.dtype.name, value.dtype.name), self.dtype
+            raise GradientError(
+                _OTHER_DTYPE.format(given=given, own=scalar_type_name(own), remedy=repr(own))
+            )
         if value._array.shape != self._array.shape:
             raise GradientError(
                 f"attempting to assign a gradient of size '{list(value._array.shape)}' to a tensor "
                 f"of size '{list(self._array.shape)}'. Please ensure that the gradient and the "
                 "tensor are the same size"
             )
-        if value.dtype is not self.dtype:
-            from tracegrad.tracer.tape import scalar_type_name
-
-            given, own = _CPP_NAMES.get(value.dtype.name, value.dtype.name), self.dtype
-            raise GradientError(_OTHER_DTYPE.format(given=given, own=scalar_type_name(own)))
 
     @property
     def retains_grad(self) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tracegrad.ir import dtypes, ops
+from tracegrad.ir import composite_linalg, dtypes, ops
 from tracegrad.ir.errors import DimensionError, DTypeError, OperandError, ShapeError
 from tracegrad.ir.types import broadcast_shapes
 from tracegrad.tracer import linalg
@@ -316,7 +316,7 @@ def addmv(input: Any, mat: Any, vec: Any, *, beta: Any = 1, alpha: Any = 1) -> A
         tensor([4., 4.])
     """
     need_tensor("addmv", "input", 1, input)
-    return _added(input, linalg.mv(mat, vec), beta, alpha, "AddmvBackward0")
+    return _added(input, composite_linalg.mv(mat, vec, input), beta, alpha, "AddmvBackward0")
 
 
 @_public
@@ -344,7 +344,7 @@ def addbmm(input: Any, batch1: Any, batch2: Any, *, beta: Any = 1, alpha: Any = 
         tensor([[6.]])
     """
     need_tensor("addbmm", "input", 1, input)
-    product = total(linalg.bmm(batch1, batch2), 0)
+    product = total(composite_linalg.bmm(batch1, batch2, input), 0)
     return _added(input, product, beta, alpha, "AddbmmBackward0")
 
 

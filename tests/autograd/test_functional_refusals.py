@@ -126,6 +126,14 @@ def test_forward_mode_goes_with_vectorize_only() -> None:
             jacobian, square, X, strict=True, strategy="forward-mode")  # fmt: skip
 
 
+@pytest.mark.parametrize("vectorize", [False, True])
+@pytest.mark.parametrize("strategy", ["reverse-mode", "forward-mode"])
+def test_a_list_of_inputs_is_refused_by_every_strategy(strategy: str, vectorize: bool) -> None:
+    text = ("The inputs given to jacobian must be either a Tensor or a tuple of Tensors but the "
+            "given inputs has type <class 'list'>.")  # fmt: skip
+    refused(TypeError, text, jacobian, square, [X], strategy=strategy, vectorize=vectorize)
+
+
 def test_strict_does_not_go_with_vectorize() -> None:
     refused(RuntimeError, "torch.autograd.functional.jacobian: `strict=True` and "
             "`vectorized=True` are not supported together. Please either set `strict=False` or "

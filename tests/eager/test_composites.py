@@ -236,6 +236,55 @@ def test_the_graph_has_one_node_as_in_pytorch_from_the_first_call_on(name: str) 
         ]
 
 
+_linear = tg.nn.functional.linear
+PRODUCTS = [  # x is (3, 3), v (3,), b (2, 3, 3)
+    ("MvBackward0", lambda x, v, b: x @ x[0]),
+    ("MvBackward0", lambda x, v, b: tg.mv(x, v)),
+    ("MvBackward0", lambda x, v, b: b @ v),
+    ("MvBackward0", lambda x, v, b: _linear(x, v)),
+    ("MmBackward0", lambda x, v, b: x @ x),
+    ("MmBackward0", lambda x, v, b: v @ x),
+    ("MmBackward0", lambda x, v, b: b @ x),
+    ("MmBackward0", lambda x, v, b: _linear(v, x)),
+    ("MmBackward0", lambda x, v, b: _linear(b, x)),
+    ("DotBackward0", lambda x, v, b: v @ v),
+    ("DotBackward0", lambda x, v, b: tg.dot(v, v)),
+    ("DotBackward0", lambda x, v, b: _linear(v, v)),
+    ("VdotBackward0", lambda x, v, b: tg.vdot(v, v)),
+    ("BmmBackward0", lambda x, v, b: b @ b),
+    ("BmmBackward0", lambda x, v, b: tg.bmm(b, b)),
+    ("MulBackward0", lambda x, v, b: tg.outer(v, v)),
+    ("AddmmBackward0", lambda x, v, b: tg.addmm(x, x, x)),
+    ("AddmmBackward0", lambda x, v, b: _linear(x, x, v)),
+    ("AddmmBackward0", lambda x, v, b: _linear(v, x, v)),
+    ("AddmmBackward0", lambda x, v, b: _linear(b, x, v)),
+    ("AddBackward0", lambda x, v, b: _linear(b.permute(1, 0, 2), x, v)),
+    ("AddBackward0", lambda x, v, b: _linear(b, x, x)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "function"), PRODUCTS)
+def test_nodes_of_products_have_the_name_of_pytorchs_product(name: str, function: Any) -> None:
+    """Where PyTorch's last node is a view of the product (`b @ v`), the name is the product's."""
+    for _ in range(3):
+        x, v, b = (tg.ones(s, requires_grad=True) for s in ((3, 3), (3,), (2, 3, 3)))
+        assert function(x, v, b).grad_fn.name() == name
+
+
+ALL_OF_IT: list[tuple[str, Any]] = [  # `x[:]` is a slice in PyTorch, `x[:, :]` is an alias
+    *(("SliceBackward0", i) for i in (slice(None), slice(0, 3), slice(None, None, 1))),
+    *(("AliasBackward0", i) for i in (..., (), (slice(None),), (slice(0, 3), slice(None)))),
+    *(("AliasBackward0", i) for i in ((slice(None), slice(0, 3)), (..., slice(None)))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "index"), ALL_OF_IT)
+def test_an_index_that_takes_all_is_a_slice_only_where_it_is_one(name: str, index: Any) -> None:
+    x = tg.ones(3, 3, requires_grad=True)
+    for _ in range(3):
+        assert x[index].grad_fn.name() == name
+
+
 def test_a_write_to_what_the_backward_reads_is_noticed() -> None:
     """Also where it is kept as a view, or as what was made of it without a copy (an index)."""
     w = tg.eye(2).requires_grad_()

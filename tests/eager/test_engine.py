@@ -218,8 +218,17 @@ def test_only_needed_operands_are_kept() -> None:
          r"torch.Size\(\[2\]\)."),
         (lambda x: x.backward(1), TypeError, "gradients can be either Tensors or None, but got"),
         (lambda x: setattr(x * 2, "requires_grad", False), RuntimeError,
-         "you can only change requires_grad flags of leaf variables"),
-        (lambda x: setattr(x, "grad", tg.ones(3)), RuntimeError, "attempting to assign a gradient"),
+         "^you can only change requires_grad flags of leaf variables. If you want to use a computed "
+         "variable in a subgraph that doesn't require differentiation use var_no_grad"),
+        (lambda x: (x * 2).requires_grad_(False), RuntimeError,
+         "^you can only change requires_grad flags of leaf variables. If you want to use a computed"),
+        (lambda x: setattr(x * 2, "requires_grad", True), RuntimeError,
+         "^you can only change requires_grad flags of leaf variables.$"),
+        (lambda x: setattr(x[:1], "requires_grad", True), RuntimeError,
+         "^you can only change requires_grad flags of leaf variables.$"),
+        (lambda x: setattr(x * 2, "requires_grad", 1), RuntimeError, "^requires_grad must be a bool$"),
+        (lambda x: setattr(x, "grad", tg.ones(3, dtype=tg.float64)), RuntimeError,
+         "attempting to assign a gradient of size"),
         (lambda x: x.detach().retain_grad(), RuntimeError, "can't retain_grad on Tensor"),
         (lambda x: tg.ones(2, dtype=tg.int64).requires_grad_(), RuntimeError,
          "only Tensors of floating point dtype can require gradients"),
@@ -228,3 +237,11 @@ def test_only_needed_operands_are_kept() -> None:
 def test_refusals(make: Any, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         make(leaf(1.0, 2.0))
+
+
+def test_requires_grad_may_be_asked_of_a_result_that_has_it() -> None:
+    """As in PyTorch: the method is idle there, where the assignment raises."""
+    y = leaf(1.0) * 2
+    node = y.grad_fn
+    assert y.requires_grad_() is y and y.requires_grad_(True) is y
+    assert y.grad_fn is node and not y.is_leaf

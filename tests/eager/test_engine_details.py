@@ -45,7 +45,13 @@ REFUSED: list[tuple[Any, type[Exception], str]] = [
     (lambda: setattr(leaf(), "grad", tg.ones(3, dtype=tg.float64)), RuntimeError,
      "^attempting to assign a gradient of size '\\[3\\]' to a tensor of size '\\[2\\]'. Please "),
     (lambda: setattr(leaf(), "grad", tg.ones(2, dtype=tg.int64)), RuntimeError,
-     "^attempting to assign a gradient with dtype 'long int' to a tensor with grad_dtype 'Double'"),
+     "^attempting to assign a gradient with dtype 'long int' to a tensor with grad_dtype 'Double'. "
+     "The gradient must match the tensor's grad_dtype \\(defaults to the tensor's dtype\\). You can set "
+     "the tensor's grad_dtype attribute with a specific dtype, or None to allow any dtype. Set "
+     "grad_dtype with caution. Diverging the dtypes of a tensor and its gradient may break "
+     "downstream systems that assume they match. .*convert with gradient.to\\(torch.float64\\)"),
+    (lambda: setattr(leaf(), "grad", tg.ones(3)), RuntimeError,  # the dtype comes before the size
+     "^attempting to assign a gradient with dtype 'float' to a tensor with grad_dtype 'Double'"),
     (lambda: tg.set_grad_enabled(3), TypeError,
      "^set_grad_enabled\\(\\): argument 'enabled' \\(position 1\\) must be bool, not int$"),
     (lambda: tg.autograd.graph.saved_tensors_hooks(3, 4).__enter__(), TypeError,
@@ -53,7 +59,45 @@ REFUSED: list[tuple[Any, type[Exception], str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("call", "kind", "text"), REFUSED)
+_NO_HISTORY = "^element {} of tensors does not require grad and does not have a grad_fn$"
+_IMPLICIT = "^grad can be implicitly created only for scalar outputs$"
+_NO_TENSOR = "^gradients can be either Tensors or None, but got {}$"
+_EMPTY = "^`inputs` argument to `{}\\(\\)` cannot be empty.$"
+
+TWO_FAULTS: list[tuple[Any, type[Exception], str]] = [  # the one that PyTorch 2.13 reports
+    (lambda: (leaf() * 2).backward((1.0, 1.0, 1.0)), TypeError, _NO_TENSOR.format("float")),
+    (lambda: (leaf() * 2).backward("abc"), TypeError, _NO_TENSOR.format("str")),
+    (lambda: (leaf() * 2).backward((None, None)), RuntimeError, _IMPLICIT),
+    (lambda: ones().backward((1.0,)), TypeError, _NO_TENSOR.format("float")),
+    (lambda: ones().backward(tg.ones(3)), RuntimeError, "^Mismatch in shape: grad_output\\[0\\]"),
+    (lambda: backward((ones(), leaf() * 2)), RuntimeError, _IMPLICIT),
+    (lambda: backward((leaf().sum(), ones())), RuntimeError, _NO_HISTORY.format(1)),
+    (lambda: backward([leaf() * 2, 3.0]), RuntimeError, _IMPLICIT),
+    (lambda: backward([3.0, leaf() * 2]), AssertionError, "^Expected output to be a torch.Tensor$"),
+    (lambda: (leaf() * 2).backward(inputs=[]), RuntimeError, _EMPTY.format("backward")),
+    (lambda: ones().backward(inputs=()), RuntimeError, _EMPTY.format("backward")),
+    (lambda: (leaf() * 2).backward(1.0, inputs=[]), RuntimeError, _EMPTY.format("backward")),
+    (lambda: (leaf() * 2).backward(inputs=3.0), TypeError, "^'float' object is not iterable$"),
+    (lambda: (leaf() * 2).backward(inputs=[ones()]), RuntimeError, _IMPLICIT),
+    (lambda: leaf().sum().backward(inputs=[ones(), 3.0]), RuntimeError,
+     "^can't retain_grad on Tensor that has requires_grad=False$"),
+    (lambda: grad(leaf() * 2, []), RuntimeError, _EMPTY.format("grad")),
+    (lambda: grad(leaf() * 2, [], tg.ones(3)), RuntimeError, _EMPTY.format("grad")),
+    (lambda: grad(ones(), []), RuntimeError, _EMPTY.format("grad")),
+    (lambda: grad([3.0], []), RuntimeError, _EMPTY.format("grad")),
+    (lambda: grad(3.0, []), TypeError, "^'float' object is not iterable$"),
+    (lambda: grad(leaf().sum(), [], is_grads_batched=True), RuntimeError, _EMPTY.format("grad")),
+    (lambda: grad(leaf() * 2, [3.0]), RuntimeError, _IMPLICIT),
+    (lambda: grad(leaf() * 2, [ones()], tg.ones(3)), RuntimeError, "^Mismatch in shape: grad_outp"),
+    (lambda: grad(ones().sum(), [3.0]), RuntimeError, _NO_HISTORY.format(0)),
+    (lambda: grad((leaf() * 2, leaf() * 2), [ones()], ones()), RuntimeError,
+     "^got 2 tensors and 1 gradients$"),
+    (lambda: grad(leaf().sum(), [leaf(), ones()]), RuntimeError,
+     "^One of the differentiated Tensors does not require grad$"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "kind", "text"), REFUSED + TWO_FAULTS)
 def test_refusals(call: Any, kind: type[Exception], text: str) -> None:
     with pytest.raises(kind, match=text):
         call()
@@ -64,6 +108,19 @@ def test_cotangents_may_come_in_a_list_and_in_another_dtype() -> None:
     (x * 3).backward([ones()])
     assert x.grad.tolist() == [3, 3]
     assert grad(x * 2, x, tg.ones(2, dtype=tg.int64))[0].dtype is tg.float64
+
+
+def test_more_cotangents_than_outputs_are_refused() -> None:
+    """PyTorch leaves the ones at the end out without a word."""
+    x = leaf()
+    with pytest.raises(RuntimeError, match="^got 1 tensors and 2 gradients$"):
+        (x * 2).backward([ones(), ones()])
+
+
+def test_a_backward_that_is_refused_does_not_warn_of_the_cycle(recwarn: Any) -> None:
+    with pytest.raises(RuntimeError, match=_IMPLICIT):
+        (leaf() * 2).backward(create_graph=True)
+    assert not recwarn.list
 
 
 def test_backward_of_nothing_does_nothing() -> None:

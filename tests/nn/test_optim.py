@@ -169,6 +169,41 @@ def test_saved_state_has_pytorchs_form():
     assert saved["state"][0]["step"].item() == 1
 
 
+RULES = [optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop, optim.Adagrad]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_parameters_may_come_with_names_which_their_group_keeps(rule):
+    layer = nn.Linear(3, 2)
+    optimizer = rule(layer.named_parameters(), lr=0.1)
+    (group,) = optimizer.param_groups
+    assert group["param_names"] == ["weight", "bias"]
+    assert group["params"][0] is layer.weight and group["params"][1] is layer.bias
+    before = layer.weight.detach().clone()
+    layer(tg.ones(1, 3)).sum().backward()
+    optimizer.step()
+    assert not tg.equal(before, layer.weight)
+    assert optimizer.state_dict()["param_groups"][0]["param_names"] == ["weight", "bias"]
+    assert "    param_names: ['weight', 'bias']\n" in repr(optimizer)
+
+
+def test_every_group_has_names_or_none_has():
+    optimizer = optim.SGD([{"params": [("p", P)]}, {"params": {"q": Q}.items(), "lr": 0.2}])
+    assert [g["param_names"] for g in optimizer.param_groups] == [["p"], ["q"]]
+    assert "param_names" not in optim.SGD([P]).param_groups[0]
+    assert optim.SGD([("p", P), ("p", Q)]).param_groups[0]["param_names"] == ["p", "p"]
+
+
+def test_loaded_names_replace_those_there():
+    """As in PyTorch: parameters are matched by their places, whatever their names."""
+    named, other, bare = optim.SGD([("p", P)]), optim.SGD([("q", P)]), optim.SGD([P])
+    other.load_state_dict(bare.state_dict())
+    assert other.param_groups[0]["param_names"] == ["q"]
+    for optimizer in (other, bare):
+        optimizer.load_state_dict(named.state_dict())
+        assert optimizer.param_groups[0]["param_names"] == ["p"]
+
+
 P, Q = nn.Parameter(tg.ones(2)), nn.Parameter(tg.ones(2))
 EMPTY = {"state": {}, "param_groups": []}
 REFUSALS = [
@@ -204,6 +239,22 @@ REFUSALS = [
     (lambda: optim.SGD([P]).load_state_dict(optim.SGD([P, Q]).state_dict()), ValueError,
      "loaded state dict contains a parameter group that doesn't match the size of optimizer's "
      "group"),
+    (lambda: optim.SGD([("p", P), Q]), ValueError,
+     "all optimizer params should be with/without names. Some param names are missing"),
+    (lambda: optim.SGD([{"params": [("p", P)]}, {"params": [Q]}]), ValueError,
+     "all optimizer param groups should be with/without names. cannot add param group without "
+     "names to the optimizer"),
+    (lambda: optim.SGD([P]).add_param_group({"params": [("q", Q)]}), ValueError,
+     "all optimizer param groups should be with/without names. cannot add param group with names "
+     "to the optimizer"),
+    (lambda: optim.SGD([{"params": [("p", P)]}, {"params": [("q", P)]}]), ValueError,
+     "some parameters appear in more than one parameter group"),
+    (lambda: optim.SGD([("p", 3)]), TypeError,
+     "optimizer can only optimize Tensors, but one of the params is int"),
+    (lambda: optim.SGD([["p", P]]), TypeError,
+     "optimizer can only optimize Tensors, but one of the params is list"),
+    (lambda: optim.SGD({"p": P}), TypeError,
+     "optimizer can only optimize Tensors, but one of the params is str"),
     (lambda: lr_scheduler.StepLR(3, 2), TypeError, "int is not an Optimizer"),
     (lambda: lr_scheduler.LambdaLR(optim.SGD([P]), [abs] * 3), ValueError,
      "Expected 1 lr_lambdas, but got 3"),

@@ -66,10 +66,9 @@ def jacobian(
     """
     if strategy not in MODES:
         raise AssertionError(_STRATEGY + _STRATEGY_HINT)
-    forward = strategy == "forward-mode"
-    _check_options(create_graph, strict, vectorize, forward)
-    if forward:
-        return _in_forward_mode(func, inputs)
+    if strategy == "forward-mode":
+        _check_options(create_graph, strict)
+        return _in_forward_mode(func, inputs, vectorize)
     with enable_grad():
         in_tuple, given = checks.as_tensors(inputs, "inputs", "jacobian")
         at = checks.fresh(given, create_graph)
@@ -89,11 +88,13 @@ def jacobian(
     return result if out_tuple else result[0]
 
 
-def _in_forward_mode(func: Callable[..., Any], inputs: Any) -> Any:
+def _in_forward_mode(func: Callable[..., Any], inputs: Any, vectorize: bool) -> Any:
     """The Jacobian from one run of `func` with a batch of tangents."""
     from tracegrad.func.matrices import columns_at_once
 
     in_tuple, given = checks.as_tensors(inputs, "inputs", "jacobian")
+    if not vectorize:
+        raise NotImplementedError(_ONLY_VECTORIZED)
     tuples: list[bool] = []
 
     def checked(*x: Tensor) -> Tensors:
@@ -108,10 +109,8 @@ def _in_forward_mode(func: Callable[..., Any], inputs: Any) -> Any:
     return result if tuples[0] else result[0]
 
 
-def _check_options(create_graph: bool, strict: bool, vectorize: bool, forward: bool) -> None:
+def _check_options(create_graph: bool, strict: bool) -> None:
     """Refuse what PyTorch does not offer in forward mode."""
-    if not forward:
-        return
     if create_graph:
         raise NotImplementedError(
             f"{_HERE}`create_graph=True`{_NOT_TOGETHER}`create_graph=False` or "
@@ -122,8 +121,6 @@ def _check_options(create_graph: bool, strict: bool, vectorize: bool, forward: b
             f"{_HERE}`strict=True`{_NOT_TOGETHER}`strict=False` or "
             '`strategy="reverse-mode"`.'
         )  # fmt: skip
-    if not vectorize:
-        raise NotImplementedError(_ONLY_VECTORIZED)
 
 
 def _unit(like: Tensor, k: int) -> Tensor:

@@ -77,8 +77,11 @@ def linear(input: Any, weight: Any, bias: Any = None) -> Any:
     need_tensor("linear", "input", 1, input)
     need_tensor("linear", "weight", 2, weight)
     out = composite_linalg.linear(input, weight, bias)
-    if input.ndim == 2 and weight.ndim == 2:
-        named(out, "MmBackward0" if bias is None else "AddmmBackward0")
+    if bias is None:
+        if weight.ndim == 2 or input.ndim > 1:
+            named(out, "MmBackward0" if weight.ndim == 2 else "MvBackward0")
+    elif weight.ndim == 2 and (input.ndim == 2 or bias.ndim == 1 and input.is_contiguous()):
+        named(out, "AddmmBackward0")  # else PyTorch adds the bias after the product
     return out
 
 

@@ -30,6 +30,7 @@ from tracegrad.tracer.tensor import Tensor
 if TYPE_CHECKING:
     from tracegrad.tracer.capture_state import StateReads
 
+_NAMES = "all optimizer {} should be with/without names. "
 _DUPLICATES = (
     "optimizer contains a parameter group with duplicate parameters; in future, this will cause "
     "an error; see github.com/pytorch/pytorch/issues/40967 for more information"
@@ -40,10 +41,12 @@ class Optimizer(Followed):
     """Base class of optimizers.
 
     Args:
-        params: tensors, or dicts with "params" and settings of their own (parameter groups).
+        params: tensors, pairs of a name and a tensor as `named_parameters()` gives them, or dicts
+            with "params" and settings of their own (parameter groups).
         defaults: settings of groups that do not give them.
     Attributes:
-        param_groups: list of dicts: "params" and the settings, which may be changed at any time.
+        param_groups: list of dicts: "params" and the settings, which may be changed at any time,
+            and "param_names" where the parameters came with names.
         state: parameter -> what the rule remembers of it.
     Raises:
         OperandError, ParameterError: `params` is no list of leaf tensors (PyTorch's texts).
@@ -76,17 +79,24 @@ class Optimizer(Followed):
         """Optimize more parameters, with the settings in `param_group` or the defaults.
 
         Raises:
-            OperandError, ParameterError: as the constructor, or a parameter is there already.
+            OperandError, ParameterError: as the constructor; a parameter is there already; only
+                some of the parameters have names.
         """
         if not isinstance(param_group, dict):
             raise OperandError(f"param_group must be a dict, but got {type(param_group)}")
         params = param_group["params"]
         _refuse_set(params)
-        listed = [params] if isinstance(params, Tensor) else list(params)
+        names, listed = _split([params] if isinstance(params, Tensor) else list(params))
+        if names:
+            param_group = {**param_group, "param_names": names}
         for p in listed:
             _check_parameter(p)
         if len({id(p) for p in listed}) != len(listed):
             warnings.warn(_DUPLICATES, UserWarning, stacklevel=3)
+        named = "param_names" in param_group
+        if any(("param_names" in group) != named for group in self.param_groups):
+            text = f"cannot add param group {'with' if named else 'without'} names to the optimizer"
+            raise ParameterError(_NAMES.format("param groups") + text)
         taken = {id(p) for group in self.param_groups for p in group["params"]}
         if any(id(p) in taken for p in listed):
             raise ParameterError("some parameters appear in more than one parameter group")
@@ -177,7 +187,8 @@ class Optimizer(Followed):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over settings and state (copied, cast to the parameters' dtypes).
 
-        Settings that were not saved, by an older version, get their default values.
+        Settings that were not saved, by an older version, get their default values. Names that were
+        saved replace those of this optimizer; parameters are matched by their places, not by names.
 
         Raises:
             ParameterError: the groups do not have the sizes of this optimizer's.
@@ -194,7 +205,9 @@ class Optimizer(Followed):
         groups = []
         for old, mine in zip(saved, self.param_groups, strict=True):
             of_number.update(zip(old["params"], mine["params"], strict=True))
-            groups.append({**self.defaults, **copy.deepcopy(dict(old)), "params": mine["params"]})
+            own = {"param_names": mine["param_names"]} if "param_names" in mine else {}
+            loaded = copy.deepcopy(dict(old))
+            groups.append({**self.defaults, **own, **loaded, "params": mine["params"]})
         state: dict[Any, dict[str, Any]] = defaultdict(dict)
         for number, kept in state_dict["state"].items():
             p = of_number.get(number, number)
@@ -249,6 +262,14 @@ def _refuse_set(params: Any) -> None:
             "params argument given to the optimizer should be an iterable of Tensors or dicts, "
             f"but got {type_name(params)}"
         )
+
+
+def _split(params: list[Any]) -> tuple[list[Any], list[Any]]:
+    """The names, none or one for each, and the parameters of a group."""
+    names = [entry[0] for entry in params if isinstance(entry, tuple)]
+    if names and len(names) < len(params):
+        raise ParameterError(_NAMES.format("params") + "Some param names are missing")
+    return names, [entry[1] if isinstance(entry, tuple) else entry for entry in params]
 
 
 def _check_parameter(p: Any) -> None:
