@@ -211,9 +211,16 @@ class CompiledBackward(tape.BackwardNode):
             raise GradientError(tape.FREED)
         for array, storage, version in kept:
             if storage is not None and storage.version != version:
-                text = tape._overwritten(storage, version, tape.NO_EDGE, type_of(array))
-                raise GradientError(text)
+                edge = self._edge_of(storage)
+                raise GradientError(tape._overwritten(storage, version, edge, type_of(array)))
         return [array for array, _, _ in kept]
+
+    def _edge_of(self, storage: Storage) -> tape.Edge:
+        """What made the input that lies in `storage`, if its gradient is asked for."""
+        for i, edge in zip(self.trace.wrt, self.edges, strict=True):
+            if self.inputs is not None and self.inputs[i][1] is storage:
+                return edge
+        return tape.NO_EDGE
 
     def _differentiable(self, present: tuple[bool, ...], given: Sequence[Tensor]) -> Any:
         """Gradients computed by eager operations on the inputs, so that they have a history."""
