@@ -21,7 +21,7 @@ from tracegrad.ir.evaluate import evaluate
 from tracegrad.ir.graph import Graph, Node, Value
 from tracegrad.ir.primitive import evaluate_primitive
 from tracegrad.ir.types import Shape
-from tracegrad.runtime import executable
+from tracegrad.runtime import executable, threads
 from tracegrad.runtime.kernels import pointer
 from tracegrad.tracer import verification
 
@@ -59,6 +59,22 @@ def run(graph: Graph, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         kernel = executable.build(inner, "run", strides)
         known.update(zip(wanted, kernel.call(*map(pointer, fit)), strict=True))
     return [known[v] for v in graph.outputs]
+
+
+def assert_same_for_threads(
+    graph: Graph, arrays: Sequence[np.ndarray], *counts: int
+) -> list[np.ndarray]:
+    """The outputs, which have the same bits on one thread and on each of these numbers of them."""
+    before = threads.get_num_threads()
+    try:
+        threads.set_num_threads(1)
+        one = run(graph, arrays)
+        for count in counts:
+            threads.set_num_threads(count)
+            assert_same_bits(run(graph, arrays), one)
+    finally:
+        threads.set_num_threads(before)
+    return one
 
 
 def units(node: Node) -> int:

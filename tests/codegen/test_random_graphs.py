@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from compiled import assert_compiled_equals_evaluated, reference, run
+from compiled import assert_compiled_equals_evaluated, assert_same_for_threads, reference
 from drawing import graph as drawn_graph
 from drawing import with_some_sizes
 from hypothesis import HealthCheck, Phase, given, settings
@@ -25,7 +25,6 @@ from tracegrad.ir.passes.dce import eliminate_dead_nodes
 from tracegrad.ir.passes.partition import partition
 from tracegrad.ir.passes.sizes import with_sizes
 from tracegrad.ir.sizes import Size
-from tracegrad.runtime import threads
 
 Drawn = tuple[Graph, list[np.ndarray]]
 FEW = settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck),
@@ -159,11 +158,4 @@ def test_any_number_of_threads_gives_the_same_bits(count: int, vary: bool) -> No
         rows, columns = Size.symbol("n0", 1200), Size.symbol("n1", 700)
         graph = with_sizes(graph, {0: (rows, columns), 1: (columns,)})
     arrays = [rng.normal(size=v.shape).astype(np.float32) for v in graph.inputs]
-    before = threads.get_num_threads()
-    try:
-        threads.set_num_threads(1)
-        one = run(graph, arrays)
-        threads.set_num_threads(count)
-        assert_same_bits(run(graph, arrays), one)
-    finally:
-        threads.set_num_threads(before)
+    assert_same_for_threads(graph, arrays, count)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from compiled import assert_compiled_equals_evaluated, reference, run
+from compiled import assert_compiled_equals_evaluated, assert_same_for_threads, reference, run
 from drawing import graph as drawn_graph
 from drawing import only, plan, temporaries
 from hypothesis import HealthCheck, given, note, settings
@@ -26,7 +26,6 @@ from tracegrad.ir.passes import autodiff, optimize
 from tracegrad.ir.passes.sizes import with_sizes
 from tracegrad.ir.sizes import Size
 from tracegrad.ir.types import TensorType
-from tracegrad.runtime import threads
 
 
 def total(x: Any, *axes: int, keepdims: bool = True) -> Any:
@@ -291,14 +290,7 @@ def check_program(drawn: tuple[Graph, list[np.ndarray], int]) -> None:
     if not outputs:
         return
     want = reference(whole, arrays) if how != 2 else None
-    before = threads.get_num_threads()
-    try:
-        threads.set_num_threads(1)
-        one = run(whole, arrays)
-        threads.set_num_threads(5)
-        assert_same_bits(run(whole, arrays), one)
-    finally:
-        threads.set_num_threads(before)
+    one = assert_same_for_threads(whole, arrays, 5)
     for got, exact in zip(one, want or one, strict=True):
         np.testing.assert_allclose(got, exact, rtol=2e-3, atol=2e-4 * max(1.0, np.abs(exact).max()))
 
@@ -321,14 +313,7 @@ def test_any_number_of_threads_gives_the_same_bits(count: int) -> None:
     forward = drawn_graph(layer_norm, (3000, 300), (300,), (300,))
     graph = optimize(autodiff.vjp(forward, [0, 1, 2], [0]))
     arrays = [normal(*v.shape) for v in graph.inputs]
-    before = threads.get_num_threads()
-    try:
-        threads.set_num_threads(1)
-        one = run(graph, arrays)
-        threads.set_num_threads(count)
-        assert_same_bits(run(graph, arrays), one)
-    finally:
-        threads.set_num_threads(before)
+    assert_same_for_threads(graph, arrays, count)
 
 
 def test_the_rows_of_a_reading_are_checked_again_when_the_kernel_is_planned(

@@ -337,3 +337,12 @@ def test_convolution_of_no_channels_is_the_bias_and_its_gradients_are_empty() ->
     out.sum().backward()
     assert (x.grad.shape, w.grad.shape) == (x.shape, w.shape)
     assert bias.grad.tolist() == [72.0, 72.0, 72.0]
+
+
+def test_a_bias_of_another_dtype_is_refused() -> None:
+    """As by PyTorch, before anything is computed."""
+    x, w = tg.ones(1, 1, 3, 3), tg.ones(1, 1, 2, 2)
+    with pytest.raises(
+        RuntimeError, match=r"Input type \(float\) and bias type \(double\) should be the same"
+    ):
+        F.conv2d(x, w, tg.ones(1).double())

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from tracegrad.ir import dtypes, ops
-from tracegrad.ir.errors import ParameterError, ShapeError
+from tracegrad.ir.errors import DTypeError, ParameterError, ShapeError
+from tracegrad.ir.primitives.contraction import c10_name
 from tracegrad.ir.primitives.support import filled_like
 from tracegrad.ir.windows import Pairs, tuple_of
 from tracegrad.tracer.composites import composite
@@ -87,6 +88,11 @@ def _conv(
         x, weight, stride=strides, padding=padding, dilation=dilations, groups=int(groups)
     )
     if bias is not None:
+        if bias.dtype is not input.dtype:
+            raise DTypeError(
+                f"Input type ({c10_name(input.dtype)}) and bias type ({c10_name(bias.dtype)}) "
+                "should be the same"
+            )
         out = apply2("add", out, ops.reshape(bias, shape=(bias.shape[0], *(1,) * rank)))
         named(out, "ConvolutionBackward0")
     return _unbatched(out, unbatched)
