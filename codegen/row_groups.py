@@ -22,7 +22,7 @@ from tracegrad.ir.sizes import Size
 from tracegrad.ir.types import Shape
 
 LOCAL_BYTES = 32 * 1024  # of one row of one value: more does not stay in the first cache
-ALL_LOCAL_BYTES = 128 * 1024  # of one row of all values: they lie on the stack
+ALL_LOCAL_BYTES = 128 * 1024  # of one row of all values, and of accumulators: both on the stack
 ACCUMULATED = 4096  # elements that accumulate over the rows, in each block of rows
 FEWEST_ROWS = 8  # below, threads would have too little to share
 SHORTEST = 8  # elements of a row; shorter ones vectorise better along the rows
@@ -297,7 +297,10 @@ def _worth_rows(stages: list[Group], rows: int) -> bool:
     count = prod(stages[0].domain[:rows])
     if not any(isinstance(n, Size) for n in lengths) and max(lengths) < SHORTEST:
         return False
-    if count == 1 and any(accumulates(s, rows) for s in stages):
+    gathering = [s for s in stages if accumulates(s, rows)]
+    if count == 1 and gathering:
+        return False
+    if 8 * sum(n.out.type.size for s in gathering for n in s.reductions) > ALL_LOCAL_BYTES:
         return False
     varies = any(isinstance(n, Size) for n in (count, *lengths))  # then the kernel is for all sizes
     return varies or count >= FEWEST_ROWS or count * max(lengths) <= SMALL

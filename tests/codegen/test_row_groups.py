@@ -6,6 +6,7 @@ one row; each is compared with the interpreter, with everything stored, and over
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -166,6 +167,19 @@ def test_all_numbers_of_rows_have_one_text() -> None:
 def test_a_row_kernel_names_its_values_and_lines() -> None:
     source = build(drawn_graph(softmax, (64, 32))).source
     assert "64 rows, each in 3 stages, with reduce_max and reduce_sum." in source
+
+
+def test_accumulators_do_not_fill_the_stack() -> None:
+    """Each of 40 sums over rows would take 32 KB of the stack in one kernel."""
+
+    def f(x: Any) -> Any:
+        wave = ops.exp(x - greatest(x, 1))
+        return [total(wave * float(k), 0, keepdims=False) for k in range(40)] + [wave]
+
+    made = [str(k) for k in plan(f, (100, 4096)).kernels]
+    for kernel in made:
+        sizes = [int(n) for n in re.findall(r"double acc\d+\[(\d+)\]", kernel)]
+        assert 8 * sum(sizes) <= row_groups.ALL_LOCAL_BYTES, kernel
 
 
 # ---- results ------------------------------------------------------------------------------------
