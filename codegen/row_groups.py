@@ -284,6 +284,8 @@ def _fits(group: Group, rows: int) -> bool:
         return not kept or max(kept) < min(d for d in (*reduced, len(group.domain)))
     if not set(range(rows)) <= reduced:
         return False
+    if any(n.primitive.name in ("argmax", "argmin") for n in group.reductions):
+        return False  # an array of accumulators holds no positions
     kept = [d for d in inner if d not in reduced]
     if kept and len(kept) < len(inner):
         return False

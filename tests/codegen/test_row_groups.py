@@ -259,6 +259,21 @@ def turned(x: Any) -> Any:
     return ops.reshape(pairs - greatest(pairs, 2) * 0.1, shape=(rows, size))
 
 
+@pytest.mark.parametrize("pick", [ops.argmax, ops.argmin])
+@pytest.mark.parametrize("axis", [0, 1, None])
+def test_positions_beside_other_stages(pick: Any, axis: int | None) -> None:
+    def f(x: Any) -> Any:
+        wave = softmax(x * 2.0)
+        return pick(wave, axis=axis, keepdims=False), total(wave, 0, keepdims=False)
+
+    graph = drawn_graph(f, (90, 40))
+    x = np.random.default_rng(3).normal(size=(90, 40)).astype(np.float32)
+    assert_compiled_equals_evaluated(graph, [x])
+    got = run(graph, [x])
+    want = reference(graph, [x])
+    np.testing.assert_array_equal(got[0], want[0])
+
+
 @st.composite
 def programs(draw: Any) -> tuple[Graph, list[np.ndarray], int]:
     """A chain of row operations and its gradients; few of its values are outputs."""
