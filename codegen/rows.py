@@ -108,8 +108,9 @@ class _RowLowering(Lowering):
         if value not in self.made:
             return super()._load(value, index, guards, strides)
         k = self.rows
-        row = offset(index[:k], contiguous_strides(value.shape[:k]))
-        if row.const != self.row.const or dict(row.terms) != dict(self.row.terms):
+        row = self._undivided(offset(index[:k], contiguous_strides(value.shape[:k])))
+        own = self._undivided(self.row)
+        if row.const != own.const or dict(row.terms) != dict(own.terms):
             raise AssertionError(f"a row kernel reads {value!r} of another row than its own")
         term = super()._load(value, index, guards, strides)
         buffer = self.buffers[value]

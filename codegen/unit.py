@@ -183,7 +183,9 @@ def plan_unit(
         elif node.primitive.family == "indexing":
             kernels.append(plan_scatter(name, node, graph.producer, buffers))
         else:
-            operands = [buffers[same_memory(v, graph.producer)] for v in node.inputs]
+            operands = [
+                buffers[v if v in buffers else same_memory(v, graph.producer)] for v in node.inputs
+            ]
             plan, texts[position], nbytes = plan_opaque(
                 name, node, operands, buffers[node.out], f"scratch_{position}", target
             )

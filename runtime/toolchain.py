@@ -51,6 +51,7 @@ OPTIONAL_FLAGS = (
     ("-march=native", "-mcpu=native"),
     ("-fopenmp",),
     ("--param=vect-max-peeling-for-alignment=0",),
+    ("-fno-tree-dse",),  # gcc 12.2 with AVX-512 drops stores to arrays of one row that are read
     ("-pipe",),
 )
 LIBRARIES = ("-lm",)

@@ -408,3 +408,62 @@ def test_kernels_that_differ_in_a_number_or_a_type_are_not_one_function() -> Non
 
     unit = build(drawn_graph(f, (64, 64)))
     assert unit.source.count("static void kernel_") == unit.kernels
+
+
+# ---- found by trying to break it ------------------------------------------------------------------
+
+
+def test_rows_divided_in_two_ways() -> None:
+    def f(x: Any, a: Any, b: Any) -> Any:
+        y = softmax(x)
+        parts = []
+        for w in (a, b):
+            cut = ops.reshape(y, shape=(*w.shape[:2], 40)) * w
+            parts.append(ops.reshape(cut, shape=x.shape))
+        return parts[0] + parts[1]
+
+    for rows, left, right in [(6, (3, 2, 1), (2, 3, 1)), (60, (12, 5, 1), (10, 6, 1))]:
+        graph = drawn_graph(f, (rows, 40), left, right)
+        arrays = [normal(*v.shape) for v in graph.inputs]
+        np.testing.assert_allclose(run(graph, arrays)[0], reference(graph, arrays)[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("sums", [False, True])
+def test_a_convolution_reads_a_reshape_that_is_a_result(sums: bool) -> None:
+    """Neither is what it reads local to a row group, nor is its place taken while it is read."""
+
+    def f(x: Any, w: Any) -> Any:
+        h = total(x, 1, keepdims=False) if sums else softmax(x)
+        v = ops.reshape(h, shape=(16, 4, 8, 8))
+        y = ops.conv(v, w, stride=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1), groups=1)
+        return v, total(ops.exp(y * 0.01), 0, keepdims=False)
+
+    shape = (16, 5, 256) if sums else (16, 256)
+    graph = drawn_graph(f, shape, (3, 4, 3, 3))
+    arrays = [normal(*v.shape) for v in graph.inputs]
+    for got, want in zip(run(graph, arrays), reference(graph, arrays), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4)
+
+
+def test_a_kernel_that_gcc_has_got_wrong() -> None:
+    """gcc 12.2 at -O3 with AVX-512 lost stores to the buffers of a row (see runtime/toolchain.py)."""
+    import tracegrad as tg
+
+    F = tg.nn.functional
+    rng = np.random.default_rng(1)
+
+    def f(z: Any, w: Any, g: Any, b: Any) -> Any:
+        v = F.relu(F.layer_norm(z @ w, (256,), g, b)).reshape(16, 4, 8, 8)
+        return F.max_pool2d(v, 2) * F.avg_pool2d(v * v, 2)
+
+    inputs = [
+        tg.tensor(rng.standard_normal(s).astype(np.float32)).requires_grad_()
+        for s in ((16, 10), (10, 256), (256,), (256,))
+    ]
+    compiled = tg.compile(f, wait=True, verify="off")
+    for _ in range(3):
+        found = tg.autograd.grad((compiled(*inputs) ** 2).sum(), inputs)
+    exact = tg.autograd.grad((f(*inputs) ** 2).sum(), inputs)
+    for a, b in zip(found, exact, strict=True):
+        size = float(b.abs().max())
+        assert float((a - b).abs().max()) <= 1e-4 * size
