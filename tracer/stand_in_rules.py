@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from tracegrad.tracer.modules import is_user_class, is_user_code
+from tracegrad.tracer.modules import is_user_class, is_user_code, is_user_module
 from tracegrad.tracer.tensor import Tensor
 
 _DENIED = frozenset(
@@ -47,7 +47,6 @@ _OWNERS = (list, dict, set, frozenset, tuple, str, int, float, bool, deque, rang
 _ATOMS = (int, float, complex, str, bytes, bool, type(None), type(Ellipsis), type(NotImplemented))
 _HARMLESS = (None, True, False, Ellipsis)  # singletons: no number is one
 _CATCHES = frozenset(("CHECK_EXC_MATCH", "CHECK_EG_MATCH", "JUMP_IF_NOT_EXC_MATCH"))
-_IN_CONTAINERS = 64  # elements of a container that are looked at; larger ones are not trusted
 
 
 def telling(fn: Any, arguments: Iterable[Any]) -> str:
@@ -106,7 +105,7 @@ class _Reach:
         self._names: set[str] = set()  # attributes that any of the code names
         self._classes: dict[type, None] = {}
         self._kept: list[Any] = []
-        self._seen: set[int] = set()
+        self._seen: set[Any] = set()
 
     def run(self) -> str:
         """Follow everything that was met."""
@@ -154,9 +153,12 @@ class _Reach:
 
     def value(self, x: Any, used_by: types.CodeType | None = None, depth: int = 0) -> None:
         """A value that code refers to."""
-        if id(x) in self._seen or self._reason or type(x) in _ATOMS:
+        if self._reason or type(x) in _ATOMS:
             return
-        self._seen.add(id(x))
+        key = (id(x), id(used_by)) if isinstance(x, types.ModuleType) else id(x)
+        if key in self._seen:  # of a module each code names attributes of its own
+            return
+        self._seen.add(key)
         self._kept.append(x)
         if isinstance(x, types.ModuleType):
             self._module(x, used_by)
@@ -172,8 +174,6 @@ class _Reach:
             self._class(x)
         elif isinstance(x, (list, tuple, set, frozenset, dict)):
             parts = list(x.values()) if isinstance(x, dict) else list(x)
-            if len(parts) > _IN_CONTAINERS and not all(type(p) in _ATOMS for p in parts):
-                parts = parts[:_IN_CONTAINERS]  # of one kind, as large containers are
             for part in parts if depth < 4 else ():
                 self.value(part, used_by, depth + 1)
         elif isinstance(x, functools.partial):
@@ -227,7 +227,7 @@ class _Reach:
                 fine = isinstance(found, (np.ufunc, float, int)) or n in _NUMPY
                 if not fine and not (isinstance(found, type) and issubclass(found, np.generic)):
                     self.refuse(f"numpy.{n}")
-        elif module in _MODULES or getattr(module, "__file__", None) and not _is_library(module):
+        elif module in _MODULES or getattr(module, "__file__", None) and is_user_module(module):
             for n in named:
                 if module is operator and n in _OPERATOR_DENIED:
                     self.refuse(f"operator.{n}")
@@ -242,12 +242,6 @@ class _Nothing:
 
 def _is_tracegrads(module: Any) -> bool:
     return str(module).partition(".")[0] == "tracegrad"
-
-
-def _is_library(module: types.ModuleType) -> bool:
-    from tracegrad.tracer.modules import is_user_module
-
-    return not is_user_module(module)
 
 
 def _is_known_in_c(called: Any) -> bool:

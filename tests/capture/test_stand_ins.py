@@ -321,3 +321,15 @@ def test_explain_says_why_numbers_are_not_replaced(name: str, why: str) -> None:
     assert f"could be told from it: {why}" in compiled.explain() or (
         "could be told from it: " in compiled.explain() and why in compiled.explain()
     )
+
+
+def test_each_code_names_attributes_of_a_module_of_its_own() -> None:
+    from tracegrad.tracer.stand_in_rules import telling
+
+    def inner(s: float) -> Any:
+        return np.where(True, s, 1)
+
+    def outer(x: tg.Tensor, s: float) -> tg.Tensor:
+        return x * float(np.sqrt(s)) * float(inner(s))
+
+    assert telling(outer, ()) == "numpy.where"
