@@ -13,7 +13,7 @@ at `fuse_rows`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import prod
 
 from tracegrad.codegen.nest import Group
@@ -64,10 +64,6 @@ class _Draft:
 
     rows: Shape
     stages: list[Group]
-    reads: set[Value] = field(default_factory=set)  # of the row of each stage
-
-    def made(self) -> set[Value]:
-        return {v for s in self.stages for v in s.values}
 
 
 def fuse_rows(
@@ -101,7 +97,7 @@ class _Fusion:
                 continue
             joined = self._joined(step, drafts, place)
             if joined is None:
-                drafts.append(_Draft(_rows(step), [step], self._own_reads(step, len(_rows(step)))))
+                drafts.append(_Draft(_rows(step), [step]))
             else:
                 at, drafts[at] = joined
             place.update(dict.fromkeys(step.values, at))
@@ -143,9 +139,8 @@ class _Fusion:
             if not _worth_rows(stages, k) or not self._reads_own_rows(stages, k):
                 continue
             before = {v for s in draft.stages for v in (*s.values, *self._own_reads(s, k))}
-            own = self._own_reads(group, k)
-            if any(v in before and v.type.size > 1 for v in own):
-                return _Draft(rows, stages, before | own)
+            if any(v in before and v.type.size > 1 for v in self._own_reads(group, k)):
+                return _Draft(rows, stages)
         return None
 
     def _reads_own_rows(self, stages: list[Group], k: int) -> bool:

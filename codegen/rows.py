@@ -17,7 +17,7 @@ from math import prod
 
 from tracegrad.codegen.affine import Affine, Index, offset
 from tracegrad.codegen.body import Body
-from tracegrad.codegen.loops import PARALLEL_SECONDS
+from tracegrad.codegen.loops import MAX_BLOCKS, PARALLEL_SECONDS
 from tracegrad.codegen.lower import Buffer, Guard, Lowering, SplitRequest, Term
 from tracegrad.codegen.nest import (
     Lowered,
@@ -347,7 +347,6 @@ class _RowKernel:
 
 
 FEWEST_PER_BLOCK = 8  # rows
-ON_STACK = 1024  # partial results, as in loops.py
 
 
 class _Accumulator:
@@ -361,7 +360,7 @@ class _Accumulator:
         self.blocks = kernel.blocks()
         self.partial = acc.replace("acc", "partial")
         self.scratch: Scratch | None = None
-        if self.blocks * self.size > ON_STACK:
+        if self.blocks * self.size > MAX_BLOCKS:
             nbytes = self.blocks * self.size * 8  # the widest accumulator
             name = f"{self.partial}_{kernel.name.rpartition('_')[2]}"
             self.scratch = Scratch(name, r.c_type, nbytes)

@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
+from tracegrad.codegen.schedule import SHARED_COST
 from tracegrad.ir import dtypes, ops
 from tracegrad.ir.graph import Graph, GraphBuilder, Node, Value
 from tracegrad.ir.sizes import Size
 
 LONGEST = 4  # elements of an axis that are written out
-COSTLY = 10  # operations, as for values that two kernels share
 FEWEST = 64  # elements of the other axes
 
 
@@ -143,7 +143,7 @@ def _is_costly_and_shared(node: Node, graph: Graph, uses: Mapping[Value, Sequenc
     """A sum of something costly that others read as it is, such as the exponentials of a softmax."""
     x = node.inputs[0]
     made = graph.producer(x)
-    costly = made is not None and made.primitive.cost >= COSTLY
+    costly = made is not None and made.primitive.cost >= SHARED_COST
     return costly and (x in graph.outputs or not all(_is_small(user) for user in uses[x]))
 
 
