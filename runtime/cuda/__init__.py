@@ -1,0 +1,1 @@
+"""CUDA devices: memory, modules, launches. Start reading at `tracegrad.runtime.cuda.driver`."""
