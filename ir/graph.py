@@ -96,6 +96,11 @@ class Graph:
             self._producers.update((n.out, n) for n in self.nodes)
         return self._producers.get(value)
 
+    @property
+    def device(self) -> str:
+        """Where the graph computes: the device of the first input that is not in host memory."""
+        return _device(self.inputs)
+
     def uses(self) -> dict[Value, list[Node]]:
         """For each value, the nodes that read it (once per operand position)."""
         found: dict[Value, list[Node]] = {v: [] for v in self.inputs}
@@ -109,6 +114,10 @@ class Graph:
         from tracegrad.ir.printer import format_graph
 
         return format_graph(self)
+
+
+def _device(values: Iterable[Value]) -> str:
+    return next((v.type.device for v in values if v.type.device != "cpu"), "cpu")
 
 
 class _State(threading.local):
@@ -153,6 +162,11 @@ class GraphBuilder:
         _primitive.ambient.handlers.pop()
         _state.stack.pop()
 
+    @property
+    def device(self) -> str:
+        """Where constants belong: the device of the first input that is not in host memory."""
+        return _device(self.inputs)
+
     def input(self, type: TensorType, name: str = "") -> Value:
         """Add a graph input."""
         value = Value(type, name)
@@ -175,7 +189,8 @@ class GraphBuilder:
     ) -> Value:
         """Add a node; numbers among the operands become constants. Returns its value."""
         values = tuple(self._lift(x) for x in operands)
-        out = Value(op.infer([v.type for v in values], params), name)
+        type = op.infer([v.type for v in values], params)
+        out = Value(type if values else replace(type, device=self.device), name)
         self.nodes.append(Node(op, values, dict(params), out, location or self.location))
         return out
 

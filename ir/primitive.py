@@ -187,10 +187,12 @@ class Primitive:
 
     def infer(self, types: Sequence[TensorType], params: Mapping[str, Any]) -> TensorType:
         """The type of the result; raises the error that unfit operands deserve."""
-        return TensorType(
-            self.shape(*types, **params), self.dtype(*types, **params),
-            types[0].device if types else "cpu",
-        )  # fmt: skip
+        device = "cpu"
+        for t in types:
+            if t.device != "cpu":
+                device = t.device
+                break
+        return TensorType(self.shape(*types, **params), self.dtype(*types, **params), device)
 
     def grad_name(self, params: Mapping[str, Any]) -> str:
         """The PyTorch-style name of the backward node, e.g. `SinBackward0`."""

@@ -283,6 +283,8 @@ def submit(
         process can write to, no way to start one, or the graph cannot be sent.
     """
     global _worker
+    if graph.device != "cpu":
+        return None
     try:
         frozen = getattr(sys, "frozen", False)  # a program of its own, that would start once more
         if frozen or not hasattr(os, "fork") or spawn.get_executable() is None:

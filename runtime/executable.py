@@ -72,6 +72,10 @@ def generate(
     A unit made before, by this or another process, comes from the disk cache: scheduling and the
     template engine are then not needed.
     """
+    if graph.device != "cpu":
+        from tracegrad.runtime.cuda import graphs
+
+        return graphs.generate(graph, strides, returned)  # type: ignore[return-value]
     try:
         chosen = target()
     except CompilerNotFound:
@@ -133,6 +137,10 @@ def build(
         CompilerNotFound: there is no compiler and the cache does not hold this graph's code.
         CompileError: the compiler refused the code.
     """
+    if graph.device != "cpu":
+        from tracegrad.runtime.cuda import traces
+
+        return traces.build(graph, name, strides, checks, returned)  # type: ignore[return-value]
     start = time.perf_counter()
     unit = generate(graph, strides, checks, returned)
     elapsed = (time.perf_counter() - start) * 1e3

@@ -41,6 +41,7 @@ import numpy as np
 from tracegrad.ir.errors import CompileError
 from tracegrad.runtime import blas, cache, folder, history, threads, toolchain
 from tracegrad.runtime._abi import ffi
+from tracegrad.runtime.cuda.array import DeviceArray
 from tracegrad.runtime.history import KernelRecord
 
 DEBUG_FLAGS = ("-g", "-fno-omit-frame-pointer")
@@ -79,7 +80,9 @@ class LoadedKernel:
 
 
 def pointer(array: np.ndarray[Any, Any]) -> int:
-    """The address of an array's first element, for any strides."""
+    """The address of an array's first element, for any strides; on its device, if it has one."""
+    if array.__class__ is DeviceArray:
+        return array.address  # type: ignore[attr-defined]
     try:
         return int(ffi.cast("uintptr_t", ffi.from_buffer(array)))
     except (ValueError, BufferError):

@@ -22,9 +22,9 @@ def _laid_out(ct: Tensor, leaf: Tensor, fresh: bool) -> Tensor:
     if array.strides == like.strides or (like.flags.c_contiguous and array.flags.c_contiguous):
         return wrap(array) if fresh else ct.detach().clone()
     dense = like.size == 0 or (like.strides and 0 not in like.strides)
-    made = np.empty_like(like) if dense else np.empty(like.shape, like.dtype)
+    made = np.empty_like(like, order="K" if dense else "C")
     if made.strides != like.strides:  # gaps: row by row
-        made = np.empty(like.shape, like.dtype)
+        made = np.empty_like(like, order="C")
     made[...] = array
     return wrap(made)
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from tracegrad.ir.errors import GradientError
 from tracegrad.ir.location import Location, here, is_internal, user_stacklevel
+from tracegrad.runtime.cuda.array import host
 from tracegrad.tracer.state import state
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def check(node: BackwardNode, parts: Sequence[Tensor | None]) -> None:
     if not anomaly.check_nan:
         return
     for k, part in enumerate(parts):
-        if part is not None and part.dtype.is_floating_point and np.isnan(part._array).any():
+        if part is not None and part.dtype.is_floating_point and np.isnan(host(part._array)).any():
             place: Location | None = node.metadata.get("location_")
             where = f" Recorded at {place} ({place.text})." if place is not None else ""
             raise GradientError(

@@ -23,7 +23,7 @@ from tracegrad.ir.errors import (
     ShapeError,
     UnsupportedError,
 )
-from tracegrad.tracer.device import as_device
+from tracegrad.tracer.device import as_device, device
 from tracegrad.tracer.layout import layout, memory_format, need_format, strided
 from tracegrad.tracer.profiling import now
 from tracegrad.tracer.tape import scalar_type_name
@@ -218,7 +218,8 @@ def limits(dtype: DType, floating: bool) -> tuple[int, int]:
 class Options(NamedTuple):
     """The keywords of one call; `dtype` and `format` are None where not given.
 
-    `since` is the time at which they were read, for profilers; 0 where there is none.
+    `since` is the time at which they were read, for profilers; 0 where there is none. `device` is
+    None where it was not given: then it is the default one, or that of the operand.
     """
 
     dtype: DType | None
@@ -226,6 +227,11 @@ class Options(NamedTuple):
     out: Tensor | None
     format: memory_format | None
     since: int = 0
+    device: device | None = None
+
+    def on(self, x: Tensor) -> Options:
+        """With the device of `x`, where none was given."""
+        return self if self.device is not None else self._replace(device=x.device)
 
     @staticmethod
     def read(function: str, given: Mapping[str, Any], *more: str) -> Options:
@@ -249,7 +255,7 @@ class Options(NamedTuple):
             known = name in _EVERYWHERE or name in more
             if not known or (name == "layout" and function in _FROM_DATA):
                 raise OperandError(f"{function}() got an unexpected keyword argument '{name}'")
-        _check_place(function, given)
+        where = _place(function, given)
         dtype = dtype_argument(function, given.get("dtype"))
         wanted = given.get("requires_grad", False)
         if wanted is None and function != "tensor":  # as in PyTorch
@@ -262,7 +268,7 @@ class Options(NamedTuple):
         words = given.get("memory_format")
         if words is not None:
             need_format(function, words)
-        return Options(dtype, needed, out, words, since)
+        return Options(dtype, needed, out, words, since, where)
 
 
 PLAIN = Options(None, False, None, None)
@@ -288,10 +294,10 @@ def bool_argument(function: str, name: str, value: Any) -> bool:
     return value
 
 
-def _check_place(function: str, given: Mapping[str, Any]) -> None:
-    device = given.get("device")
-    if device is not None:
-        as_device(device)
+def _place(function: str, given: Mapping[str, Any]) -> device | None:
+    """The device that is asked for, if one is."""
+    asked = given.get("device")
+    where = None if asked is None else as_device(asked)
     how = given.get("layout")
     if how is not None and how is not strided:
         if not isinstance(how, layout):
@@ -302,6 +308,7 @@ def _check_place(function: str, given: Mapping[str, Any]) -> None:
             "pin_memory=True requires a CUDA or other accelerator backend; no pinned memory "
             "allocator is available on this system."
         )
+    return where
 
 
 def _check_out(function: str, dtype: DType | None, out: Tensor) -> None:

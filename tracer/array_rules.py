@@ -21,6 +21,8 @@ from tracegrad.ir.graph import GraphBuilder, Node, Value
 from tracegrad.ir.primitive import Primitive
 from tracegrad.ir.primitives.contraction import MATRIX_PRODUCT
 from tracegrad.ir.types import TensorType
+from tracegrad.runtime.cuda import eager
+from tracegrad.runtime.cuda.array import DeviceArray, filled
 
 _CODE: dict[str, CodeType] = {}  # by text: rules of one operation differ in shapes, not in text
 
@@ -86,9 +88,11 @@ def kernel_of(op: Primitive, types: Sequence[TensorType]) -> Callable[..., Any]:
 
 
 def bound(
-    op: Primitive, types: Sequence[TensorType], params: Mapping[str, Any]
+    op: Primitive, types: Sequence[TensorType], params: Mapping[str, Any], out: TensorType
 ) -> Callable[..., Any]:
     """The eager kernel with its parameters filled in; a kernel's own `bind` may do better."""
+    if out.device != "cpu":
+        return eager.bound(op, types, params, out)
     kernel = kernel_of(op, types)
     bind = getattr(kernel, "bind", None)
     if bind is not None:
@@ -104,6 +108,8 @@ def is_exact(kernel: Callable[..., Any], types: Sequence[TensorType], out: Tenso
     """
     if kernel is MATRIX_PRODUCT:
         return True
+    if out.device != "cpu":
+        return not isinstance(kernel, eager.Viewer)
     same = all(t.dtype is out.dtype for t in types) and out.dtype.name in ("float32", "float64")
     return same and isinstance(kernel, np.ufunc) and bool(out.shape)
 
@@ -127,13 +133,14 @@ class Lines:
         out: TensorType, name: str, given: Sequence[str],
     ) -> None:  # fmt: skip
         """Add `name = op(given)`, an array of the dtype that the record's rule says."""
-        kernel = bound(op, types, params)
+        kernel = bound(op, types, params, out)
         called = (
             op.name if self.globals.setdefault(op.name, kernel) is kernel else f"{op.name}_{name}"
         )
         self.globals[called] = kernel
         call = f"{called}({', '.join(given)})"
-        if op.family != "movement" and not is_exact(kernel, types, out):
+        exact = out.device != "cpu" or op.family == "movement" or is_exact(kernel, types, out)
+        if not exact:
             self.globals[f"d_{name}"] = out.dtype.numpy
             call = f"as_array({call}, d_{name})"
         self.lines.append(f"{name} = {call}")
@@ -159,11 +166,35 @@ def _of_nothing(node: Node) -> bool:
     return node.primitive.name == "reduce_sum" and not node.inputs[0].type.size
 
 
-def _constant(node: Node) -> np.ndarray:
+def _constant(node: Node) -> Any:
     """The value of a node that depends on no data."""
     if node.inputs:
-        return np.zeros(node.out.type.shape, node.out.type.dtype.numpy)
-    return np.asarray(node.primitive.eager(**node.params))
+        return zeros_of(node.out.type)
+    return as_array(bound(node.primitive, (), node.params, node.out.type)())
+
+
+def as_array(x: Any, dtype: Any = None) -> Any:
+    """As `numpy.asarray`; arrays on a device are what they should be."""
+    return x if x.__class__ is DeviceArray else np.asarray(x, dtype)
+
+
+def as_array_of(type: TensorType) -> Any:
+    """`numpy.asarray`, or for results on a device a function that leaves them as they are."""
+    return np.asarray if type.device == "cpu" else as_array
+
+
+def ones_of(type: TensorType) -> Any:
+    """A new array of ones."""
+    if type.device == "cpu":
+        return np.ones(type.shape, type.dtype.numpy)
+    return filled(type.shape, np.ones((), type.dtype.numpy), eager.device_index(type.device))
+
+
+def zeros_of(type: TensorType) -> Any:
+    """A new array of zeros."""
+    if type.device == "cpu":
+        return np.zeros(type.shape, type.dtype.numpy)
+    return DeviceArray.zeros(type.shape, type.dtype.numpy, eager.device_index(type.device))
 
 
 def rule_of(
@@ -195,9 +226,8 @@ def rule_of(
     returned, fresh, seen = [], [], set()
     for i, part in enumerate(parts):
         if i in zeros:
-            lines.globals |= {"zeros": np.zeros, f"s{i}": zeros[i].shape,
-                              f"z{i}": zeros[i].dtype.numpy}  # fmt: skip
-            returned.append(f"zeros(s{i}, z{i})")
+            lines.globals |= {"zeros": zeros_of, f"type_{i}": zeros[i]}
+            returned.append(f"zeros(type_{i})")
             fresh.append(True)
             continue
         name = "None" if part is None else lines.names[part]

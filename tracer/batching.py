@@ -92,8 +92,10 @@ class Examples(Lockstep):
             batch = movedim(many, dim, 0) if dim else many
         array = many._array
         shape = array.shape[:dim] + array.shape[dim + 1 :]
-        first = array.take(0, dim) if self.size else np.zeros(shape, array.dtype)
-        made = wrap(np.array(first, order="C"))
+        if self.size:
+            made = wrap(array[(slice(None),) * dim + (0,)].copy(order="C"))
+        else:
+            made = wrap(np.zeros_like(array, shape=shape))
         self.accompany(made, batch)
         self._made.append(weakref.ref(made))
         return made

@@ -20,6 +20,7 @@ from tracegrad.ir.graph import Graph, GraphBuilder, Node, Value, with_names
 from tracegrad.ir.location import Location, here, user_frame
 from tracegrad.ir.primitive import Primitive
 from tracegrad.ir.types import Shape, contiguous_strides
+from tracegrad.runtime.cuda.array import DeviceArray, host
 from tracegrad.tracer.capture_grads import Gradient, GradientChange
 from tracegrad.tracer.capture_hook import Recorder
 from tracegrad.tracer.capture_memory import Memory, WriteBack, path, put, taken, with_strides
@@ -308,7 +309,7 @@ class GraphRecorder(Recorder):
                 self._names.setdefault(value, name)
 
     def _array(self, x: Any) -> Any:
-        if isinstance(x, np.ndarray) and x.ndim:
+        if isinstance(x, np.ndarray | DeviceArray) and x.ndim:
             return self._literal(wrap(x.copy()))
         return x
 
@@ -382,7 +383,7 @@ class GraphRecorder(Recorder):
                 f"Python reads the values of a large tensor, {array.nbytes} bytes ({what})"
             )
         else:
-            self._reads.append(Read(self.value_of(tensor), array.copy(), what, here()))
+            self._reads.append(Read(self.value_of(tensor), host(array.copy()), what, here()))
 
     def constant(self, tensor: Tensor) -> None:
         """Keep the data of a new tensor."""
@@ -527,6 +528,7 @@ class GraphRecorder(Recorder):
         ]
         made = [g.leaf._grad for g in changed if g.leaf._grad is not None]
         self._check_aliases([*results, *made])
+        self._check_devices([*results, *made])
         if any(g._requires_grad for g in made):
             self.stay_eager("a gradient that it leaves in .grad has a history")
         if any(t._grad is not None and id(t) not in self._given for t in results):
@@ -666,6 +668,15 @@ class GraphRecorder(Recorder):
         for k, other in enumerate(self.lying):
             if k != written.source and np.may_share_memory(written.root._array, other):
                 self.stay_eager("it writes to an input that overlaps another one")
+
+    def _check_devices(self, results: Sequence[Tensor]) -> None:
+        """Refuse to replay what computes in several places; numbers in host memory go with all."""
+        device = self.builder.device
+        types = [s.value.type for s in self.sources] + [t.type_info for t in results]
+        others = {t.device for t in types if t.device != device and (t.shape or t.device != "cpu")}
+        others |= {t.type_info.device for t in results if t.type_info.device != device}
+        if others:
+            self.stay_eager(f"it computes on {' and '.join([device, *sorted(others)])}")
 
     def _in_order(self, value: Value, order: tuple[int, ...]) -> Value:
         """The value with its dimensions in another order, one for all results that want it."""

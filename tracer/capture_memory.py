@@ -18,6 +18,7 @@ from tracegrad.ir import dtypes
 from tracegrad.ir.graph import GraphBuilder, Value
 from tracegrad.ir.location import Location
 from tracegrad.ir.primitive import TABLE, Primitive
+from tracegrad.runtime.cuda.array import DeviceArray
 from tracegrad.tracer.inplace import check_layout
 from tracegrad.tracer.storage import announce, before_write
 from tracegrad.tracer.tensor import Tensor
@@ -145,6 +146,11 @@ def with_strides(array: np.ndarray) -> np.ndarray:
         return array.copy()
     size = array.itemsize
     span = 1 + sum(s // size * (n - 1) for s, n in zip(array.strides, array.shape))
+    if array.__class__ is DeviceArray:
+        held = DeviceArray.empty((span,), array.dtype.numpy, array.index)
+        twin = held.part(0, array.shape, array.strides)
+        twin.write(array)
+        return twin
     made = np.lib.stride_tricks.as_strided(np.zeros(span, array.dtype), array.shape, array.strides)
     made[...] = array
     return made

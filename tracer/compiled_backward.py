@@ -23,6 +23,8 @@ from tracegrad.ir.passes import optimize
 from tracegrad.ir.primitive import type_of
 from tracegrad.ir.types import Shape
 from tracegrad.runtime import background, executable
+from tracegrad.runtime.cuda import eager
+from tracegrad.runtime.cuda.array import DeviceArray, host, row_major
 from tracegrad.runtime.executable import Executable
 from tracegrad.runtime.kernels import pointer
 from tracegrad.tracer import tape, verification
@@ -109,11 +111,13 @@ class Backward:
             if first:
                 self._build()
             if self._executable is not None:
+                arrays = on_device_of(self.graph, arrays)
                 made = self._executable.call(*(pointer(a) for a in arrays))
                 if first or self.trace.verify == "always":
                     verification.check_backward(self, arrays, made)
         if interpreted or self.interpreted:
-            return [np.array(a) for a in evaluate(self.graph, arrays)]
+            found = evaluate(self.graph, [host(a) for a in arrays])
+            return [like_device(np.array(a), self.graph) for a in found]
         given: set[int] = set()  # each gradient has memory of its own: it may be added to
         parts = []
         for kind, at in self.places:
@@ -233,7 +237,21 @@ class CompiledBackward(tape.BackwardNode):
             inputs[i]._grad_fn, inputs[i]._output_nr = node, number
         found = evaluate(graph, [*inputs, *given])
         # a gradient that is zero everywhere does not depend on a tensor: evaluation keeps an array
-        return [x if isinstance(x, Tensor) else wrap(np.array(x)) for x in found], wrt
+        return [
+            x if isinstance(x, Tensor) else wrap(like_device(np.array(x), graph)) for x in found
+        ], wrt
+
+
+def on_device_of(graph: Graph, arrays: Sequence[Any]) -> list[Any]:
+    """The arrays where the graph computes: numbers in host memory are copied to its device."""
+    if graph.device == "cpu":
+        return list(arrays)
+    return [eager.resident(a, eager.device_index(graph.device)) for a in arrays]
+
+
+def like_device(array: np.ndarray, graph: Graph) -> Any:
+    """A host array, where the graph computes."""
+    return on_device_of(graph, [array])[0]
 
 
 class FreedBackward(tape.BackwardNode):
@@ -267,4 +285,6 @@ def passed_through(graph: Graph) -> tuple[tuple[Value, ...], list[tuple[str, int
 
 def plain_memory(array: np.ndarray) -> np.ndarray:
     """The array itself where it is row-major without gaps and aligned, else a copy that is."""
+    if array.__class__ is DeviceArray:
+        return row_major(array)
     return np.require(array, requirements=("C", "A"))

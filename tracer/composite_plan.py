@@ -21,7 +21,7 @@ from tracegrad.ir.primitive import bind
 from tracegrad.ir.primitives.support import filled_like
 from tracegrad.ir.quiet import IGNORE, QUIET
 from tracegrad.ir.types import TensorType
-from tracegrad.tracer.array_rules import ArrayRule, Lines, rule_of
+from tracegrad.tracer.array_rules import ArrayRule, Lines, as_array, rule_of
 from tracegrad.tracer.composite_forward import forward_of, roots_of_operands
 from tracegrad.tracer.composite_keep import thrifty
 from tracegrad.tracer.dispatch import dispatch
@@ -220,7 +220,7 @@ class Composite(Plan):
         lines = Lines(names)
         for number, x in program.constants.items():
             lines.names[values[number]] = f"k{number}"
-            lines.globals[f"k{number}"] = np.asarray(x)
+            lines.globals[f"k{number}"] = as_array(x)
         arguments = [f"x{i}" for i in range(len(self._numbers))]
         return rule_of(builder.nodes, parts, lines, arguments, {})
 
@@ -239,7 +239,7 @@ class Composite(Plan):
             edge = node.edge(place)
             values[number] = node._unpack(entry, edge, self.all_types[place], create_graph)
         for number, x in program.constants.items():
-            values[number] = wrap(np.asarray(x))
+            values[number] = wrap(as_array(x))
         edges: dict[int, Edge] = {i: node.edges[j] for i, j in self.edge_at.items()}
         result = program.results[self.differentiable]
         for step in program.steps:

@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tracegrad.ir.quiet import IGNORE, QUIET
-from tracegrad.tracer.array_rules import function_of
+from tracegrad.tracer.array_rules import as_array_of, function_of
 from tracegrad.tracer.composite_forward import finisher, laid_out, owned
 from tracegrad.tracer.composite_plan import Program, Step
 from tracegrad.tracer.tape import NO_EDGE, leaf_edge, node_class
@@ -51,7 +49,7 @@ class Single:
         names: dict[int, str] = {}  # of the operands, by number
         known: dict[str, Any] = {
             "quiet": QUIET.set, "loud": QUIET.reset, "IGNORE": IGNORE, "kernel": plan.kernel,
-            "as_array": np.asarray, "dtype": plan.dtype, "owned": owned, "laid_out": laid_out,
+            "as_array": as_array_of(plan.out_type), "dtype": plan.dtype, "owned": owned, "laid_out": laid_out,
             "wrap": wrap, "plan": plan,
             "params": step.params, "leaf_edge": leaf_edge, "NO_EDGE": NO_EDGE,
         }  # fmt: skip

@@ -15,9 +15,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-import numpy as np
-
 from tracegrad.ir.dtypes import DType, default
+from tracegrad.runtime.cuda.array import row_major
 from tracegrad.tracer.capture_hook import Recorder, recording
 from tracegrad.tracer.composite_plan import Composite
 from tracegrad.tracer.composite_single import Single
@@ -142,7 +141,7 @@ def _recorded(recorder: Recorder, function: Callable[..., Any], args: Any, kwarg
     for x in results:
         if type(x) is Tensor and x._view is None and not x._array.flags.c_contiguous:
             if not any(x is a for a in args) and not recorder.by_elements(before):
-                x._array = np.ascontiguousarray(x._array)
+                x._array = row_major(x._array)
     return result
 
 

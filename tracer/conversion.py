@@ -16,6 +16,7 @@ from tracegrad.tracer.arguments import need_tensor, type_name
 from tracegrad.tracer.device import as_device, device
 from tracegrad.tracer.dispatch import dispatch
 from tracegrad.tracer.layout import contiguous_format, memory_format, need_format
+from tracegrad.tracer.moving import moved
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tape import scalar_type_name
 from tracegrad.tracer.tensor import Tensor, wrap
@@ -34,7 +35,7 @@ def to(self: Tensor, *args: Any, **options: Any) -> Tensor:
     Raises:
         OperandError: arguments of other types.
         DTypeError: the dtype is complex.
-        DeviceError: the device is not the CPU.
+        DeviceError: the device is not there.
 
     Example:
         >>> import tracegrad as tg
@@ -45,17 +46,18 @@ def to(self: Tensor, *args: Any, **options: Any) -> Tensor:
         target = args[0] if args[0].kind != "c" else dtypes.as_dtype(args[0])
         return self if target is self.dtype else dispatch(ops.cast, (self,), {"dtype": target})
     given = _bound(args, options)
-    dtype = given.get("dtype")
+    dtype, where = given.get("dtype"), self.device
     if "other" in given:
-        dtype = given["other"].dtype
+        dtype, where = given["other"].dtype, given["other"].device
     elif given.get("device") is not None:
-        as_device(given["device"])
+        where = as_device(given["device"])
     target = self.dtype if dtype is None else dtypes.as_dtype(dtype)
     out = self
     if target is not self.dtype:
         out = dispatch(ops.cast, (self,), {"dtype": target})
-    elif given.get("copy"):
+    elif given.get("copy") and where == self.device:
         out = shapes.clone(self)
+    out = moved(out, where)
     return shapes.contiguous(out) if given.get("memory_format") is contiguous_format else out
 
 
@@ -108,7 +110,7 @@ def type_as(self: Tensor, other: Tensor) -> Tensor:
     Raises:
         OperandError: it is no tensor.
     """
-    return to(self, need_tensor("type_as", "other", 1, other).dtype)
+    return to(self, need_tensor("type_as", "other", 1, other))
 
 
 def type_(self: Tensor, dtype: Any = None, non_blocking: bool = False) -> Any:

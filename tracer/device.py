@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import operator
+import threading
 from typing import Any
 
 from tracegrad.ir.errors import DeviceError, OperandError
+from tracegrad.runtime.cuda import driver
 
-_OURS = ("cpu", "cuda")
 _KINDS = (
     "cpu", "cuda", "ipu", "xpu", "mkldnn", "opengl", "opencl", "ideep", "hip", "ve", "fpga", "maia",
     "xla", "lazy", "vulkan", "mps", "meta", "hpu", "mtia", "privateuseone",
@@ -18,8 +20,8 @@ _NO_ACCELERATOR = "Cannot access accelerator device when none is available."
 class device:
     """A device: `device("cpu")`, `device("cuda", 0)`, `device("cuda:1")`.
 
-    All of PyTorch's kinds have a name; tensors live on the CPU, and asking for them elsewhere is
-    refused. As a context manager it makes itself the default device.
+    All of PyTorch's kinds have a name; tensors live on the CPU and on CUDA devices, and asking for
+    them elsewhere is refused. As a context manager it is the default device of the block.
 
     Raises:
         OperandError: an argument of the wrong type.
@@ -68,10 +70,12 @@ class device:
         return self
 
     def __enter__(self) -> device:
-        as_device(self)
+        _entered.append(default.where)
+        default.where = as_device(self)
         return self
 
-    def __exit__(self, *error: object) -> None: ...
+    def __exit__(self, *error: object) -> None:
+        default.where = _entered.pop()
 
 
 def _device(spec: Any, index: Any) -> tuple[str, int | None]:
@@ -85,7 +89,11 @@ def _device(spec: Any, index: Any) -> tuple[str, int | None]:
             )
         return spec.type, spec.index
     if isinstance(spec, int) and not isinstance(spec, bool):
-        raise DeviceError(_NO_ACCELERATOR if spec >= 0 else "Device index must not be negative")
+        if spec < 0:
+            raise DeviceError("Device index must not be negative")
+        if driver.status() is not None:
+            raise DeviceError(_NO_ACCELERATOR)
+        return "cuda", spec
     if not isinstance(spec, str):
         raise OperandError(
             f"device(): argument 'device' must be a device, its name or number, not "
@@ -121,33 +129,62 @@ def _device(spec: Any, index: Any) -> tuple[str, int | None]:
 CPU = device("cpu")
 
 
+class _Default(threading.local):
+    """Where factories of a thread make tensors."""
+
+    where: device = CPU
+
+
+default = _Default()
+_entered: list[device] = []  # the defaults around open `with device(...)` blocks
+
+
+@functools.cache
+def cuda_device(index: int) -> device:
+    """`device("cuda", index)`, one object for each."""
+    return device("cuda", index)
+
+
 def as_device(spec: Any) -> device:
-    """The device meant by None, a name or a device; refuses what eager tensors cannot live on.
+    """The device meant by a name, a number, a device, or None (the default one), with its number.
 
     Raises:
-        DeviceError: the device is not the CPU.
+        DeviceError: tensors cannot live there; the text says why.
     """
     if spec is None:
-        return CPU
+        return default.where
     chosen = spec if isinstance(spec, device) else device(spec)
-    if chosen.type != "cpu":
-        advice = " (check cuda.is_available() first)" if chosen.type == "cuda" else ""
-        raise DeviceError(f"device {chosen} is not available to tensors; use device 'cpu'{advice}")
-    return CPU
+    if chosen.type == "cpu":
+        return CPU
+    if chosen.type != "cuda":
+        raise DeviceError(f"device {chosen} is not available to tensors; use device 'cpu'")
+    problem = driver.status()
+    if problem is not None:
+        raise DeviceError(
+            f"device {chosen} is not available to tensors: {problem}; use device 'cpu' (check "
+            "cuda.is_available() first)"
+        )
+    index = driver.current_device() if chosen.index is None else chosen.index
+    if index >= driver.device_count():
+        raise DeviceError(
+            "CUDA error: invalid device ordinal\n"
+            f"cuda:{index} is asked for, and there are {driver.device_count()} device(s)"
+        )
+    return cuda_device(index)
 
 
 def set_default_device(device: Any) -> None:
-    """Set where factories make tensors: the CPU (or None), which is the only place.
+    """Set where this thread's factories make tensors; None means the CPU.
 
     Raises:
-        DeviceError: the device is not the CPU.
+        DeviceError: tensors cannot live there.
     """
-    as_device(device)
+    default.where = CPU if device is None else as_device(device)
 
 
 def get_default_device() -> device:
-    """Where factories make tensors: the CPU."""
-    return CPU
+    """Where factories make tensors."""
+    return default.where
 
 
 class Size(tuple[int, ...]):

@@ -15,18 +15,19 @@ import numpy as np
 
 from tracegrad.ir import dtypes
 from tracegrad.ir.dtypes import DType
-from tracegrad.ir.errors import OperandError
+from tracegrad.ir.errors import DeviceError, OperandError
 from tracegrad.ir.primitive import Primitive, numpy_scalar
 from tracegrad.ir.primitives.contraction import MATRIX_PRODUCT
 from tracegrad.ir.quiet import IGNORE, QUIET
 from tracegrad.ir.types import TensorType
+from tracegrad.runtime.cuda.array import DeviceArray
 from tracegrad.tracer import tape
 from tracegrad.tracer.profiling import profilers
 from tracegrad.tracer.saved import Packed, pack
 from tracegrad.tracer.state import state, watching
 from tracegrad.tracer.symbolic import is_symbolic, number_beside, plain_numbers
 from tracegrad.tracer.tape import NO_EDGE, Plan, leaf_edge
-from tracegrad.tracer.tensor import Tensor, View, dtype_of, wrap
+from tracegrad.tracer.tensor import Tensor, View, dtype_of, type_of_array, wrap
 from tracegrad.tracer.views import refresh
 
 _PLANS: dict[Any, Plan] = {}
@@ -60,6 +61,8 @@ def dispatch(op: Primitive, operands: Sequence[Any], params: Mapping[str, Any]) 
         if watching:
             params = plain_numbers(params)
         _extend(key, params)
+    if not operands:
+        key.append(state.place)
     try:
         plan = _PLANS.get(tuple(key))
     except TypeError:
@@ -89,6 +92,8 @@ def planned(op: Primitive, arrays: Sequence[Any], params: Mapping[str, Any]) -> 
         key.append(array.dtype)
     if params:
         _extend(key, params)
+    if not arrays:
+        key.append(state.place)
     return _PLANS.get(tuple(key)) or _make_plan(op, arrays, params, tuple(key))
 
 
@@ -276,14 +281,31 @@ def _make_plan(
     op: Primitive, arrays: Sequence[Any], params: Mapping[str, Any], key: tuple[Any, ...]
 ) -> Plan:
     for a in arrays:
-        if not isinstance(a, np.ndarray | np.generic):
+        if not isinstance(a, np.ndarray | np.generic | DeviceArray):
             raise OperandError(f"{op.name}: cannot mix tensors with {type(a).__name__}")
-    types = tuple(TensorType(a.shape, dtype_of[a.dtype]) for a in arrays)
-    plan = Plan(op, types, params)
+    types = tuple(type_of_array(a) for a in arrays)
+    _check_devices(op, types)
+    plan = Plan(op, types, params, None if types else state.place)
     if len(_PLANS) >= _PLANS_KEPT:
         _PLANS.clear()
     _PLANS[key] = plan
     return plan
+
+
+def _check_devices(op: Primitive, types: Sequence[TensorType]) -> None:
+    """Refuse operands on several devices; numbers in host memory go with all.
+
+    Raises:
+        DeviceError: there are two devices (PyTorch's text).
+    """
+    found = list(dict.fromkeys(t.device for t in types if t.device != "cpu"))
+    if found and any(t.device == "cpu" and t.shape for t in types):
+        found.append("cpu")
+    if len(found) > 1:
+        raise DeviceError(
+            "Expected all tensors to be on the same device, but found at least two devices, "
+            f"{found[0]} and {found[1]}! (operation {op.name}; move one with .to({found[0]!r}))"
+        )
 
 
 def _wrapped(
@@ -291,6 +313,8 @@ def _wrapped(
 ) -> Tensor:
     """The kernel's result as a Tensor: a view of its operand, or memory of its own."""
     out = made
+    if plan.out_type.device != "cpu":
+        return _wrapped_on_device(plan, operands, arrays, params, made)
     if type(out) is not np.ndarray or out.dtype != plan.dtype:
         token = QUIET.set(IGNORE)  # a wide sum may be infinite in a half type
         out = np.asarray(out, plan.dtype)
@@ -316,6 +340,37 @@ def _wrapped(
     elif not out.flags.owndata and (not out.flags.writeable or _shares(out, arrays)):
         out = out.copy()
     return wrap(out)
+
+
+def _wrapped_on_device(
+    plan: Plan, operands: Sequence[Any], arrays: Sequence[Any], params: Mapping[str, Any],
+    out: DeviceArray,
+) -> Tensor:  # fmt: skip
+    """The same for an array on a device: what is not a view of the operand has its own memory."""
+    assert out.shape == plan.out_type.shape, (
+        f"{plan.op.name}: kernel gave shape {out.shape}, rule says {plan.out_type.shape}"
+    )
+    source = arrays[0] if arrays else None
+    if out is source:
+        out = out.view() if plan.views else out.copy()
+    if plan.views and isinstance(operands[0], Tensor) and _aliases(out, source):
+        return make_view(operands[0], out, plan.op, params)
+    return wrap(out)
+
+
+def _nullary(x: Tensor, op: Primitive, params: Mapping[str, Any]) -> Tensor:
+    """Apply an operation without operands on the device of `x`."""
+    array: Any = x._array
+    if array.__class__ is not DeviceArray:
+        return dispatch(op, (), params)
+    before, state.place = state.place, array.index
+    try:
+        return dispatch(op, (), params)
+    finally:
+        state.place = before
+
+
+Tensor.__tracegrad_nullary__ = staticmethod(_nullary)  # type: ignore[attr-defined]
 
 
 def _aliases(out: np.ndarray, source: np.ndarray) -> bool:

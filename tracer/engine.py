@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Container, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from tracegrad.ir.errors import GradientError
 from tracegrad.ir.quiet import IGNORE, QUIET
 from tracegrad.tracer.accumulate import accumulate
 from tracegrad.tracer.anomaly import anomaly, check, explain
+from tracegrad.tracer.array_rules import zeros_of
 from tracegrad.tracer.engine_short import one_step
 from tracegrad.tracer.once import warn_once
 from tracegrad.tracer.profiling import accumulate_in_block, apply_node, profilers
@@ -149,7 +151,7 @@ def _inputs(name: str, inputs: Any) -> tuple[Any, ...]:
 
 def _zeros(target: Any, batch: tuple[int, ...]) -> Tensor:
     type = type_at(target)
-    return literal(np.zeros((*batch, *type.shape), type.dtype.numpy))
+    return literal(zeros_of(replace(type, shape=(*batch, *type.shape))))
 
 
 # ---- the loop -----------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ def one_step(output: Tensor, gradient: Any, keep: bool) -> bool:
     if gradient is None and array.shape == ():
         ct = _ONES.get(array.dtype)
         if ct is None:
-            ct = _ONES[array.dtype] = wrap(np.ones((), array.dtype))
+            ct = _ONES[array.dtype] = wrap(np.ones_like(array))
     else:
         ct = seed(0, output, gradient)
     before = state.grad_enabled

@@ -15,6 +15,7 @@ import numpy as np
 from tracegrad.ir import dtypes
 from tracegrad.ir.dtypes import DType
 from tracegrad.ir.errors import GradientError, ShapeError
+from tracegrad.runtime.cuda.array import DeviceArray, host
 from tracegrad.tracer.arguments import (
     Options,
     check_fits,
@@ -24,6 +25,7 @@ from tracegrad.tracer.arguments import (
     size_argument,
     wrong_type,
 )
+from tracegrad.tracer.device import default, device
 from tracegrad.tracer.layout import contiguous_format
 from tracegrad.tracer.profiling import note_made, profilers
 from tracegrad.tracer.state import state
@@ -63,18 +65,19 @@ def finish(function: str, array: np.ndarray, options: Options, *like: Tensor) ->
     """The result of a factory: a new leaf, or what `out` now holds; `like` are its operands."""
     out = options.out
     if out is None:
-        made = new_leaf(array, options.requires_grad)
+        made = new_leaf(placed(array, options.device), options.requires_grad)
         if profilers:
             note_made(function, (made,), options.since, like)
         return made
     if state.recorder is not None:
         state.recorder.note(f"{function}(out=...)")
+    with np.errstate(all="ignore"):
+        array = placed(host(array).astype(out.dtype.numpy), out.device)
     if out._array.shape == array.shape:
         like = (out,)  # whose memory is not new
-        with np.errstate(all="ignore"):
-            out._array[...] = array
+        out._array[...] = array
     else:  # as PyTorch resizes it
-        out._array = array.astype(out._array.dtype)
+        out._array = array
         out._view = None
         if hasattr(out, "_address"):
             del out._address
@@ -82,6 +85,16 @@ def finish(function: str, array: np.ndarray, options: Options, *like: Tensor) ->
     if profilers:
         note_made(function, (out,), options.since, like)
     return out.requires_grad_() if options.requires_grad else out
+
+
+def placed(array: Any, where: device | None) -> Any:
+    """The array on a device (None: the default one), copied there if it lies elsewhere."""
+    index = (default.where if where is None else where).index
+    if array.__class__ is DeviceArray:
+        if index == array.index or (where is None and index is None):
+            return array
+        array = array.to_host()
+    return array if index is None else DeviceArray.from_host(array, index)
 
 
 def allocate(make: Callable[..., np.ndarray], shape: tuple[int, ...], *args: Any) -> np.ndarray:
@@ -239,7 +252,7 @@ def like(function: str, input: Any, options: dict[str, Any]) -> tuple[np.ndarray
     if input is ABSENT:
         raise missing(function, "input")
     need_tensor(function, "input", 1, input)
-    read = Options.read(function, options, "memory_format")
+    read = Options.read(function, options, "memory_format").on(input)
     dtype = input.dtype if read.dtype is None else read.dtype
     order: Any = "C" if read.format is contiguous_format else "K"
     return np.empty_like(input._array, dtype.numpy, order, subok=False), read
@@ -304,7 +317,7 @@ def scalar_tensor(s: Any, **options: Any) -> Tensor:
 def _new(name: str, value: int | None) -> Callable[..., Tensor]:
     def method(self: Tensor, *given: Any, size: Any = None, **options: Any) -> Tensor:
         shape = size_argument(name, given, size)
-        read = Options.read(name, options)
+        read = Options.read(name, options).on(self)
         dtype = self.dtype if read.dtype is None else read.dtype
         array = allocate(np.empty, shape, dtype.numpy)
         if value is not None:
@@ -321,7 +334,7 @@ def new_full(self: Tensor, size: Any = ABSENT, fill_value: Any = ABSENT, **optio
     _check_full("new_full", size, fill_value)
     shape = size_argument("new_full", (size,))
     value = number_argument("new_full", "fill_value", 2, fill_value)
-    read = Options.read("new_full", options)
+    read = Options.read("new_full", options).on(self)
     dtype = self.dtype if read.dtype is None else read.dtype
     return finish("new_full", filled(shape, value, dtype), read, self)
 

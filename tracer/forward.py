@@ -103,7 +103,7 @@ class Tangents(Lockstep):
             if have is None:
                 have = self._zero(target)
             if new is None:
-                new = literal(np.zeros((), have._array.dtype)).expand(have._array.shape)
+                new = literal(np.zeros((), have.dtype.numpy), have).expand(have._array.shape)
             self.part_of_base(name, target, have)
             inplace.write(name, have, new)
 

@@ -27,8 +27,9 @@ from tracegrad.tracer.arguments import (
     missing,
     wrong_type,
 )
-from tracegrad.tracer.device import as_device
-from tracegrad.tracer.factories import ABSENT, new_leaf, public
+from tracegrad.tracer.device import as_device, device
+from tracegrad.tracer.factories import ABSENT, new_leaf, placed, public
+from tracegrad.tracer.moving import moved
 from tracegrad.tracer.once import warn_once
 from tracegrad.tracer.profiling import note_made, now, profilers
 from tracegrad.tracer.reading import array_of, checked, full_name
@@ -75,26 +76,30 @@ def tensor(data: Any = ABSENT, **options: Any) -> Tensor:
     if data is ABSENT:
         raise missing("tensor", "data")
     read = Options.read("tensor", options)
-    return made("torch.tensor", data, read.dtype, read.requires_grad, read.since)
+    return made("torch.tensor", data, read.dtype, read)
 
 
-def made(name: str, data: Any, dtype: DType | None, requires_grad: bool, since: int) -> Tensor:
+def made(name: str, data: Any, dtype: DType | None, read: Options) -> Tensor:
     """A leaf with a copy of `data`; `name` is what the warning about tensors says was called."""
+    requires_grad = read.requires_grad
     if isinstance(data, Tensor):
         warnings.warn(_COPY.format(name), UserWarning, stacklevel=user_stacklevel())
         copied = data.detach().clone()
         copied = copied if dtype is None else copied.to(dtype)
+        copied = copied if read.device is None else moved(copied, read.device)
         return copied.requires_grad_() if requires_grad else copied
     if is_symbolic(data):
         number = number_as_tensor(data, dtype or dtypes.scalar_dtype(data))
         if number is not None:
             return number.clone().requires_grad_() if requires_grad else number.clone()
-    return _copied(data, dtype, requires_grad, since)
+    return _copied(data, dtype, requires_grad, read.since, read.device)
 
 
-def _copied(data: Any, dtype: DType | None, requires_grad: bool, since: int) -> Tensor:
+def _copied(
+    data: Any, dtype: DType | None, requires_grad: bool, since: int, where: device | None
+) -> Tensor:
     """A leaf with a copy of `data` that are no tensor; PyTorch's profiles call that a lift."""
-    out = new_leaf(array_of(data, dtype), requires_grad)
+    out = new_leaf(placed(array_of(data, dtype), where), requires_grad)
     if profilers:
         note_made("lift_fresh", (out,), since)
     return out
@@ -114,13 +119,12 @@ def as_tensor(data: Any = ABSENT, *, dtype: Any = None, device: Any = None) -> T
         raise missing("as_tensor", "data")
     since = now()
     wanted = dtype_argument("as_tensor", dtype)
-    as_device(device)
-    if isinstance(data, Tensor):
-        return data if wanted is None else data.to(wanted)
-    if isinstance(data, np.ndarray):
-        shared = from_numpy(data)
-        return shared if wanted is None else shared.to(wanted)
-    return _copied(data, wanted, False, since)
+    where = None if device is None and isinstance(data, Tensor) else as_device(device)
+    if isinstance(data, Tensor | np.ndarray):
+        shared = from_numpy(data) if isinstance(data, np.ndarray) else data
+        shared = shared if wanted is None else shared.to(wanted)
+        return shared if where is None else moved(shared, where)
+    return _copied(data, wanted, False, since, where)
 
 
 @public
@@ -151,15 +155,21 @@ def asarray(
         raise missing("asarray", "obj")
     since = now()
     wanted = dtype_argument("asarray", dtype)
-    as_device(device)
+    where = None if device is None and isinstance(obj, Tensor) else as_device(device)
     if requires_grad is not None:
         bool_argument("asarray", "requires_grad", requires_grad)
     shared = _shared(obj, wanted)
     if shared is None:
         if copy is False:
             raise ParameterError("can't alias arbitrary sequence into a tensor.")
-        return _copied(obj, wanted, bool(requires_grad), since)
+        return _copied(obj, wanted, bool(requires_grad), since, where)
     out = shared if wanted is None else shared.to(wanted)
+    if where is not None and where != out.device:
+        if copy is False:
+            raise ParameterError(
+                f"can't alias tensor located in {out.device} from device '{where}'."
+            )
+        out = moved(out, where)
     if copy is False and out is not shared:
         have, want = scalar_type_name(shared.dtype), scalar_type_name(out.dtype)
         raise ParameterError(f"can't alias tensor with dtype '{have}' into dtype '{want}'.")
@@ -293,7 +303,8 @@ def from_dlpack(ext_tensor: Any, *, device: Any = None, copy: bool | None = None
         >>> tg.from_dlpack(np.arange(3))
         tensor([0, 1, 2])
     """
-    as_device(device)
+    if device is not None:
+        return moved(from_dlpack(ext_tensor, copy=copy), as_device(device))
     if state.recorder is not None:
         state.recorder.note("from_dlpack()")
     if isinstance(ext_tensor, Tensor):

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 from tracegrad.ir import ops
 from tracegrad.ir.errors import GradientError, OperandError
 from tracegrad.tracer import tape
+from tracegrad.tracer.array_rules import zeros_of
 from tracegrad.tracer.pytree import flatten
 from tracegrad.tracer.saved import Packed, pack
 from tracegrad.tracer.saved_names import OfFunction
@@ -216,7 +215,7 @@ class FunctionNode(FunctionCtx, tape.BackwardNode):
         if self._materialize:
             for k, ct in enumerate(cts):
                 if ct is None and self._tensor_outputs[k]:
-                    cts[k] = wrap(np.zeros(self.types[k].shape, self.types[k].dtype.numpy))
+                    cts[k] = wrap(zeros_of(self.types[k]))
         result = self._function._derivative()(self, *cts)
         parts = list(result) if isinstance(result, tuple) else [result]
         return self._checked(parts)

@@ -20,6 +20,7 @@ from tracegrad.ir.errors import (
     UnsupportedError,
 )
 from tracegrad.ir.types import broadcast_shapes
+from tracegrad.runtime.cuda.array import host
 from tracegrad.tracer.arguments import bool_argument
 from tracegrad.tracer.composites import composite
 from tracegrad.tracer.indexing import (
@@ -193,7 +194,7 @@ def _scatter(name: str, input: Tensor, dim: int, index: Tensor, src: Any, put: A
             for axis, n in enumerate(index.shape):
                 updates = slice_dim(updates, axis, 0, n)
     places: Any = np.indices(index._array.shape, sparse=True)
-    arrays = [index if a == d else literal(p.astype(np.int64)) for a, p in enumerate(places)]
+    arrays = [index if a == d else literal(p.astype(np.int64), index) for a, p in enumerate(places)]
     return put(input, updates, *arrays, axes=tuple(range(input.ndim)))
 
 
@@ -204,13 +205,14 @@ def nonzero(input: Tensor, *, as_tuple: bool = False) -> Any:
     if state.recorder is not None:
         state.recorder.value_read(input, "nonzero")
     since = now()
-    found = np.nonzero(np.atleast_1d(input._array))
+    found = np.nonzero(np.atleast_1d(host(input._array)))
     if as_tuple:
-        each = tuple(literal(f) for f in found)
+        each = tuple(literal(f, input) for f in found)
         if profilers:
             note_made("nonzero_numpy", each, since, (input,))
         return each
-    out = literal(np.zeros((len(found[0]), 0), np.int64) if input.ndim == 0 else np.stack(found, 1))
+    places = np.zeros((len(found[0]), 0), np.int64) if input.ndim == 0 else np.stack(found, 1)
+    out = literal(places, input)
     if profilers:
         note_made("nonzero", (out,), since, (input,))
     return out

@@ -12,6 +12,7 @@ import numpy as np
 from tracegrad.ir import dtypes
 from tracegrad.ir.errors import DimensionError, ParameterError
 from tracegrad.ir.location import user_stacklevel
+from tracegrad.runtime.cuda.array import host
 from tracegrad.tracer.arguments import type_name
 from tracegrad.tracer.reading import array_of
 from tracegrad.tracer.state import state
@@ -30,17 +31,17 @@ _BYTES = "indexing with dtype torch.uint8 is now deprecated, please use a dtype 
 _LONG = 2**63
 
 
-def items(index: Any) -> list[Any]:
-    """The index as a list of None, Ellipsis, slices, ints, bools and Tensors."""
+def items(index: Any, x: Tensor) -> list[Any]:
+    """The index of `x` as a list of None, Ellipsis, slices, ints, bools and Tensors."""
     kind = type(index)
     if kind is slice or (kind is int and -_LONG <= index < _LONG):
         return [index]
     if isinstance(index, tuple):
-        return [i if type(i) is slice else _item(i) for i in index]
+        return [i if type(i) is slice else _item(i, x) for i in index]
     if _means_tuple(index):
         warnings.warn(_NO_TUPLE, UserWarning, stacklevel=user_stacklevel())
-        return [_item(i) for i in index]
-    return [_item(index)]
+        return [_item(i, x) for i in index]
+    return [_item(index, x)]
 
 
 def _means_tuple(index: Any) -> bool:
@@ -53,7 +54,7 @@ def _means_tuple(index: Any) -> bool:
     return any(i is None or i is Ellipsis or isinstance(i, parts) for i in index)
 
 
-def _item(item: Any) -> Any:
+def _item(item: Any, x: Tensor) -> Any:
     """One index as None, Ellipsis, slice, int, bool or Tensor."""
     if item is None or item is Ellipsis or isinstance(item, slice | bool):
         return item
@@ -66,7 +67,7 @@ def _item(item: Any) -> Any:
     if isinstance(item, Sequence | np.ndarray):
         array = array_of(item)
         masks = (np.dtype(np.bool_), np.dtype(np.uint8))
-        return _tensor_item(literal(array if array.dtype in masks else array.astype(np.int64)))
+        return _tensor_item(literal(array if array.dtype in masks else array.astype(np.int64), x))
     try:
         if isinstance(item, np.bool_):
             raise TypeError
@@ -107,5 +108,5 @@ def truth(item: Any) -> int:
     if isinstance(item, Tensor):
         if state.recorder is not None:
             state.recorder.value_read(item, "mask index")
-        return int(bool(item._array))
+        return int(bool(host(item._array)))
     return int(item)

@@ -20,10 +20,12 @@ from tracegrad.ir.errors import (
     ParameterError,
     ShapeError,
 )
+from tracegrad.runtime.cuda.array import host, row_major
 from tracegrad.tracer import inplace
 from tracegrad.tracer.arguments import check_fits, type_name
 from tracegrad.tracer.composites import viewing
 from tracegrad.tracer.index_items import check_scalar_index, items, truth
+from tracegrad.tracer.moving import moved
 from tracegrad.tracer.pointwise import named
 from tracegrad.tracer.profiling import note_made, now, profilers
 from tracegrad.tracer.shapes import clone, scalar_text, select, slice_dim
@@ -103,12 +105,12 @@ def _alias(x: Tensor, index: Any) -> Tensor:
 
 def _as_value(x: Tensor, value: Any) -> Tensor:
     if isinstance(value, Tensor):
-        return value
+        return moved(value, x.device) if value.ndim == 0 else value
     if isinstance(value, np.ndarray):
-        return wrap(value)
+        return moved(wrap(value), x.device)
     if is_symbolic(value):
         return _as_value(x, number_beside(value, x))
-    from tracegrad.tracer.factories import new_leaf, one
+    from tracegrad.tracer.factories import new_leaf, one, placed
 
     if isinstance(value, complex | np.complexfloating):
         raise dtypes.complex_refused(f"the number {value}")
@@ -118,7 +120,7 @@ def _as_value(x: Tensor, value: Any) -> Tensor:
     if isinstance(number, int) and not -(2**63) <= number < 2**64:
         raise ParameterError("Overflow when unpacking long long")
     check_fits(number, x.dtype)
-    return new_leaf(one(number, x.dtype), False)
+    return new_leaf(placed(one(number, x.dtype), x.device), False)
 
 
 def _trimmed(value: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -151,7 +153,7 @@ def _trimmed(value: Tensor, shape: tuple[int, ...]) -> Tensor:
 def _parse(x: Tensor, index: Any) -> Parsed:
     if x._array.ndim == 0 and not isinstance(index, tuple):
         check_scalar_index(index)
-    parts = items(index)
+    parts = items(index, x)
     used = sum(_dimensions(i) for i in parts)
     if x.ndim == 0 and len(parts) == 1 and isinstance(parts[0], slice):
         raise DimensionError("slice() cannot be applied to a 0-dim tensor.")
@@ -176,7 +178,7 @@ def _parse(x: Tensor, index: Any) -> Parsed:
             tensors.append(item)
         elif isinstance(item, bool | Tensor):  # a mask of no dimension
             x = _unsqueezed(x, d)
-            arrays[d] = literal(np.zeros(truth(item), np.int64))
+            arrays[d] = literal(np.zeros(truth(item), np.int64), x)
             d += 1
             tensors.extend([item] if isinstance(item, Tensor) else [])
         else:
@@ -247,6 +249,7 @@ def _sliced(x: Tensor, d: int, item: slice) -> Tensor:
 def _array_index(x: Tensor, d: int, item: Tensor, arrays: dict[int, Tensor]) -> int:
     """Enter an index tensor (a mask as its nonzero positions); returns the next dimension."""
     if not _is_mask(item):
+        item = moved(item, x.device)
         arrays[d] = item if item.dtype is dtypes.int64 else item.to(dtypes.int64)
         return d + 1
     for k in range(item.ndim):
@@ -257,8 +260,8 @@ def _array_index(x: Tensor, d: int, item: Tensor, arrays: dict[int, Tensor]) -> 
             )
     if state.recorder is not None:
         state.recorder.value_read(item, "mask index")
-    for k, found in enumerate(np.nonzero(item._array)):
-        arrays[d + k] = literal(found)
+    for k, found in enumerate(np.nonzero(host(item._array))):
+        arrays[d + k] = literal(found, x)
     return d + item.ndim
 
 
@@ -302,7 +305,7 @@ def packed(x: Tensor) -> Tensor:
     """A row-major copy."""
     out = clone(x)
     since = now()
-    out._array = np.ascontiguousarray(out._array)  # nobody else has seen the copy yet
+    out._array = row_major(out._array)  # nobody else has seen the copy yet
     if profilers:
         note_made("contiguous", (out,), since, (x,))
     return out

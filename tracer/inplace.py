@@ -17,7 +17,9 @@ from tracegrad.ir.errors import DTypeError, GradientError, ShapeError
 from tracegrad.ir.primitive import TABLE
 from tracegrad.ir.types import TensorType, broadcast_shapes
 from tracegrad.tracer import tape
+from tracegrad.tracer.array_rules import zeros_of
 from tracegrad.tracer.dispatch import dispatch
+from tracegrad.tracer.moving import moved
 from tracegrad.tracer.profiling import profilers
 from tracegrad.tracer.state import state
 from tracegrad.tracer.storage import Transform, announce, before_write, made_in
@@ -139,7 +141,8 @@ def _is_captured(target: Tensor, transform: Transform) -> bool:
 
 def overlaps_itself(array: np.ndarray) -> bool:
     """Whether two elements lie at one place: expanded (stride 0), or windows that overlap."""
-    if array.flags.c_contiguous or array.flags.f_contiguous:
+    flags = array.flags
+    if flags.c_contiguous or flags.f_contiguous:
         return False
     sizes = sorted((s, n) for s, n in zip(array.strides, array.shape) if n > 1)
     reach = 0  # bytes between the first and the last element of the dimensions so far
@@ -318,9 +321,9 @@ class Overwrite(tape.BackwardNode):
         assert ct is not None, "the engine runs a node with one output only with its cotangent"
         old = None
         if self.edges[0][0] is not None:
-            old = literal(np.zeros(ct._array.shape, ct._array.dtype))
+            old = literal(np.zeros(ct._array.shape, ct.dtype.numpy), ct)
         if self.compared:
-            return [old, *(literal(np.zeros(t.shape, t.dtype.numpy)) for t in self.compared)]
+            return [old, *(literal(zeros_of(t)) for t in self.compared)]
         return [old, ct][: len(self.edges)]
 
 
@@ -358,6 +361,8 @@ def copy(target: Tensor, source: Tensor) -> Tensor:
         return listed("copy_", target, source, lambda: copy(target, source))
     check_writable(target, source)
     check_apart(target, (source,))
+    if source.device != target.device:
+        source = moved(source, target.device)
     if source.dtype is not target.dtype:
         source = dispatch(TABLE["cast"], (source,), {"dtype": target.dtype})
     return write("copy_", target, source)

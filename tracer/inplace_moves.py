@@ -175,7 +175,7 @@ def set_(self: Tensor, source: Tensor | None = None) -> Tensor:
         if source is not None:
             state.recorder.check_write("set_", self, source)
     version = 0 if self._storage.inference else self._storage.version + 1
-    given = wrap(np.empty(0, self._array.dtype)) if source is None else source
+    given = wrap(np.empty_like(self._array, shape=(0,))) if source is None else source
     self._storage = Storage(given._storage.memory)
     self._storage.version = version
     self._view = None
@@ -227,7 +227,11 @@ def _resize(name: str, self: Tensor, size: Sequence[int]) -> Tensor:
     if state.recorder is not None:
         state.recorder.moves(name, self)
     fits = array.size > 0 or have == 0
-    placed = array.reshape(-1)[:have].reshape(size) if fits else np.zeros(size, array.dtype)
+    placed = (
+        array.reshape(-1)[:have].reshape(size)
+        if fits
+        else np.zeros_like(array, order="C", shape=tuple(size))
+    )
     self._storage.bump(name)
     self._view = None
     self._moves = ()

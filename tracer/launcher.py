@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tracegrad.codegen.launchers import GuardLine, Launcher, launcher_text
 from tracegrad.ir.errors import BoundsError, DivisionByZeroError
 from tracegrad.ir.graph import Value
+from tracegrad.runtime.cuda import eager
 from tracegrad.runtime.executable import Strayed
 from tracegrad.runtime.kernels import pointer
 from tracegrad.tracer import tape, verification
@@ -75,11 +76,17 @@ class LauncherBuilder:
                 inputs.append(f"{name} = number({source.number.text})")
             elif source.kind == "random":
                 namespace[f"generator_{k}"] = source.generator
-                draws.append(f"{name} = generator_{k}.next_state()")
+                draws.append(
+                    f"{name} = generator_{k}.next_state({'' if trace.place is None else trace.place})"
+                )
                 undo.append(f"generator_{k}.hand_back()")
             else:
                 namespace[name] = source.tensor
-            if k in self.trace.copied:
+            if trace.place is not None and source.value.type.device == "cpu":
+                namespace["resident"] = eager.resident
+                draws.append(f"copy_{k} = resident({name}._array, {trace.place})")
+                addresses.append(f"copy_{k}.address")
+            elif k in self.trace.copied:
                 draws.append(f"copy_{k} = contiguous({name}._array)")
                 addresses.append(f"pointer(copy_{k})")
             elif k in self.layouts:

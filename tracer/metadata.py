@@ -15,18 +15,20 @@ from tracegrad.ir.errors import (
     DeviceError,
     DimensionError,
     DTypeError,
+    OptionError,
     ShapeError,
 )
 from tracegrad.ir.types import contiguous_strides
 from tracegrad.tracer import shapes
 from tracegrad.tracer.arguments import int_argument, need_tensor
-from tracegrad.tracer.device import as_device
+from tracegrad.tracer.device import CPU, as_device
 from tracegrad.tracer.layout import (
     contiguous_format,
     layout,
     memory_format,
     strided,
 )
+from tracegrad.tracer.moving import moved
 from tracegrad.tracer.once import warn_once
 from tracegrad.tracer.state import state
 from tracegrad.tracer.storage_view import TypedStorage, UntypedStorage, storage_of
@@ -159,7 +161,8 @@ def is_set_to(self: Tensor, tensor: Tensor) -> bool:
 
 def get_device(self: Tensor) -> int:
     """Number of the CUDA device; -1 on the CPU."""
-    return -1
+    index = self.device.index
+    return -1 if index is None else index
 
 
 def _never(name: str, what: str) -> Callable[[Tensor], bool]:
@@ -192,18 +195,27 @@ def _itself(name: str, what: str) -> Callable[..., Tensor]:
 _ITSELF = (
     _itself("conj", "it is real"), _itself("resolve_conj", "it is real"),
     _itself("resolve_neg", "nothing is left to be negated"),
-    _itself("cpu", "it is in the CPU's memory"),
 )  # fmt: skip
 
 
-def cuda(self: Tensor, device: Any = None, non_blocking: bool = False) -> Tensor:
-    """The tensor on a CUDA device.
+def cpu(self: Tensor, *, memory_format: Any = None) -> Tensor:
+    """The tensor in the CPU's memory: itself if it is there, else a copy."""
+    return moved(self, CPU)
+
+
+def cuda(
+    self: Tensor, device: Any = None, non_blocking: bool = False, memory_format: Any = None
+) -> Tensor:
+    """The tensor on a CUDA device (the current one): itself if it is there, else a copy.
 
     Raises:
-        DeviceError: always: tensors live on the CPU.
+        DeviceError: there is no such device; the text says why.
+        OptionError: the device is of another kind.
     """
-    as_device("cuda" if device is None else device)
-    return self
+    where = as_device("cuda" if device is None else device)
+    if where.type != "cuda":
+        raise OptionError(f"Invalid device, must be cuda device (got {where})")
+    return moved(self, where)
 
 
 def pin_memory(self: Tensor, device: Any = None) -> Tensor:
@@ -288,8 +300,8 @@ PROPERTIES: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "real": (lambda self: self, "The tensor itself: it is real."),
     "imag": (_imaginary, "The imaginary part; refused, as tensors are real."),
     "layout": (_layout, "How the tensor is stored: always strided."),
-    "is_cpu": (lambda self: True, "True on the CPU."),
-    "is_cuda": (_no, "True on a CUDA device."),
+    "is_cpu": (lambda self: self.device.type == "cpu", "True on the CPU."),
+    "is_cuda": (lambda self: self.device.type == "cuda", "True on a CUDA device."),
     "is_sparse": (_no, "False: tensors are strided."),
     "is_quantized": (_no, "False: tensors are not quantized."),
     "is_meta": (_no, "False: tensors have memory."),
@@ -299,5 +311,5 @@ PROPERTIES: dict[str, tuple[Callable[[Tensor], Any], str]] = {
 METHODS = (
     size, dim, numel, element_size, stride, storage_offset, is_contiguous, data_ptr,
     untyped_storage, storage, is_floating_point, is_signed, is_same_size, is_set_to,
-    get_device, *_NEVER, *_ITSELF, cuda, pin_memory,
+    get_device, *_NEVER, *_ITSELF, cpu, cuda, pin_memory,
 )  # fmt: skip

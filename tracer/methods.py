@@ -123,14 +123,14 @@ def _augmented(name: str, primitive: str) -> Callable[[Tensor, Any], Any]:
 
 def _new_tensor(self: Tensor, data: Any, **options: Any) -> Tensor:
     """`tensor` in the dtype of this tensor."""
-    read = Options.read("new_tensor", options)
+    read = Options.read("new_tensor", options).on(self)
     dtype = self.dtype if read.dtype is None else read.dtype
-    return from_data.made("tensor.new_tensor", data, dtype, read.requires_grad, read.since)
+    return from_data.made("tensor.new_tensor", data, dtype, read)
 
 
 def _new_legacy(self: Tensor, *given: Any, **options: Any) -> Tensor:
     """A tensor of this dtype from sizes or data; prefer `new_empty` and `new_tensor`."""
-    return typed.made(self.dtype, given, options)
+    return typed.made(self.dtype, given, {"device": self.device, **options})
 
 
 # ---- attaching ----------------------------------------------------------------------------------

@@ -208,6 +208,9 @@ def _resize(out: Tensor, shape: tuple[int, ...]) -> None:
         state.recorder.note("resizing of an out= tensor")
     size = prod(shape)
     fits = array.flags.c_contiguous and array.size >= size
-    out._array = array.reshape(-1)[:size].reshape(shape) if fits else np.empty(shape, array.dtype)
+    out._array = (
+        array.reshape(-1)[:size].reshape(shape) if fits
+        else np.empty_like(array, order="C", shape=shape)
+    )  # fmt: skip
     if hasattr(out, "_address"):
         del out._address

@@ -275,7 +275,7 @@ def diag_embed(input: Any, offset: int = 0, dim1: int = -2, dim2: int = -1) -> A
     nothing = False if input.dtype is dtypes.bool_ else 0
     rows = ops.pad(input, padding=(*around, (max(-k, 0), max(k, 0), 0)), value=nothing)
     wide = ops.reshape(rows, shape=(*input.shape[:-1], size, 1))
-    whole = ops.where(literal(np.eye(size, k=k, dtype=np.bool_)), wide, nothing)
+    whole = ops.where(literal(np.eye(size, k=k, dtype=np.bool_), input), wide, nothing)
     order = [a for a in range(ndim) if a not in (one, other)]
     back = [0] * ndim
     for at, a in enumerate([*order, one, other]):

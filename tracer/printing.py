@@ -15,6 +15,7 @@ import numpy as np
 
 from tracegrad.ir import dtypes
 from tracegrad.ir.errors import GradientError, OperandError, ParameterError
+from tracegrad.runtime.cuda.array import host
 from tracegrad.tracer.tensor import Tensor, dtype_of
 
 
@@ -131,6 +132,9 @@ def text(
     options = _current[0]
     suffixes = []
     array = x._array
+    if x.device.type != "cpu":
+        suffixes.append(f"device='{x.device}'")
+        array = array if contents is not None else host(array)
     if contents is not None:
         body = contents
         if x.dtype not in (dtypes.get_default_dtype(), dtypes.int64, dtypes.bool_):

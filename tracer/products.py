@@ -223,7 +223,7 @@ def matrix_power(input: Any, n: int) -> Any:
         )
     if n == 0:
         size = input.shape[-1]
-        one = ops.cast(literal(np.eye(size)), dtype=input.dtype)
+        one = ops.cast(literal(np.eye(size), input), dtype=input.dtype)
         return ops.broadcast(one, shape=tuple(input.shape)).clone()
     out, square = None, input
     while n:

@@ -22,6 +22,7 @@ from tracegrad.ir.errors import (
     UnsupportedError,
 )
 from tracegrad.ir.primitive import is_scalar
+from tracegrad.runtime.cuda.array import DeviceArray, host
 from tracegrad.tracer import from_data, inplace, joining, printing, reductions, shapes
 from tracegrad.tracer.arguments import bool_argument
 from tracegrad.tracer.once import warn_once
@@ -29,7 +30,7 @@ from tracegrad.tracer.pointwise import apply2, need_tensor
 from tracegrad.tracer.profiling import note_made, now, profilers
 from tracegrad.tracer.reading import WITH_GRAD
 from tracegrad.tracer.state import state
-from tracegrad.tracer.tensor import Tensor, wrap
+from tracegrad.tracer.tensor import Tensor, address_of, wrap
 
 # ---- values read by Python ----------------------------------------------------------------------
 
@@ -48,7 +49,7 @@ def item(self: Tensor) -> Any:
     _read(self, "item")
     if self._array.size != 1:
         raise ShapeError(f"a Tensor with {self._array.size} elements cannot be converted to Scalar")
-    return _plain(self._array.reshape(()))
+    return _plain(host(self._array).reshape(()))
 
 
 def _plain(array: np.ndarray) -> Any:
@@ -62,13 +63,14 @@ def _one(x: Tensor, what: str) -> Any:
     if x.requires_grad and what != "int":  # as in PyTorch
         warn_once(WITH_GRAD)
     _read(x, what)
-    return _plain(x._array.reshape(()))
+    return _plain(host(x._array).reshape(()))
 
 
 def tolist(self: Tensor) -> Any:
     """The values as nested lists of Python numbers."""
     _read(self, "tolist")
-    wide = self._array if self._array.dtype.kind in "biuf" else self._array.astype(np.float64)
+    values = host(self._array)
+    wide = values if values.dtype.kind in "biuf" else values.astype(np.float64)
     return wide.tolist()
 
 
@@ -77,15 +79,20 @@ def numpy(self: Tensor, *, force: bool = False) -> np.ndarray:
 
     Raises:
         GradientError: the tensor requires grad (and not `force`), under grad mode.
-        OperandError: `force` is no bool.
+        OperandError: `force` is no bool; the tensor is on a CUDA device (and not `force`).
     """
     bool_argument("numpy", "force", force)
     if state.grad_enabled and self.requires_grad and not force:
         raise GradientError(
             "Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead."
         )
+    if self._array.__class__ is DeviceArray and not force:
+        raise OperandError(
+            f"can't convert {self.device} device type tensor to numpy. Use Tensor.cpu() to copy the "
+            "tensor to host memory first."
+        )
     _read(self, "numpy")
-    return self._array.view()  # of its own: a new shape for it is none for the tensor
+    return host(self._array).view()  # of its own: a new shape for it is none for the tensor
 
 
 def __array__(self: Tensor, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -135,7 +142,7 @@ def __bool__(self: Tensor) -> bool:
     if size > 1:
         raise ShapeError("Boolean value of Tensor with more than one value is ambiguous")
     _read(self, "bool")
-    return bool(self._array.reshape(())[()])
+    return bool(host(self._array).reshape(())[()])
 
 
 def __float__(self: Tensor) -> float:
@@ -241,7 +248,7 @@ def _twin(x: Tensor, memo: dict[Any, Any]) -> tuple[np.ndarray, int, tuple[int, 
     array, token = x._array, ("memory", id(x._storage.memory))
     memory, twin = memo.get(token, (None, None))
     if memory is not None and twin.dtype == array.dtype and array.size:
-        start = (x._ptr() - _address(memory)) // array.itemsize
+        start = (x._ptr() - address_of(memory)) // array.itemsize
         strides = tuple(s // array.itemsize for s in array.strides)
         last = start + sum((n - 1) * s for n, s in zip(array.shape, strides, strict=True))
         if 0 <= start <= last < memory.size:
@@ -261,14 +268,17 @@ def _memory(x: Tensor) -> tuple[np.ndarray, int, tuple[int, ...]]:
     base = array if x._view is None else x._view.base._array
     item = array.itemsize
     if base.flags.c_contiguous and array.size:
-        return base, (x._ptr() - _address(base)) // item, tuple(s // item for s in array.strides)
+        return base, (x._ptr() - address_of(base)) // item, tuple(s // item for s in array.strides)
     memory = array.copy(order="K")
     flat = memory.T if memory.flags.f_contiguous else memory
     return flat, 0, tuple(s // item for s in memory.strides)
 
 
-def _address(array: np.ndarray) -> int:
-    return array.__array_interface__["data"][0]
+def _part(memory: Any, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Any:
+    """A view of memory, from `offset` bytes on."""
+    if memory.__class__ is DeviceArray:
+        return memory.part(offset, shape, strides)
+    return np.ndarray(shape, memory.dtype, memory, offset, strides)
 
 
 def _rebuild(
@@ -276,7 +286,7 @@ def _rebuild(
     strides: tuple[int, ...], requires_grad: bool, extra: dict[str, Any] | None,
 ) -> Tensor:  # fmt: skip
     item = memory.itemsize
-    made = wrap(np.ndarray(shape, memory.dtype, memory, offset * item, [s * item for s in strides]))
+    made = wrap(_part(memory, offset * item, tuple(shape), tuple(s * item for s in strides)))
     if cls is not Tensor:
         made = cls.__new__(cls, made)
     made._requires_grad = requires_grad

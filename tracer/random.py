@@ -15,6 +15,8 @@ import numpy as np
 
 from tracegrad.ir.dtypes import uint8
 from tracegrad.ir.errors import OperandError, ParameterError, SeedError
+from tracegrad.runtime.cuda.array import DeviceArray, host
+from tracegrad.tracer.device import default, device
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tensor import Tensor, wrap
 
@@ -87,7 +89,7 @@ class Generator:
                 "Expected a state of 16 bytes, as get_state() returns, but found the input RNG "
                 f"state size to be {new_state._array.size}"
             )
-        words = np.ascontiguousarray(new_state._array).view(np.int64)
+        words = np.ascontiguousarray(host(new_state._array)).view(np.int64)
         self._seed, self._counter = int(words[0]) % 2**64, int(words[1])
         return self
 
@@ -101,9 +103,10 @@ class Generator:
         seed = self._seed if self._seed < 2**63 else self._seed - 2**64
         return np.array([seed, self._counter], np.int64)
 
-    def next_state(self) -> Tensor:
-        """The operand of the next random operation; the counter moves on."""
-        made = wrap(self._words())
+    def next_state(self, index: int | None = None) -> Tensor:
+        """The operand of the next random operation, on CUDA device `index`; the counter moves on."""
+        words: Any = self._words()
+        made = wrap(words if index is None else DeviceArray.from_host(words, index))
         self._counter += 1
         if state.recorder is not None:
             state.recorder.random_state(made, self)
@@ -126,14 +129,25 @@ def _note(what: str) -> None:
 default_generator = Generator()
 
 
-def draw(name: str, generator: Generator | None, *operands: Any, **params: Any) -> Tensor:
-    """Apply the random primitive `name` to the next state of `generator` (default: the global)."""
+def draw(
+    name: str, generator: Generator | None, *operands: Any, where: device | None = None,
+    **params: Any,
+) -> Tensor:  # fmt: skip
+    """Apply the random primitive `name` to the next state of `generator` (default: the global).
+
+    Args:
+        where: the device of the result; None means that of the operands, or the default one. The
+            numbers are the same on all.
+    """
     from tracegrad.ir import ops
 
     if generator is not None and not isinstance(generator, Generator):
         raise OperandError(f"expected a Generator, but got {type(generator).__name__}")
     source = default_generator if generator is None else generator
-    return getattr(ops, name)(source.next_state(), *operands, **params)
+    place = where
+    if place is None:
+        place = next((x.device for x in operands if isinstance(x, Tensor)), default.where)
+    return getattr(ops, name)(source.next_state(place.index), *operands, **params)
 
 
 def manual_seed(seed: Any) -> Generator:

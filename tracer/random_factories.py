@@ -14,6 +14,7 @@ import numpy as np
 from tracegrad.ir import dtypes
 from tracegrad.ir.dtypes import DType
 from tracegrad.ir.errors import ShapeError, UnsupportedError
+from tracegrad.runtime.cuda.array import host
 from tracegrad.tracer.arguments import (
     Options,
     int_argument,
@@ -24,6 +25,7 @@ from tracegrad.tracer.arguments import (
     size_argument,
     wrong_type,
 )
+from tracegrad.tracer.device import CPU, device
 from tracegrad.tracer.factories import ABSENT, chosen, finish, new_leaf
 from tracegrad.tracer.profiling import note_made, now, profilers
 from tracegrad.tracer.random import Generator, draw
@@ -48,6 +50,8 @@ def _floating(dtype: DType, kernel: str) -> DType:
 def _finish(function: str, out: Tensor, options: Options) -> Tensor:
     if options.out is not None:
         return finish(function, out._array, options)
+    if options.device is not None and options.device != out.device:
+        out = out.to(options.device)
     return out.requires_grad_() if options.requires_grad else out
 
 
@@ -56,10 +60,11 @@ _DRAWS = {"rand": ("random_uniform", "check_uniform_bounds"),
 
 
 def _drawn(
-    function: str, shape: tuple[int, ...], dtype: DType, generator: Generator | None
-) -> Tensor:
+    function: str, shape: tuple[int, ...], dtype: DType, generator: Generator | None,
+    where: device | None = None,
+) -> Tensor:  # fmt: skip
     primitive, kernel = _DRAWS[function]
-    return draw(primitive, generator, shape=shape, dtype=_floating(dtype, kernel))
+    return draw(primitive, generator, where=where, shape=shape, dtype=_floating(dtype, kernel))
 
 
 @_public
@@ -81,7 +86,7 @@ def rand(
     """
     shape = size_argument("rand", given, size)
     read = Options.read("rand", options, "out")
-    return _finish("rand", _drawn("rand", shape, chosen(read), generator), read)
+    return _finish("rand", _drawn("rand", shape, chosen(read), generator, read.device), read)
 
 
 @_public
@@ -91,7 +96,7 @@ def randn(
     """Standard normal. Arguments and errors are those of `rand`."""
     shape = size_argument("randn", given, size)
     read = Options.read("randn", options, "out")
-    return _finish("randn", _drawn("randn", shape, chosen(read), generator), read)
+    return _finish("randn", _drawn("randn", shape, chosen(read), generator, read.device), read)
 
 
 @_public
@@ -113,7 +118,7 @@ def randint(
     low, high, shape = _interval(low, high, size)
     read = Options.read("randint", options, "out")
     dtype = dtypes.int64 if read.dtype is None and read.out is None else chosen(read)
-    out = _integers(low, high, shape, dtype, generator)
+    out = _integers(low, high, shape, dtype, generator, read.device)
     return _finish("randint", out, read)
 
 
@@ -136,8 +141,9 @@ def _interval(low: Any, high: Any, size: Any) -> tuple[int, int, tuple[int, ...]
 
 
 def _integers(
-    low: int, high: int, shape: tuple[int, ...], dtype: DType, generator: Generator | None
-) -> Tensor:
+    low: int, high: int, shape: tuple[int, ...], dtype: DType, generator: Generator | None,
+    where: device | None = None,
+) -> Tensor:  # fmt: skip
     if low >= high:
         raise ShapeError(
             f"random_ expects 'from' to be less than 'to', but got from={low} >= to={high}"
@@ -147,7 +153,10 @@ def _integers(
         for name, bound in (("from", low), ("to - 1", high - 1)):
             if not least <= bound <= most:
                 raise ShapeError(f"{name} is out of bounds for {_WORDS[dtype.name]}")
-    out = draw("random_randint", generator, low=low, high=high, shape=shape, dtype=dtypes.int64)
+    out = draw(
+        "random_randint", generator, where=where, low=low, high=high, shape=shape,
+        dtype=dtypes.int64,
+    )  # fmt: skip
     return out.to(dtype)
 
 
@@ -168,11 +177,11 @@ def randperm(n: Any = ABSENT, *, generator: Generator | None = None, **options: 
     count = int_argument("randperm", "n", 1, n)
     (count,) = size_argument("randperm", (count,))
     read = Options.read("randperm", options, "out")
-    keys = draw("random_uniform", generator, shape=(count,), dtype=dtypes.float64)
+    keys = draw("random_uniform", generator, where=CPU, shape=(count,), dtype=dtypes.float64)
     if state.recorder is not None:
         state.recorder.value_read(keys, "randperm")
     since = now()
-    order = new_leaf(np.argsort(keys._array, kind="stable").astype(np.int64), False)
+    order = new_leaf(np.argsort(host(keys._array), kind="stable").astype(np.int64), False)
     if profilers:
         note_made("randperm", (order,), since, (keys,))
     dtype = dtypes.int64 if read.dtype is None and read.out is None else chosen(read)
@@ -199,7 +208,7 @@ def bernoulli(input: Any, p: Any = None, *, generator: Generator | None = None) 
         dtype = input.dtype if input.dtype.is_floating_point else dtypes.float32
         if not 0 <= limit <= 1:
             raise ShapeError(f"bernoulli_ expects p to be in [0, 1], but got p={limit:g}")
-    chance = _drawn("rand", tuple(input.shape), dtype, generator)
+    chance = _drawn("rand", tuple(input.shape), dtype, generator, input.device)
     return (chance < limit).to(input.dtype)
 
 
@@ -225,12 +234,14 @@ def normal(
         if size is None:
             raise missing("normal", "size")
         shape = size_argument("normal", (size,))
-        return _finish("normal", _drawn("randn", shape, chosen(read), generator) * std + mean, read)
+        noise = _drawn("randn", shape, chosen(read), generator, read.device)
+        return _finish("normal", noise * std + mean, read)
     if isinstance(std, Tensor) and state.recorder is None and bool((std < 0).any()):
         raise ShapeError("normal expects all elements of std >= 0.0")
     mean, std = (x.detach() if isinstance(x, Tensor) else x for x in (mean, std))
     spread = std + mean if len(tensors) == 2 else tensors[0]  # refuses shapes that do not fit
-    noise = _drawn("randn", tuple(spread.shape), tensors[0].dtype, generator)
+    where = tensors[0].device
+    noise = _drawn("randn", tuple(spread.shape), tensors[0].dtype, generator, where)
     return _finish("normal", noise * std + mean, read)
 
 
@@ -241,7 +252,7 @@ def _random_like(name: str) -> Callable[..., Tensor]:
         input: Any = ABSENT, *, generator: Generator | None = None, **options: Any
     ) -> Tensor:
         dtype, shape, read = _as_input(name, input, options)
-        return _finish(name, _drawn(source, shape, dtype, generator), read)
+        return _finish(name, _drawn(source, shape, dtype, generator, read.device), read)
 
     function.__name__ = function.__qualname__ = name
     function.__doc__ = f"""`{source}` of the shape and dtype of `input`.
@@ -259,7 +270,7 @@ def _as_input(
     if input is ABSENT:
         raise missing(function, "input")
     need_tensor(function, "input", 1, input)
-    read = Options.read(function, options, "memory_format")
+    read = Options.read(function, options, "memory_format").on(input)
     return input.dtype if read.dtype is None else read.dtype, tuple(input._array.shape), read
 
 
@@ -285,7 +296,7 @@ def randint_like(
         raise missing("randint_like", "high")
     low = 0 if low is ABSENT else int_argument("randint_like", "low", 2, low)
     high = int_argument("randint_like", "high", 3 if low else 2, high)
-    return _finish("randint_like", _integers(low, high, shape, dtype, generator), read)
+    return _finish("randint_like", _integers(low, high, shape, dtype, generator, read.device), read)
 
 
 # ---- in place -----------------------------------------------------------------------------------
@@ -298,7 +309,7 @@ def uniform(x: Tensor, low: Any = 0.0, high: Any = 1.0, *, generator: Any = None
         raise ShapeError(
             f"uniform_ expects to return a [from, to) range, but found from={low:g} > to={high:g}"
         )
-    return _drawn("rand", tuple(x.shape), dtype, generator) * (high - low) + low
+    return _drawn("rand", tuple(x.shape), dtype, generator, x.device) * (high - low) + low
 
 
 def gaussian(x: Tensor, mean: Any = 0.0, std: Any = 1.0, *, generator: Any = None) -> Tensor:
@@ -306,7 +317,7 @@ def gaussian(x: Tensor, mean: Any = 0.0, std: Any = 1.0, *, generator: Any = Non
     dtype = _floating(x.dtype, "normal_kernel_cpu")
     if std < 0:
         raise ShapeError(f"normal expects std >= 0.0, but found std {std:g}")
-    return _drawn("randn", tuple(x.shape), dtype, generator) * std + mean
+    return _drawn("randn", tuple(x.shape), dtype, generator, x.device) * std + mean
 
 
 def flips(x: Tensor, p: Any = 0.5, *, generator: Any = None) -> Tensor:
@@ -320,7 +331,7 @@ def integers(x: Tensor, low: Any = 0, high: Any = None, *, generator: Any = None
     """Values for `random_`: integers in [low, high), or all that the dtype can count without gaps."""
     if high is None:
         low, high = (0, _COUNTS.get(x.dtype.name, 2**53)) if low == 0 else (0, low)
-    return _integers(int(low), int(high), tuple(x.shape), x.dtype, generator)
+    return _integers(int(low), int(high), tuple(x.shape), x.dtype, generator, x.device)
 
 
 _COUNTS = {"bool": 2, "uint8": 2**8, "int8": 2**7, "int16": 2**15, "int32": 2**31, "int64": 2**62,
@@ -332,7 +343,7 @@ def waits(x: Tensor, lambd: Any = 1.0, *, generator: Any = None) -> Tensor:
     dtype = _floating(x.dtype, "exponential_kernel_cpu")
     if lambd <= 0:
         raise ShapeError(f"exponential_ expects lambda > 0.0, but found lambda={lambd:g}")
-    return -(-_drawn("rand", tuple(x.shape), dtype, generator)).log1p() / lambd
+    return -(-_drawn("rand", tuple(x.shape), dtype, generator, x.device)).log1p() / lambd
 
 
 FILLS: dict[str, Callable[..., Tensor]] = {

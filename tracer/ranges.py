@@ -22,7 +22,7 @@ from tracegrad.tracer.arguments import (
     missing,
     number_argument,
 )
-from tracegrad.tracer.factories import ABSENT, FUNCTIONS, chosen, finish, new_leaf, public
+from tracegrad.tracer.factories import ABSENT, FUNCTIONS, chosen, finish, new_leaf, placed, public
 from tracegrad.tracer.profiling import profilers
 from tracegrad.tracer.tensor import Tensor
 
@@ -49,7 +49,7 @@ def arange(*given: Any, **options: Any) -> Tensor:
     """
     simple = len(given) == 1 and not options and not profilers
     if simple and type(given[0]) is int and 0 <= given[0] < _MANY:
-        return new_leaf(np.arange(given[0]), False)
+        return new_leaf(placed(np.arange(given[0]), None), False)
     names = ("end",) if len(given) == 1 and "end" not in options else ("start", "end", "step")
     if len(given) > 3:
         raise OperandError(

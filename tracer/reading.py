@@ -16,6 +16,7 @@ from tracegrad.ir import dtypes
 from tracegrad.ir.dtypes import DType
 from tracegrad.ir.errors import DTypeError, OperandError, ParameterError, ShapeError
 from tracegrad.ir.location import user_stacklevel
+from tracegrad.runtime.cuda.array import host
 from tracegrad.tracer.arguments import limits, type_name
 from tracegrad.tracer.once import warn_once
 from tracegrad.tracer.state import state
@@ -170,7 +171,7 @@ def _plain(data: Any, depth: int) -> Any:
             )
         if data.requires_grad:
             warn_once(WITH_GRAD)
-        return data._array.reshape(()).item()
+        return host(data._array).reshape(()).item()
     if isinstance(data, np.ndarray):
         if data.ndim == 0:
             raise OperandError("len() of unsized object")

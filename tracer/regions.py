@@ -13,6 +13,7 @@ import numpy as np
 
 from tracegrad.ir import ops
 from tracegrad.ir.errors import ShapeError
+from tracegrad.runtime.cuda.array import strided_view
 from tracegrad.tracer import tape
 from tracegrad.tracer.arguments import int_argument
 from tracegrad.tracer.dispatch import make_view
@@ -53,24 +54,25 @@ def lay(region: Region, source: Any, params: dict[str, Any]) -> Any:
 
 def _spread(ct: Any, shape: tuple[int, ...], arrays: tuple[Any, ...], axes: Any) -> Any:
     """The cotangent of an operand of `shape`, given that of what a gather took of it."""
-    zeros = literal(np.zeros(shape, ct._array.dtype))
+    zeros = literal(np.zeros(shape, ct.dtype.numpy), ct)
     return ops.scatter_add(zeros, ct, *arrays, axes=axes)
 
 
 # ---- diagonal -----------------------------------------------------------------------------------
 
 
-def _places(shape: Any, offset: int, a: int, b: int) -> tuple[Any, Any]:
+def _places(x: Any, shape: Any, offset: int, a: int, b: int) -> tuple[Any, Any]:
     n, m = shape[a], shape[b]
     length = max(min(n - max(-offset, 0), m - max(offset, 0)), 0)
     rows = np.arange(length) + max(-offset, 0)
     columns = np.arange(length) + max(offset, 0)
-    return (literal(rows), literal(columns)) if a < b else (literal(columns), literal(rows))
+    first, second = (rows, columns) if a < b else (columns, rows)
+    return literal(first, x), literal(second, x)
 
 
 def _take_diagonal(x: Any, *, offset: int, axis1: int, axis2: int) -> Any:
     axes = (min(axis1, axis2), max(axis1, axis2))
-    taken = ops.gather(x, *_places(x.shape, offset, axis1, axis2), axes=axes)
+    taken = ops.gather(x, *_places(x, x.shape, offset, axis1, axis2), axes=axes)
     return ops.permute(taken, axes=(*range(1, taken.ndim), 0))
 
 
@@ -84,7 +86,7 @@ def _see_diagonal(x: np.ndarray, *, offset: int, axis1: int, axis2: int) -> np.n
 def _spread_diagonal(ct: Any, shape: Any, *, offset: int, axis1: int, axis2: int) -> Any:
     first = ops.permute(ct, axes=(ct.ndim - 1, *range(ct.ndim - 1)))
     axes = (min(axis1, axis2), max(axis1, axis2))
-    return _spread(first, shape, _places(shape, offset, axis1, axis2), axes)
+    return _spread(first, shape, _places(ct, shape, offset, axis1, axis2), axes)
 
 
 _DIAGONAL = Region("diagonal", _see_diagonal, _take_diagonal, _spread_diagonal)
@@ -120,13 +122,13 @@ def diagonal(input: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
 # ---- unfold -------------------------------------------------------------------------------------
 
 
-def _windows(shape: Any, axis: int, size: int, step: int) -> Any:
+def _windows(x: Any, shape: Any, axis: int, size: int, step: int) -> Any:
     starts = np.arange(0, shape[axis] - size + 1, step)
-    return literal(starts[:, None] + np.arange(size)[None, :])
+    return literal(starts[:, None] + np.arange(size)[None, :], x)
 
 
 def _take_windows(x: Any, *, axis: int, size: int, step: int) -> Any:
-    taken = ops.gather(x, _windows(x.shape, axis, size, step), axes=(axis,))
+    taken = ops.gather(x, _windows(x, x.shape, axis, size, step), axes=(axis,))
     rest = range(2, taken.ndim)  # gather puts the number of the window and the place in it first
     return ops.permute(taken, axes=(*rest[:axis], 0, *rest[axis:], 1))
 
@@ -136,13 +138,13 @@ def _see_windows(x: np.ndarray, *, axis: int, size: int, step: int) -> np.ndarra
     shape = (*x.shape[:axis], count, *x.shape[axis + 1 :], size)
     stride = x.strides[axis]
     strides = (*x.strides[:axis], stride * step, *x.strides[axis + 1 :], stride)
-    return np.lib.stride_tricks.as_strided(x, shape, strides)
+    return strided_view(x, shape, strides)
 
 
 def _spread_windows(ct: Any, shape: Any, *, axis: int, size: int, step: int) -> Any:
     rest = [i for i in range(ct.ndim - 1) if i != axis]
     first = ops.permute(ct, axes=(axis, ct.ndim - 1, *rest))
-    return _spread(first, shape, (_windows(shape, axis, size, step),), (axis,))
+    return _spread(first, shape, (_windows(ct, shape, axis, size, step),), (axis,))
 
 
 _WINDOWS = Region("unfold", _see_windows, _take_windows, _spread_windows)

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from tracegrad.ir.errors import GradientError, OperandError, ParameterError, ShapeError
 from tracegrad.ir.types import TensorType
+from tracegrad.tracer.array_rules import ones_of
 from tracegrad.tracer.device import Size
 from tracegrad.tracer.tape import AccumulateGrad, BackwardNode, Edge, gradient_edge
 from tracegrad.tracer.tensor import Tensor, literal
@@ -142,7 +141,7 @@ def _given(i: int, type: TensorType, given: Any, batched: bool) -> Tensor:
             )
         if type.shape and any(n != 1 for n in type.shape):
             raise GradientError("grad can be implicitly created only for scalar outputs")
-        return literal(np.ones(type.shape, type.dtype.numpy))
+        return literal(ones_of(type))
     if not isinstance(given, Tensor):
         raise OperandError(
             f"gradients can be either Tensors or None, but got {given.__class__.__name__}"

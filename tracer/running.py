@@ -51,9 +51,9 @@ def _prefixes(x: Any, add: bool) -> Any:
     count = -(-size // width)
     if count * width > size:
         shape = (*rest, count * width - size)
-        x = ops.concat(x, _neutral(shape, x.dtype, add), axis=len(rest))
+        x = ops.concat(x, _neutral(shape, x, add), axis=len(rest))
     blocks = ops.reshape(x, shape=(*rest, count, 1, width))
-    kept = literal(np.tril(np.ones((width, width), np.bool_)))
+    kept = literal(np.tril(np.ones((width, width), np.bool_)), x)
     masked = ops.where(kept, blocks, 0 if add else 1)
     reduce = ops.reduce_sum if add else ops.reduce_prod
     inside = reduce(masked, axes=(len(rest) + 2,), keepdims=False)
@@ -61,15 +61,15 @@ def _prefixes(x: Any, add: bool) -> Any:
         totals = slice_dim(inside, len(rest) + 1, width - 1, width)
         so_far = _prefixes(ops.reshape(totals, shape=(*rest, count)), add)
         before = slice_dim(so_far, len(rest), 0, count - 1)
-        before = ops.concat(_neutral((*rest, 1), x.dtype, add), before, axis=len(rest))
+        before = ops.concat(_neutral((*rest, 1), x, add), before, axis=len(rest))
         before = ops.reshape(before, shape=(*rest, count, 1))
         inside = apply2("add" if add else "mul", inside, before)
     flat = ops.reshape(inside, shape=(*rest, count * width))
     return slice_dim(flat, len(rest), 0, size)
 
 
-def _neutral(shape: tuple[int, ...], dtype: dtypes.DType, add: bool) -> Tensor:
-    return literal(np.full(shape, 0 if add else 1, dtype.numpy))
+def _neutral(shape: tuple[int, ...], x: Any, add: bool) -> Tensor:
+    return literal(np.full(shape, 0 if add else 1, x.dtype.numpy), x)
 
 
 @_public

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tracegrad.ir.errors import GradientError, OperandError
+from tracegrad.tracer.array_rules import as_array
 from tracegrad.tracer.saved import Packed, pack_with
 
 if TYPE_CHECKING:
@@ -222,7 +221,7 @@ class _OfOperation(SavedTensor):
             if leaf is not None and leaf._array is saved[0] and leaf._storage.version == saved[2]:
                 return leaf  # the tensor itself, as in PyTorch
             if saved[1] is None:
-                return wrap(np.asarray(saved[0]))
+                return wrap(as_array(saved[0]))
         return node._unpack(saved, edge, node.plan.all_types[position], True)
 
     def _is_none(self) -> bool:

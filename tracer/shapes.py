@@ -17,6 +17,7 @@ from tracegrad.ir import ops
 from tracegrad.ir.dtypes import DType
 from tracegrad.ir.errors import DimensionError, OperandError, ShapeError, UnsupportedError
 from tracegrad.ir.primitive import TABLE
+from tracegrad.runtime.cuda.array import row_major
 from tracegrad.tracer.arguments import int_argument, is_int
 from tracegrad.tracer.composites import viewing
 from tracegrad.tracer.dispatch import dispatch
@@ -344,7 +345,7 @@ def contiguous(input: Any, *, memory_format: Any = contiguous_format) -> Any:
     out = clone(input)
     if not out._array.flags.c_contiguous:
         made = wrap(out._array)
-        out._array = np.ascontiguousarray(out._array)  # nobody else has seen the copy yet
+        out._array = row_major(out._array)  # nobody else has seen the copy yet
         if state.recorder is not None:
             state.recorder.alias(out, made)
     return out

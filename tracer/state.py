@@ -29,6 +29,7 @@ class _State(threading.local):
     profiler: Profiler | None = None
     dual_level: Tangents | None = None  # of autograd.forward_ad
     transform: Transform | None = None  # the innermost of them that differentiates
+    place: int | None = None  # the device where operations without operands put their result
     transforms: int = 0  # how many of func's transforms (vmap, grad ...) run the user's code
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from tracegrad.ir.errors import DimensionError
-from tracegrad.tracer.device import CPU, device
-from tracegrad.tracer.tensor import Tensor, dtype_of
+from tracegrad.runtime.cuda.array import DeviceArray
+from tracegrad.tracer.device import CPU, cuda_device, device
+from tracegrad.tracer.tensor import Tensor, address_of, dtype_of
 
 
 class UntypedStorage:
@@ -41,7 +42,7 @@ class UntypedStorage:
 
     def data_ptr(self) -> int:
         """Address of the first byte."""
-        return self._array.__array_interface__["data"][0] if self._array.size else 0
+        return address_of(self._array) if self._array.size else 0
 
     def element_size(self) -> int:
         """Bytes per element."""
@@ -50,7 +51,8 @@ class UntypedStorage:
     @property
     def device(self) -> device:
         """The device of the memory."""
-        return CPU
+        array: Any = self._array
+        return cuda_device(array.index) if array.__class__ is DeviceArray else CPU
 
     def tolist(self) -> list[Any]:
         """The elements as Python numbers."""
@@ -88,6 +90,8 @@ def storage_of(tensor: Tensor) -> np.ndarray:
     """All of the memory that a tensor and its views share, as numbers in one dimension."""
     base = tensor._array if tensor._view is None else tensor._view.base._array
     if base.size == 0:
-        return np.empty(0, base.dtype)
+        return np.empty_like(base, shape=(0,))
     span = 1 + sum((n - 1) * (s // base.itemsize) for n, s in zip(base.shape, base.strides))
+    if base.__class__ is DeviceArray:
+        return base.part(0, (span,), (base.itemsize,))
     return np.lib.stride_tricks.as_strided(base, (span,), (base.itemsize,), writeable=False)

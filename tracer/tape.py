@@ -16,9 +16,8 @@ import itertools
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from tracegrad.ir import ops
 from tracegrad.ir.errors import GradientError, OperandError
@@ -28,7 +27,7 @@ from tracegrad.ir.primitive import LINEAR, Primitive
 from tracegrad.ir.quiet import IGNORE, QUIET
 from tracegrad.ir.types import TensorType
 from tracegrad.tracer.anomaly import anomaly, remember
-from tracegrad.tracer.array_rules import ArrayRule, array_rule, bound, is_exact
+from tracegrad.tracer.array_rules import ArrayRule, array_rule, as_array, bound, is_exact, zeros_of
 from tracegrad.tracer.hooks import NodeHooks, RemovableHandle, hooks_of
 from tracegrad.tracer.saved import Packed
 from tracegrad.tracer.state import state
@@ -380,7 +379,7 @@ class OperationNode(BackwardNode):
             if edge[0] is not None:
                 part = plan.op.cotangent(i, ct, out, args, self.params)
                 if part is None:
-                    part = literal(np.zeros(plan.types[i].shape, plan.types[i].dtype.numpy))
+                    part = literal(zeros_of(plan.types[i]))
                 elif part._array.shape != plan.types[i].shape:
                     part = ops.unbroadcast(part, plan.types[i].shape)
             result.append(part)
@@ -402,7 +401,7 @@ class OperationNode(BackwardNode):
                 return None
             array, storage, version = s  # type: ignore[misc]
             if storage is None:
-                array = np.asarray(array)
+                array = as_array(array)
             elif storage.version != version:
                 return None
             arrays.append(array)
@@ -441,7 +440,7 @@ class OperationNode(BackwardNode):
             saved = (given._array, given._storage, given._storage.version)
         array, storage, version = saved
         if storage is None:
-            return literal(np.asarray(array))
+            return literal(as_array(array))
         if storage.version != version:
             raise GradientError(_overwritten(storage, version, edge, type))
         tensor = wrap(array, storage)
@@ -536,6 +535,7 @@ class Plan:
         takes: bit i is set where operand i can pass a gradient on.
         node: class of the backward node.
         kernel: the eager kernel for these dtypes, its parameters filled in.
+        place: (of the constructor) the device of a result that has no operands.
         plain: its result is an array of memory of its own, of the right dtype.
     """
 
@@ -543,11 +543,14 @@ class Plan:
                  "dtype", "views", "kernel", "plain", "_params", "_kept", "_rules")  # fmt: skip
 
     def __init__(
-        self, op: Primitive, types: tuple[TensorType, ...], params: Mapping[str, Any]
-    ) -> None:
+        self, op: Primitive, types: tuple[TensorType, ...], params: Mapping[str, Any],
+        place: int | None = None,
+    ) -> None:  # fmt: skip
         self.op = op
         self.types = types
         self.out_type = op.infer(types, params)
+        if place is not None:
+            self.out_type = replace(self.out_type, device=f"cuda:{place}")
         self.out_types = (self.out_type,)
         self.all_types = (*types, self.out_type)
         self.dtype = self.out_type.dtype.numpy
@@ -559,7 +562,7 @@ class Plan:
                     self.takes |= 1 << i
         self.node = node_class(op.grad_name(params))
         self.stand_ins = tuple(_StandIn(op, t) for t in self.all_types)
-        self.kernel = bound(op, types, params)
+        self.kernel = bound(op, types, params, self.out_type)
         self.plain = is_exact(self.kernel, types, self.out_type)
         self._params = params
         self._kept: dict[int, tuple[int, ...]] = {}

@@ -20,7 +20,8 @@ from tracegrad.ir.errors import GradientError, OperandError
 from tracegrad.ir.location import is_internal, user_stacklevel
 from tracegrad.ir.operators import Operators
 from tracegrad.ir.types import TensorType
-from tracegrad.tracer.device import CPU, Size, device
+from tracegrad.runtime.cuda.array import DeviceArray, DeviceDType
+from tracegrad.tracer.device import CPU, Size, cuda_device, device
 from tracegrad.tracer.profiling import now, profilers
 from tracegrad.tracer.state import state
 from tracegrad.tracer.storage import Storage, marking, new_storage
@@ -56,10 +57,11 @@ _CPP_NAMES = {
 
 
 class _DTypeOf(dict[Any, DType]):
-    """NumPy dtype -> DType, filled on first use: `dtype.name` is slow."""
+    """dtype of an array -> DType, filled on first use: `dtype.name` is slow."""
 
     def __missing__(self, key: Any) -> DType:
-        found = self[key] = dtypes.from_numpy(key)
+        numpy = key.numpy if isinstance(key, DeviceDType) else key
+        found = self[key] = dtypes.from_numpy(numpy)
         return found
 
 
@@ -165,12 +167,13 @@ class Tensor(Operators):
     @property
     def type_info(self) -> TensorType:
         """Shape, dtype and device as the IR sees them."""
-        return TensorType(self._array.shape, dtype_of[self._array.dtype])
+        return type_of_array(self._array)
 
     @property
     def device(self) -> device:
         """The device of the memory."""
-        return CPU
+        array: Any = self._array
+        return cuda_device(array.index) if array.__class__ is DeviceArray else CPU
 
     @property
     def ndim(self) -> int:
@@ -192,7 +195,7 @@ class Tensor(Operators):
         try:
             return self._address
         except AttributeError:
-            self._address: int = self._array.__array_interface__["data"][0]
+            self._address: int = address_of(self._array)
             return self._address
 
     # ---- autograd ----
@@ -464,8 +467,29 @@ def alias(x: Tensor) -> Tensor:
     return made
 
 
-def literal(array: np.ndarray) -> Tensor:
-    """A Tensor over data that the library made itself (positions, masks), told to the recorder."""
+def type_of_array(array: Any) -> TensorType:
+    """Shape, dtype and device of an array, or of a NumPy scalar."""
+    dtype = array.dtype
+    where = f"cuda:{dtype.index}" if dtype.__class__ is DeviceDType else "cpu"
+    return TensorType(array.shape, dtype_of[dtype], where)
+
+
+def address_of(array: Any) -> int:
+    """The address of the first element, on its device."""
+    if array.__class__ is DeviceArray:
+        return array.address
+    return array.__array_interface__["data"][0]
+
+
+def literal(array: Any, like: Any = None) -> Tensor:
+    """A Tensor over data that the library made itself (positions, masks), told to the recorder.
+
+    Args:
+        like: a tensor on whose device the data belong; by default they stay in host memory.
+    """
+    near: Any = getattr(like, "_array", None)
+    if near.__class__ is DeviceArray:
+        array = DeviceArray.from_host(array, near.index)
     made = wrap(array)
     if state.recorder is not None:
         state.recorder.constant(made)

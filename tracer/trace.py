@@ -25,10 +25,11 @@ from tracegrad.ir.passes.partition import Partition, partition
 from tracegrad.ir.passes.sizes import with_sizes
 from tracegrad.ir.types import Shape, TensorType
 from tracegrad.runtime import background, executable
+from tracegrad.runtime.cuda import eager
 from tracegrad.runtime.executable import Executable, Strayed
 from tracegrad.runtime.kernels import pointer
 from tracegrad.tracer.capture import Capture
-from tracegrad.tracer.compiled_backward import Backward, passed_through, plain_memory
+from tracegrad.tracer.compiled_backward import Backward, on_device_of, passed_through, plain_memory
 from tracegrad.tracer.known_layout import inverse
 from tracegrad.tracer.launcher import GRADIENT, MISS, OVERLAP, LauncherBuilder
 from tracegrad.tracer.predicates import in_words
@@ -76,6 +77,7 @@ class Trace:
             for k, order in zip(self.cotangent_outputs(), self.result_orders, strict=True)
         ]
         self.graph = with_sizes(optimize(capture.graph), self._input_shapes(), earlier)
+        self.place = None if self.graph.device == "cpu" else eager.device_index(self.graph.device)
         self.copied, self.strides = self._layouts()
         self.wrt = self._wrt()
         self.cut: Partition | None = None
@@ -232,6 +234,7 @@ class Trace:
         if self.executable is None:
             return ()
         fit = [plain_memory(a) if k in self.copied else a for k, a in enumerate(arrays)]
+        fit = on_device_of(self.graph, fit)
         return self.executable.call(*(pointer(a) for a in fit))
 
     # ---- the backward ---------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from tracegrad.ir.dtypes import DType
 from tracegrad.ir.errors import OperandError
 from tracegrad.tracer.arguments import size_argument, type_name
 from tracegrad.tracer.device import Size, as_device
-from tracegrad.tracer.factories import allocate, new_leaf
+from tracegrad.tracer.factories import allocate, new_leaf, placed
 from tracegrad.tracer.profiling import note_made, now, profilers
 from tracegrad.tracer.reading import array_of
 from tracegrad.tracer.tape import scalar_type_name
@@ -31,7 +31,11 @@ def legacy(dtype: DType, given: tuple[Any, ...], options: dict[str, Any]) -> np.
     for name in options:
         if name not in ("device", "data", "size"):
             raise OperandError(f"new() got an unexpected keyword argument '{name}'")
-    as_device(options.get("device"))
+    where = None if options.get("device") is None else as_device(options["device"])
+    return placed(_legacy(dtype, given, options), where)
+
+
+def _legacy(dtype: DType, given: tuple[Any, ...], options: dict[str, Any]) -> Any:
     given = (*given, *(options[name] for name in ("data", "size") if name in options))
     if not given:
         return np.empty(0, dtype.numpy)

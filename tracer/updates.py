@@ -15,6 +15,7 @@ import numpy as np
 from tracegrad.ir import composite_linalg, dtypes, ops
 from tracegrad.ir.errors import DimensionError, DTypeError, OperandError, ShapeError
 from tracegrad.ir.types import broadcast_shapes
+from tracegrad.runtime.cuda.array import host
 from tracegrad.tracer import linalg
 from tracegrad.tracer.composites import composite
 from tracegrad.tracer.indexing import _as_value, _put
@@ -43,7 +44,7 @@ def _triangle(name: str, input: Any, diagonal: Any, mask: Callable[..., np.ndarr
         raise OperandError(f"{name}(): argument 'diagonal' (position 2) must be int, not {kind}")
     if input.ndim < 2:
         raise ShapeError(f"{name}: input tensor must have at least 2 dimensions")
-    kept = literal(mask(np.ones(tuple(input.shape[-2:]), np.bool_), diagonal))
+    kept = literal(mask(np.ones(tuple(input.shape[-2:]), np.bool_), diagonal), input)
     nothing = False if input.dtype is dtypes.bool_ else 0
     return named(ops.where(kept, input, nothing), f"{name.title()}Backward0")
 
@@ -286,12 +287,13 @@ def masked_scatter(input: Any, mask: Any, source: Any) -> Any:
     mask = mask.expand(shape)
     if state.recorder is not None:
         state.recorder.value_read(mask, "masked_scatter")
-    if np.count_nonzero(mask._array) > source._array.size:
+    taken_here = host(mask._array)
+    if np.count_nonzero(taken_here) > source._array.size:
         raise ShapeError("Number of elements of source < number of ones in mask")
     if source._array.size == 0:
         return input.expand(shape).clone()
-    order = np.cumsum(mask._array.reshape(-1)).reshape(shape) - 1
-    places = literal(np.maximum(order, 0))
+    order = np.cumsum(taken_here.reshape(-1)).reshape(shape) - 1
+    places = literal(np.maximum(order, 0), input)
     taken = ops.gather(source.reshape(-1), places, axes=(0,))
     return named(ops.where(mask, taken, input), "MaskedScatterBackward0")
 
@@ -361,6 +363,6 @@ def fill_diagonal(input: Any, fill_value: Any, wrap: bool = False) -> Any:
     mask = np.zeros(tuple(input.shape), np.bool_)
     np.fill_diagonal(mask, True, wrap=wrap)
     return named(
-        ops.where(literal(mask), _as_value(input, fill_value).to(input.dtype), input),
+        ops.where(literal(mask, input), _as_value(input, fill_value).to(input.dtype), input),
         "FillDiagonalBackward0",
     )

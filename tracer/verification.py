@@ -32,7 +32,10 @@ from tracegrad.ir.graph import Graph, Node, Value
 from tracegrad.ir.location import user_stacklevel
 from tracegrad.ir.types import Shape
 from tracegrad.runtime import executable
+from tracegrad.runtime.cuda.array import host
 from tracegrad.runtime.kernels import pointer
+from tracegrad.tracer.array_rules import as_array
+from tracegrad.tracer.compiled_backward import like_device, on_device_of
 
 if TYPE_CHECKING:
     from tracegrad.tracer.compiled_backward import Backward
@@ -97,7 +100,7 @@ def nudged(graph: Graph, arrays: Sequence[Any]) -> list[list[np.ndarray]]:
     trials: list[list[np.ndarray]] = [[] for _ in graph.outputs]
     for _ in range(TRIALS):
         inputs = []
-        for array in map(np.asarray, arrays):
+        for array in map(host, arrays):
             dtype = dtypes.from_numpy(array.dtype)
             if dtype.is_floating_point and not (array.ndim == 0 and array == np.floor(array)):
                 sign = np.where(rng.random(array.shape) < 0.5, -1.0, 1.0)
@@ -113,6 +116,7 @@ def mismatch(
     graph: Graph, arrays: Sequence[Any], got: Sequence[np.ndarray], want: Sequence[np.ndarray]
 ) -> tuple[int, str] | None:
     """The first output that differs beyond rounding, and how; None where all agree."""
+    got = [host(a) for a in got]
     suspects = [k for k, (a, b) in enumerate(zip(got, want, strict=True)) if differs(a, b)]
     if not suspects:
         return None
@@ -139,8 +143,10 @@ def first_difference(
     """
     nodes = [n for n in graph.nodes if n.out not in graph.inputs]
     every = graph.replace(outputs=tuple(n.out for n in nodes))
-    want = [np.asarray(a) for a in evaluate(every, list(arrays))]
-    got = executable.build(every, "every", strides).call(*(pointer(np.asarray(a)) for a in arrays))
+    want = [np.asarray(a) for a in evaluate(every, [host(a) for a in arrays])]
+    given = on_device_of(every, [as_array(a) for a in arrays])
+    got = executable.build(every, "every", strides).call(*(pointer(a) for a in given))
+    got = tuple(map(host, got))
     found = mismatch(every, arrays, got, want)
     return None if found is None else (nodes[found[0]], found[1])
 
@@ -192,10 +198,10 @@ def first_mismatch(
         return None
     graph = trace.returned_graph()
     made = trace.run_forward(arrays)
-    want = [np.asarray(a) for a in evaluate(graph, list(arrays))]
+    want = [np.asarray(a) for a in evaluate(graph, [host(a) for a in arrays])]
     for place, result in zip(trace.places, results, strict=False):
         if place[0] == "array" and place[1] < len(want) and result is not None:
-            want[place[1]] = result
+            want[place[1]] = host(result)
     return mismatch(graph, arrays, made, want)
 
 
@@ -204,12 +210,12 @@ def verified(
 ) -> Sequence[np.ndarray]:
     """The results of a replay where they agree with the interpreter's, else the latter."""
     graph = trace.returned_graph()
-    want = [np.array(a) for a in evaluate(graph, list(arrays))]
+    want = [np.array(a) for a in evaluate(graph, [host(a) for a in arrays])]
     found = mismatch(graph, arrays, made, want)
     if found is None:
         return made
     report(trace.name, graph, arrays, trace.strides, found[1])
-    return want
+    return [like_device(a, graph) for a in want]
 
 
 def check_backward(
@@ -219,7 +225,7 @@ def check_backward(
     if backward.trace.verify == "off":
         return
     graph = backward.kernel_graph()
-    want = [np.asarray(a) for a in evaluate(graph, list(arrays))]
+    want = [np.asarray(a) for a in evaluate(graph, [host(a) for a in arrays])]
     found = mismatch(graph, arrays, made, want)
     if found is not None:
         backward.interpreted = True

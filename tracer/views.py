@@ -18,6 +18,7 @@ from tracegrad.ir.errors import GradientError
 from tracegrad.ir.primitive import bind
 from tracegrad.ir.types import TensorType
 from tracegrad.tracer import tape
+from tracegrad.tracer.array_rules import zeros_of
 from tracegrad.tracer.tensor import Tensor, View, literal
 
 _MODES = {
@@ -226,7 +227,7 @@ class SeveralViews(tape.BackwardNode):
         """The parts' cotangents side by side; zeros where nothing depends on a part."""
         parts: list[Any] = []
         for ct, type in zip(cotangents, self.types, strict=True):
-            part: Any = literal(np.zeros(type.shape, type.dtype.numpy)) if ct is None else ct
+            part: Any = literal(zeros_of(type)) if ct is None else ct
             if not self.keeps:
                 shape = (*type.shape[: self.axis], 1, *type.shape[self.axis :])
                 part = ops.reshape(part, shape=shape)
@@ -293,8 +294,8 @@ class CopySlices(tape.BackwardNode):
         assert ct is not None, "the engine runs a node with one output only with its cotangent"
         old = new = None
         if self.edges[0][0] is not None:
-            zero = np.zeros((), ct._array.dtype)
-            old = ops.where(literal(self.outside), ct, literal(zero))
+            zero = np.zeros((), ct.dtype.numpy)
+            old = ops.where(literal(self.outside, ct), ct, literal(zero, ct))
         if self.edges[1][0] is not None:
             new = replay(ct, self.chain) + 0  # memory of its own
         return [old, new]
@@ -302,8 +303,7 @@ class CopySlices(tape.BackwardNode):
 
 def _outside(base: np.ndarray, chain: Sequence[Any]) -> np.ndarray:
     """A mask of the base: True where the region that `chain` leads to is not."""
-    mask = np.empty_like(base, dtype=np.bool_)
-    mask[...] = True
+    mask: np.ndarray = np.ones(base.shape, np.bool_)
     region = mask
     for op, params, _ in chain:
         region = op.eager(region, **params)

@@ -49,7 +49,10 @@ def normal_axes(axes: int | Iterable[int] | None, ndim: int) -> tuple[int, ...]:
 
 
 def nullary_like(x: Any, op: str, **params: Any) -> Any:
-    """Apply the operation `op`, which has no operands, at the layer of `x`."""
+    """Apply the operation `op`, which has no operands, at the layer (and on the device) of `x`."""
+    nullary = getattr(type(x), "__tracegrad_nullary__", None)
+    if nullary is not None:
+        return nullary(x, get(op), params)
     handler = getattr(type(x), "__tracegrad_bind__", None)
     if handler is not None:
         return handler(get(op), (), params)

@@ -23,9 +23,10 @@ from tracegrad.autograd.gradcheck_parts import (
     numerical,
     outputs_of,
 )
+from tracegrad.runtime.cuda.array import host
 from tracegrad.tracer import grad_mode
 from tracegrad.tracer.engine import grad
-from tracegrad.tracer.tensor import Tensor, wrap
+from tracegrad.tracer.tensor import Tensor, literal, wrap
 
 __all__ = ["GradcheckError", "gradcheck", "gradgradcheck"]
 
@@ -214,8 +215,8 @@ def _random_like(output: Tensor, gaps: bool) -> Tensor:
     shape = output._array.shape
     rng = np.random.default_rng(0)
     array = rng.uniform(-1, 1, (*shape, 2)) if gaps else rng.uniform(-1, 1, shape)
-    array = np.asarray(array, output._array.dtype)
-    return wrap(array[..., 0] if gaps else array).requires_grad_()
+    array = np.asarray(array, output.dtype.numpy)
+    return literal(array[..., 0] if gaps else array, output).requires_grad_()
 
 
 def _check_inputs(inputs: Sequence[Any]) -> None:
@@ -224,7 +225,7 @@ def _check_inputs(inputs: Sequence[Any]) -> None:
         if not (isinstance(x, Tensor) and x.requires_grad):
             continue
         some = True
-        if x._array.dtype != np.float64:
+        if x.dtype.numpy != np.float64:
             warnings.warn(_PRECISION.format(i=i), UserWarning, stacklevel=3)
         strides = zip(x._array.strides, x._array.shape, strict=True)
         if x._array.size and any(s == 0 and n > 1 for s, n in strides):
@@ -253,7 +254,7 @@ def _slow(checked: Checked, atol: float, rtol: float) -> None:
         for o, n in enumerate(columns):
             a = by_backward[o][k]
             if not np.allclose(a, n, rtol=rtol, atol=atol):
-                kind = checked.tensors[k]._array.dtype
+                kind = checked.tensors[k].dtype.numpy
                 text = _message(o, checked.wanted[k], wrap(n.astype(kind)), wrap(a.astype(kind)))
                 raise GradcheckError(text)
 
@@ -291,9 +292,9 @@ def _fast(checked: Checked, atol: float, rtol: float) -> None:
         along = checked.difference(checked.wanted[k], v)
         for o, (output, n) in enumerate(zip(checked.outputs, along, strict=True)):
             u = _unit(rng, output._array.size)
-            seed = np.asarray(u.reshape(output._array.shape), output._array.dtype)
-            g = checked.gradients([output], [wrap(seed)])[k]
-            found = 0.0 if g is None else float((g._array * v).sum())
+            seed = np.asarray(u.reshape(output._array.shape), output.dtype.numpy)
+            g = checked.gradients([output], [literal(seed, output)])[k]
+            found = 0.0 if g is None else float((host(g._array) * v).sum())
             want = float(n @ u)
             scale = float(np.abs(v).sum() * np.abs(u).sum())  # atol is meant per entry
             if not np.isclose(found, want, rtol=rtol, atol=atol * scale):
@@ -329,5 +330,5 @@ def _check_seed_used(checked: Checked) -> None:
     """With zeros for all cotangents, all gradients are zero."""
     zeros = [wrap(np.zeros_like(o._array)) for o in checked.outputs]
     for g in checked.gradients(checked.outputs, zeros):
-        if g is not None and np.any(g._array != 0):
+        if g is not None and np.any(host(g._array) != 0):
             raise GradcheckError("backward not multiplied by grad_output")

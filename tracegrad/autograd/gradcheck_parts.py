@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from tracegrad.runtime.cuda.array import host
 from tracegrad.tracer import grad_mode
 from tracegrad.tracer.capture_hook import recording
 from tracegrad.tracer.engine import grad
 from tracegrad.tracer.forward import Tangents
-from tracegrad.tracer.tensor import Tensor, wrap
+from tracegrad.tracer.tensor import Tensor, literal, wrap
 
 
 class GradcheckError(RuntimeError):
@@ -66,7 +67,7 @@ class Checked:
     def evaluate(self, position: int, value: np.ndarray, everything: bool) -> list[np.ndarray]:
         """The outputs, flat, with another value for one input."""
         changed = list(self.inputs)
-        changed[position] = wrap(value).requires_grad_()
+        changed[position] = literal(value, self.inputs[position]).requires_grad_()
         with grad_mode.enable_grad():
             results = _floating(self.func(*changed))
         chosen = results if everything else [r for r in results if r.requires_grad]
@@ -76,13 +77,13 @@ class Checked:
                 f"by {self.eps}, but got: shapes {[o.shape for o in self.outputs]} and "
                 f"{[r.shape for r in chosen]}."
             )
-        return [np.array(r._array, np.float64).reshape(-1) for r in chosen]
+        return [np.array(host(r._array), np.float64).reshape(-1) for r in chosen]
 
     def difference(
         self, position: int, step: np.ndarray, everything: bool = False
     ) -> list[np.ndarray]:
         """The derivative of each output along `step`, by a central difference."""
-        here = self.inputs[position]._array
+        here = host(self.inputs[position]._array)
         moved = np.asarray(self.eps * step, here.dtype)
         above = self.evaluate(position, here + moved, everything)
         below = self.evaluate(position, here - moved, everything)
@@ -98,7 +99,10 @@ class Checked:
 
     def pushed(self, k: int, along: Any) -> list[np.ndarray]:
         """The tangent of each output, flat, where checked input number `k` varies along `along`."""
-        return [np.array(t._array, np.float64).reshape(-1) for t in self.tangents(k, wrap(along))]
+        return [
+            np.array(host(t._array), np.float64).reshape(-1)
+            for t in self.tangents(k, literal(along, self.tensors[k]))
+        ]
 
     def tangents(self, k: int, along: Tensor) -> list[Tensor]:
         """The tangent of each output, in forward mode."""
@@ -119,7 +123,7 @@ def forward(checked: Checked, k: int) -> list[np.ndarray]:
     x = checked.tensors[k]
     rows = []
     for i in range(x._array.size):
-        step = np.zeros(x._array.size, x._array.dtype)
+        step = np.zeros(x._array.size, x.dtype.numpy)
         step[i] = 1
         rows.append(checked.pushed(k, step.reshape(x._array.shape)))
     return [np.stack(row) for row in zip(*rows, strict=True)] if rows else [
@@ -134,12 +138,12 @@ def check_batched_forward(checked: Checked) -> None:
     rng = np.random.default_rng(0)
     for k, x in enumerate(checked.tensors):
         shape = (2, *x._array.shape)
-        batch = wrap(np.asarray(rng.standard_normal(shape), x._array.dtype))
+        batch = literal(np.asarray(rng.standard_normal(shape), x.dtype.numpy), x)
         together = vmap(lambda along, k=k: tuple(checked.tangents(k, along)))(batch)
         apart = [checked.tangents(k, batch[i]) for i in range(2)]
         for o, got in enumerate(together):
-            want = np.stack([row[o]._array for row in apart])
-            if not np.allclose(got._array, want):
+            want = np.stack([host(row[o]._array) for row in apart])
+            if not np.allclose(host(got._array), want):
                 raise GradcheckError(
                     f"For output {o} and input {checked.wanted[k]}:\n\ngradcheck or gradgradcheck "
                     "failed while testing batched gradient computation with forward-mode AD.\n\n"
@@ -168,12 +172,12 @@ def analytical(checked: Checked, number: int) -> list[np.ndarray]:
     shape, size = output._array.shape, output._array.size
     found = [np.zeros((x._array.size, size)) for x in checked.tensors]
     for k in range(size):
-        seed = np.zeros(size, output._array.dtype)
+        seed = np.zeros(size, output.dtype.numpy)
         seed[k] = 1
-        gradients = checked.gradients([output], [wrap(seed.reshape(shape))])
+        gradients = checked.gradients([output], [literal(seed.reshape(shape), output)])
         for jacobian, g in zip(found, gradients, strict=True):
             if g is not None:
-                jacobian[:, k] = g._array.reshape(-1)
+                jacobian[:, k] = host(g._array).reshape(-1)
     return found
 
 
@@ -181,14 +185,20 @@ def check_batched(checked: Checked) -> None:
     """Compare one backward of a batch of cotangents with one backward each."""
     rng = np.random.default_rng(0)
     for o, output in enumerate(checked.outputs):
-        batch = np.asarray(rng.standard_normal((2, *output._array.shape)), output._array.dtype)
-        together = checked.gradients([output], [wrap(batch)], is_grads_batched=True)
-        apart = [checked.gradients([output], [wrap(row.copy())]) for row in batch]
+        batch = np.asarray(rng.standard_normal((2, *output._array.shape)), output.dtype.numpy)
+        together = checked.gradients([output], [literal(batch, output)], is_grads_batched=True)
+        apart = [checked.gradients([output], [literal(row.copy(), output)]) for row in batch]
         for i, got in enumerate(together):
             rows = [a[i] for a in apart]
-            want = None if rows[0] is None else np.stack([r._array for r in rows if r is not None])
+            want = (
+                None
+                if rows[0] is None
+                else np.stack([host(r._array) for r in rows if r is not None])
+            )
             same = (
-                got is None if want is None else got is not None and np.allclose(got._array, want)
+                got is None
+                if want is None
+                else got is not None and np.allclose(host(got._array), want)
             )
             if not same:
                 raise GradcheckError(
@@ -215,8 +225,8 @@ def check_undefined(checked: Checked) -> None:
             ) from error
         whole = checked.gradients([*others, checked.outputs[k]], [*ones, zero])
         for a, b in zip(without, whole, strict=True):
-            left = 0.0 if a is None else a._array
-            right = 0.0 if b is None else b._array
+            left = 0.0 if a is None else host(a._array)
+            right = 0.0 if b is None else host(b._array)
             if not np.allclose(left, right, equal_nan=True):
                 raise GradcheckError(
                     "Expected backward function to handle undefined output grads: with no gradient "

@@ -125,9 +125,9 @@ def _check_options(create_graph: bool, strict: bool) -> None:
 
 def _unit(like: Tensor, k: int) -> Tensor:
     """Zeros of the shape and dtype of `like`, but for a one as element k in row-major order."""
-    array = np.zeros(like._array.size, like._array.dtype)
+    array = np.zeros(like._array.size, like.dtype.numpy)
     array[k] = 1
-    return literal(array.reshape(like._array.shape))
+    return literal(array.reshape(like._array.shape), like)
 
 
 def _stacked(parts: list[Tensor], shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -184,9 +184,9 @@ def unit_vectors(like: Sequence[Tensor]) -> Tensors:
     result, start = [], 0
     for x in like:
         size = x.numel()
-        array = np.zeros((count, size), x._array.dtype)
+        array = np.zeros((count, size), x.dtype.numpy)
         array[start + np.arange(size), np.arange(size)] = 1
-        result.append(literal(array.reshape(count, *x._array.shape)))
+        result.append(literal(array.reshape(count, *x._array.shape), x))
         start += size
     return tuple(result)
 

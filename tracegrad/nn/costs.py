@@ -17,6 +17,7 @@ import numpy as np
 from tracegrad.ir import composite, dtypes, ops
 from tracegrad.ir.dtypes import torch_name
 from tracegrad.ir.errors import DimensionError, DTypeError, ParameterError, ShapeError, of_values
+from tracegrad.runtime.cuda.array import host
 from tracegrad.tracer import linalg, reductions
 from tracegrad.tracer.composites import composite as as_one
 from tracegrad.tracer.pointwise import apply1, apply2, named, need_tensor
@@ -268,7 +269,7 @@ def _check_weight(weight: Any, classes: int) -> None:
 
 def _check_range(target: Any, classes: int, ignore_index: int | None) -> None:
     """Refuse targets that are no class, by name; `gather` does so again in a replay."""
-    values = target._array
+    values = host(target._array)
     wrong = (values < 0) | (values >= classes)
     if ignore_index is not None:
         wrong &= values != ignore_index

@@ -39,6 +39,7 @@ from tracegrad.nn.windows import (
     max_pool2d,
     max_pool3d,
 )
+from tracegrad.runtime.cuda.array import host
 from tracegrad.tracer.composites import composite as as_one
 from tracegrad.tracer.pointwise import apply1, apply2, named, need_tensor
 from tracegrad.tracer.random import draw
@@ -106,7 +107,9 @@ def dropout(input: Any, p: float = 0.5, training: bool = True, inplace: bool = F
         return input
     if not input.dtype.is_floating_point:
         raise DTypeError("result type Float can't be cast to the desired output type Long")
-    uniform = draw("random_uniform", None, shape=tuple(input.shape), dtype=input.dtype)
+    uniform = draw(
+        "random_uniform", None, where=input.device, shape=tuple(input.shape), dtype=input.dtype
+    )
     kept = ops.cast(apply2("greater_equal", uniform, float(p)), dtype=input.dtype)
     scale = apply2("mul", kept, 1.0 / (1.0 - p)) if p < 1.0 else kept
     return input.mul_(scale) if inplace else apply2("mul", input, scale)
@@ -204,7 +207,7 @@ def one_hot(tensor: Any, num_classes: int = -1) -> Any:
         if tensor.numel() == 0:
             raise ShapeError("Can not infer total number of classes from empty tensor.")
         num_classes = int(tensor.max().item()) + 1
-    values = tensor._array
+    values = host(tensor._array)
     if (values < 0).any():
         raise of_values(ShapeError("Class values must be non-negative."))
     if num_classes < 1 or (values >= num_classes).any():

@@ -15,6 +15,7 @@ from tracegrad.ir.errors import ModuleStateError, OperandError
 from tracegrad.nn.parameter import Parameter
 from tracegrad.tracer.device import as_device, device
 from tracegrad.tracer.grad_mode import no_grad
+from tracegrad.tracer.moving import moved
 from tracegrad.tracer.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -151,18 +152,23 @@ def converter(*args: Any, **kwargs: Any) -> Convert:
     for arg in args:
         if isinstance(arg, Tensor):
             where, dtype = arg.device, arg.dtype
-        elif isinstance(arg, device | str):
+        elif isinstance(arg, device | str) or type(arg) is int:
             where = arg
         elif not isinstance(arg, bool):
             dtype = arg
-    as_device(where)
+    place = None if where is None else as_device(where)
     target = None if dtype is None else dtypes.as_dtype(dtype)
     if target is not None and not target.is_floating_point:
         raise OperandError(
             "nn.Module.to only accepts floating point or complex dtypes, but got desired "
             f"dtype={target}"
         )
-    return lambda x: x.to(target) if _casts(x, target) else x
+
+    def convert(x: Tensor) -> Tensor:
+        x = x.to(target) if _casts(x, target) else x
+        return x if place is None else moved(x, place)
+
+    return convert
 
 
 def _casts(x: Tensor, target: DType | None) -> bool:

@@ -317,6 +317,14 @@ class Module(traversal.Traversal, Epoch):
         """`to("cpu")`."""
         return self.to("cpu")
 
+    def cuda(self, device: Any = None) -> Module:
+        """`to("cuda")`, or to the CUDA device given.
+
+        Raises:
+            DeviceError: there is no such device.
+        """
+        return self.to("cuda" if device is None else device)
+
     # ---- state ----------------------------------------------------------------------------------
 
     def state_dict(

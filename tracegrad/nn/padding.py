@@ -57,7 +57,7 @@ def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: float | N
     shape = tuple(input.shape)
     for k, row in enumerate(rows):
         axis = input.ndim - 1 - k
-        positions = literal(_positions(mode, shape, axis, row))
+        positions = literal(_positions(mode, shape, axis, row), input)
         input = index_select(input, axis, positions)
     return named(input, f"{_REPEATING[mode]}{len(rows)}DBackward0")
 

@@ -64,7 +64,7 @@ class Parameter(Tensor):
         return made
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        array = np.array(self._array, order="C")
+        array = self._array.copy(order="C")
         return (_rebuild, (type(self), array, self.requires_grad, dict(self.__dict__)))
 
 

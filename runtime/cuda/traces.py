@@ -1,0 +1,80 @@
+"""Traces on a device: what `runtime.executable` is for those in host memory.
+
+A call takes addresses on the device and gives DeviceArrays. Values that must be as they were at the
+capture are compared by the host, once all kernels have run: they write to nothing but results.
+Start reading at `build`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tracegrad.codegen.checks import Check
+from tracegrad.ir.graph import Graph, Value
+from tracegrad.ir.types import Shape
+from tracegrad.runtime.cuda import driver, graphs
+from tracegrad.runtime.cuda.array import DeviceArray
+
+
+@dataclass(frozen=True)
+class DeviceTrace:
+    """A compiled graph on a device.
+
+    Attributes:
+        call: `call(*addresses)` -> tuple of new arrays on the device.
+        text, unit: the Python text of the launcher, and the CUDA with its launches.
+    """
+
+    call: Callable[..., tuple[DeviceArray, ...]]
+    text: str
+    unit: Any
+
+
+def build(
+    graph: Graph, name: str, strides: Mapping[Value, Shape] | None = None,
+    checks: Sequence[Check] = (), returned: int | None = None,
+) -> DeviceTrace:  # fmt: skip
+    """Generate, compile and load a graph; arguments and errors as of `runtime.executable.build`."""
+    made = graphs.build(graph, name, strides)
+    shown = len(graph.outputs) if returned is None else returned
+    kinds = [(tuple(map(int, v.shape)), v.dtype.numpy) for v in graph.outputs]
+    launch, over = made.call, DeviceArray.over
+
+    def call(*addresses: int) -> tuple[DeviceArray, ...]:
+        arrays = [over(m, *kind) for m, kind in zip(launch(*addresses), kinds, strict=True)]
+        if checks:
+            _compare(graph, checks, addresses, arrays)
+        return tuple(arrays[:shown])
+
+    return DeviceTrace(call, made.text, made.unit)
+
+
+def _compare(
+    graph: Graph, checks: Sequence[Check], addresses: Sequence[int], arrays: Sequence[DeviceArray]
+) -> None:
+    """Find the first value that is not as it was seen.
+
+    Raises:
+        Strayed: there is one.
+    """
+    from tracegrad.runtime.executable import Strayed
+
+    index = int(graph.device.partition(":")[2] or 0)
+    for number, check in enumerate(checks):
+        if check.kind == "output":
+            found = arrays[check.at].to_host()
+        else:
+            type = graph.inputs[check.at].type
+            found = np.empty(type.shape, type.dtype.numpy)
+            driver.to_host(found, addresses[check.at], index)
+        same = found.tobytes() == check.seen
+        if found.dtype.kind == "f" and found.size == 1 and not same:  # any NaN is NaN
+            same = bool(
+                np.isnan(found).all() and np.isnan(np.frombuffer(check.seen, found.dtype)).all()
+            )
+        if not same:
+            raise Strayed(number, found.tobytes()[:8].ljust(8, b"\0"))

@@ -1,0 +1,48 @@
+"""Tensors moved from one device to another. Start reading at `moved`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tracegrad.runtime.cuda.array import DeviceArray, host
+from tracegrad.tracer import tape
+from tracegrad.tracer.device import device
+from tracegrad.tracer.state import state
+from tracegrad.tracer.tensor import Tensor, wrap
+
+
+class ToCopyBackward0(tape.BackwardNode):
+    """The backward of a move: the cotangent moves back."""
+
+    __slots__ = ("source",)
+
+    def __init__(self, edge: tape.Edge, out: Tensor, source: device) -> None:
+        super().__init__((edge,), (out.type_info,))
+        self.source = source
+
+    def apply(self, cotangents: list[Tensor | None], create_graph: bool) -> Sequence[Tensor | None]:
+        """The cotangent on the device that the operand was on."""
+        ct = cotangents[0]
+        return [None if ct is None else moved(ct, self.source)]
+
+
+def on_device(array: Any, where: device) -> Any:
+    """The array on a device: itself, or a copy."""
+    if array.__class__ is DeviceArray and array.index == where.index:
+        return array
+    if where.index is None:
+        return host(array)
+    return DeviceArray.from_host(host(array), where.index)
+
+
+def moved(x: Tensor, where: device) -> Tensor:
+    """The tensor on a device: itself if it is there, else a copy, differentiably."""
+    if x.device == where:
+        return x
+    if state.recorder is not None:
+        state.recorder.note(f"to({str(where)!r})")
+    out = wrap(on_device(x._array, where))
+    if state.grad_enabled and x.requires_grad:
+        tape.attach(ToCopyBackward0(tape.gradient_edge(x), out, x.device), (out,))
+    return out
