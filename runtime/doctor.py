@@ -175,26 +175,6 @@ def _cache() -> tuple[bool, str]:
     return True, f"{store.root}: {kept} kernels, {used:.1f} of {limit:.0f} MiB"
 
 
-def cuda_status() -> str | None:
-    """None when CUDA is usable, else one line saying why not. Never raises, makes no context."""
-    try:
-        import pycuda.driver as driver
-    except ModuleNotFoundError as error:
-        return f"pycuda is not installed ({error.name})"
-    except ImportError as error:
-        return f"no CUDA driver ({error})"
-    try:
-        driver.init()
-        return None if driver.Device.count() else "no CUDA device"
-    except driver.Error as error:
-        return f"no CUDA device ({error})"
-
-
-def _cuda() -> tuple[bool, str]:
-    problem = cuda_status()
-    return True, "usable" if problem is None else f"not used: {problem}"
-
-
 _CHECKS: tuple[tuple[str, Callable[[], tuple[bool, str]]], ...] = (
     ("processor", _processor),
     ("compiler", _compiler),

@@ -33,7 +33,6 @@ from tracegrad.runtime._abi import ffi
 
 LIBRARY = "libcuda.so.1"
 SHARED_BYTES = 48 * 1024  # of a block, without asking
-_SHARED_ATTRIBUTE = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _OUT_OF_MEMORY = 2
 _ASYNCHRONOUS = (
     "CUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace "
@@ -101,7 +100,8 @@ def name(device: int) -> str:
 
 def capability(device: int) -> tuple[int, int]:
     """Compute capability, such as (9, 0)."""
-    return tuple(_device(device).compute_capability())  # type: ignore[return-value]
+    major, minor = _device(device).compute_capability()
+    return int(major), int(minor)
 
 
 def arch(device: int) -> str:
@@ -320,12 +320,13 @@ class Pinned:
         self._device = device
         with on(device) as drv:
             self.array: np.ndarray = _keep(drv.pagelocked_empty(nbytes, np.uint8))
+        self._owner: Any = self.array.base
 
     def __del__(self) -> None:
-        if hasattr(self, "array") and not sys.is_finalizing():
+        if hasattr(self, "_owner") and not sys.is_finalizing():
             synchronize(self._device)
             with on(self._device):
-                self.array.base.free()
+                self._owner.free()
 
 
 # --- modules and launches -------------------------------------------------------------------------
@@ -343,57 +344,26 @@ def address_of(function: str) -> int:
     return int(ffi.cast("uintptr_t", ffi.addressof(library(), function)))
 
 
-class Module:
-    """A cubin on a device, for the rest of the process.
+def load(image: bytes, device: int) -> Any:
+    """A cubin as a module of pycuda, for the rest of the process; `modules.Module` is for C."""
+    with on(device) as drv:
+        return _keep(drv.module_from_buffer(image))
 
-    Attributes:
-        image: the cubin.
-        device: where it is loaded.
-    """
 
-    def __init__(self, image: bytes, device: int) -> None:
-        self.image, self.device = image, device
-        self._handle = ffi.new("void **")
-        with on(device):
-            self._check(library().cuModuleLoadData(self._handle, image), "cuModuleLoadData")
-
-    def _check(self, code: int, what: str) -> None:
-        if code:
-            raise fault(code, self.device, what)
-
-    def handle(self, kernel: str, shared: int = 0) -> int:
-        """The CUfunction of a kernel that is launched with `shared` bytes of dynamic memory."""
-        found = ffi.new("void **")
-        with on(self.device):
-            code = library().cuModuleGetFunction(found, self._handle[0], kernel.encode())
-            self._check(code, f"cuModuleGetFunction of {kernel}")
-            if shared > SHARED_BYTES:
-                code = library().cuFuncSetAttribute(found[0], _SHARED_ATTRIBUTE, shared)
-                self._check(
-                    code, f"cuFuncSetAttribute of {kernel}, {shared} bytes of shared memory"
-                )
-        return int(ffi.cast("uintptr_t", found[0]))
-
-    @functools.cached_property
-    def _loaded(self) -> Any:
-        with on(self.device) as drv:
-            return _keep(drv.module_from_buffer(self.image))
-
-    def function(self, kernel: str, types: str, shared: int = 0) -> Any:
-        """A function of pycuda, prepared for arguments of `types`; `launch` calls it."""
-        with on(self.device) as drv:
-            found = _keep(self._loaded.get_function(kernel))
-            if shared > SHARED_BYTES:
-                attribute = drv.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES
-                found.set_attribute(attribute, shared)
-        return found.prepare(types)
+def function(module: Any, kernel: str, types: str, shared: int, device: int) -> Any:
+    """A function of pycuda that `launch` calls, with arguments of `types`, as in `struct`."""
+    with on(device) as drv:
+        found = _keep(module.get_function(kernel))
+        if shared > SHARED_BYTES:
+            found.set_attribute(drv.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES, shared)
+    return found.prepare(types)
 
 
 def launch(
     function: Any, grid: tuple[int, ...], block: tuple[int, ...], shared: int,
     arguments: tuple[int, ...],
 ) -> None:  # fmt: skip
-    """Launch one prepared function, within `on(device)`."""
+    """Launch a function, within `on(device)`."""
     function.prepared_async_call(grid, block, None, *arguments, shared_size=shared)
 
 

@@ -12,7 +12,6 @@ The loop is then Python's, over prepared functions of pycuda: some microseconds 
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,6 @@ from tracegrad.codegen.cuda.plan import CudaUnit
 from tracegrad.ir.errors import (
     AcceleratorError,
     BoundsError,
-    CompileError,
     CompilerNotFound,
     DivisionByZeroError,
 )  # fmt: skip
@@ -32,7 +30,7 @@ from tracegrad.ir.graph import Graph
 from tracegrad.ir.types import TensorType
 from tracegrad.runtime import cache, history, kernels
 from tracegrad.runtime._abi import ffi
-from tracegrad.runtime.cuda import cubins, cublas, driver, launches, memory
+from tracegrad.runtime.cuda import cubins, cublas, driver, launches, memory, modules
 from tracegrad.runtime.cuda.launches import NUMBER, Bases
 from tracegrad.runtime.cuda.memory import Memory
 
@@ -105,19 +103,20 @@ def build(
         unit.nbytes, bases.inputs, bases.outputs, len(graph.nodes),
         source=str(found.path.with_name("kernel.cu")),
     )  # fmt: skip
-    module = load(found.key, found.image, device) if unit.code else None
-    run, head, keep = _runner(unit, bases, module, device)
+    run, head, keep = _runner(unit, bases, found, device)
     text = call_text(name, unit, bases, [t.nbytes for t in outputs], device)
     namespace: dict[str, Any] = {
         "slots": [],
         "new_slot": lambda: Slot(head, bases, device, unit.uses_status),
         "allocate": memory.pool(device).allocate,
-        "tg_run": run,
+        "tg_run": run,  # `history.timing` may put a clock around it
         "fail": functools.partial(_fail, unit, device),
         "record": history.record(record),
         "keep": keep,
     }
     exec(compile(text, f"<tracegrad {graph.name}>", "exec"), namespace)
+    wait = functools.partial(driver.synchronize, device)
+    history.watch(namespace[name], history.Launchable(run, record, graph, {}, wait))
     listing = f"{text}\n# launches\n" + "".join(
         f"# {line}\n" for line in launches.table_text(unit, bases).splitlines()
     )
@@ -168,31 +167,10 @@ def call_text(name: str, unit: CudaUnit, bases: Bases, outputs: Sequence[int], d
 # --- what runs the launches -----------------------------------------------------------------------
 
 Run = Callable[[Any], int]
-_modules: dict[tuple[str, int], driver.Module] = {}
-_lock = threading.Lock()
-
-
-def load(key: str, image: bytes, device: int) -> driver.Module:
-    """The module of a cubin on a device, loaded once.
-
-    Raises:
-        AcceleratorError: the driver does not take it.
-    """
-    with _lock:
-        found = _modules.get((key, device))
-        if found is None:
-            found = _modules[key, device] = driver.Module(image, device)
-        return found
-
-
-def forget() -> None:
-    """Load modules anew (for tests)."""
-    with _lock:
-        _modules.clear()
 
 
 def _runner(
-    unit: CudaUnit, bases: Bases, module: driver.Module | None, device: int
+    unit: CudaUnit, bases: Bases, found: cubins.Cubin, device: int
 ) -> tuple[Run, list[int], tuple[Any, ...]]:
     """What runs the launches, the first words of its arguments, and what must stay alive."""
     products = any(launch.product is not None for launch in unit.launches)
@@ -201,12 +179,10 @@ def _runner(
     except CompilerNotFound:
         if products:
             raise AcceleratorError("cuBLAS is called from C, and there is no C compiler") from None
-        return _python_loop(unit, bases, module, device), [], ()
+        return _python_loop(unit, bases, driver.load(found.image, device), device), [], ()
 
     def handle(kernel: str, shared: int) -> int:
-        if module is None:
-            raise CompileError(f"{kernel} is launched, and the unit has no code")
-        return module.handle(kernel, shared)
+        return modules.load(found.key, found.image, device).handle(kernel, shared)
 
     table = np.array(launches.table(unit, bases, handle), np.int64)
     api = np.array(_api(device, products), np.uintp)
@@ -226,14 +202,13 @@ def _api(device: int, products: bool) -> list[int]:
     return [driver.context(device).handle, *functions, *library, cublas.tf32_cell()]
 
 
-def _python_loop(unit: CudaUnit, bases: Bases, module: driver.Module | None, device: int) -> Run:
+def _python_loop(unit: CudaUnit, bases: Bases, module: Any, device: int) -> Run:
     """The same as `launch.c`, slower. See Note [Without a C compiler]."""
     prepared = []
     for launch in unit.launches:
-        assert module is not None, "a launch of a kernel, and no module"
         given = launches.arguments(launch, bases)
         types = "".join("q" if base == NUMBER else "P" for base, _ in given)
-        function = module.function(launch.kernel, types, launch.shared)
+        function = driver.function(module, launch.kernel, types, launch.shared, device)
         prepared.append((function, launch.grid, launch.block, launch.shared, given))
 
     def run(pointers: Any) -> int:
