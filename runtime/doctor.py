@@ -175,6 +175,27 @@ def _cache() -> tuple[bool, str]:
     return True, f"{store.root}: {kept} kernels, {used:.1f} of {limit:.0f} MiB"
 
 
+def cuda_status() -> str | None:
+    """None when CUDA is usable, else one line saying why not. Never raises, makes no context."""
+    return driver.status()
+
+
+def _cuda() -> tuple[bool, str]:
+    problem = cuda_status()
+    if problem is not None:
+        return True, f"not used: {problem}"
+    text = ", ".join(f"{driver.name(k)} ({driver.arch(k)})" for k in range(driver.device_count()))
+    products = (
+        "cuBLAS" if cublas.cublas_available() else "no cuBLAS, so products are generated loops"
+    )
+    try:
+        compiler = compilers.find()
+    except CompileError as error:
+        return False, f"{text}, {products}; not used: {error}"
+    name = "NVRTC" if compiler.kind == "nvrtc" else "nvcc"
+    return True, f"usable: {text}; {name} ({compiler.path}: {compiler.version}); {products}"
+
+
 _CHECKS: tuple[tuple[str, Callable[[], tuple[bool, str]]], ...] = (
     ("processor", _processor),
     ("compiler", _compiler),
