@@ -18,6 +18,7 @@ import numpy as np
 
 from tracegrad.ir.errors import CompileError
 from tracegrad.runtime import blas, cache, folder, inventory, kernels, threads, toolchain
+from tracegrad.runtime.cuda import compilers, cublas, driver
 
 PACKAGES = ("numpy", "scipy", "cffi", "jinja2", "ml_dtypes", "scipy-openblas32", "pycuda")
 
