@@ -1,6 +1,6 @@
-"""A machine with CUDA for the tests: a `libcuda.so.1` and an `nvcc` that run kernels on the CPU.
+"""A machine with CUDA for the tests: libcuda.so.1, libcublas.so.13 and an nvcc that use the CPU.
 
-`build(folder)` makes both: the library from `fake_libcuda.c`, with a stub for each function that
+`build(folder)` makes all three: the driver from `fake_libcuda.c`, with a stub for each function that
 pycuda wants beside those, and an nvcc that compiles with g++ and `cuda_on_cpu.h`. `environment(folder)`
 is what a process needs to find them; the loader reads it at the start, so tests run in a process of
 their own. By hand: `python emulator.py FOLDER`, then set what it prints.
@@ -87,6 +87,9 @@ def build(folder: Path) -> None:
     command = ["gcc", "-O1", "-w", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-x", "c", "-"]
     command += ["-o", str(folder / "libcuda.so.1"), "-ldl", "-lpthread"]
     subprocess.run(command, input=f"{source}\n{stubs}\n", text=True, check=True)
+    command = ["gcc", "-O1", "-w", "-shared", "-fPIC", "-Wl,-soname,libcublas.so.13"]
+    command += [str(HERE / "fake_libcublas.c"), "-o", str(folder / "libcublas.so.13")]
+    subprocess.run([*command, str(folder / "libcuda.so.1")], check=True)
     nvcc = folder / "nvcc"
     nvcc.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{Path(__file__).resolve()}" nvcc "$@"\n')
     nvcc.chmod(0o755)
