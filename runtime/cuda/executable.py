@@ -31,6 +31,7 @@ from tracegrad.ir.types import TensorType
 from tracegrad.runtime import cache, history, kernels
 from tracegrad.runtime._abi import ffi
 from tracegrad.runtime.cuda import cubins, cublas, driver, launches, memory, modules
+from tracegrad.runtime.cuda.compilers import SOURCE
 from tracegrad.runtime.cuda.launches import NUMBER, Bases
 from tracegrad.runtime.cuda.memory import Memory
 
@@ -101,7 +102,7 @@ def build(
     record = history.KernelRecord(
         found.key, graph.name, found.origin, codegen_ms, found.compile_ms, found.compile_ms,
         unit.nbytes, bases.inputs, bases.outputs, len(graph.nodes),
-        source=str(found.path.with_name("kernel.cu")),
+        source=str(found.path.with_name(SOURCE)) if unit.code else "",
     )  # fmt: skip
     run, head, keep = _runner(unit, bases, found, device)
     text = call_text(name, unit, bases, [t.nbytes for t in outputs], device)

@@ -143,10 +143,12 @@ class Pool:
         for block in fresh:
             if block.listed or not block.free:  # joined to another of these
                 continue
-            for neighbour in (block.before, block.after):
-                if neighbour is not None and neighbour.free:
-                    self._unlist(neighbour)
-                    block = _joined(block, neighbour)
+            while block.before is not None and block.before.free:
+                self._unlist(block.before)
+                block = _joined(block.before, block)
+            while block.after is not None and block.after.free:
+                self._unlist(block.after)
+                block = _joined(block, block.after)
             self._list(block)
 
     def _list(self, block: Block) -> None:
@@ -245,9 +247,8 @@ class Pool:
                 block = block.after
 
 
-def _joined(one: Block, other: Block) -> Block:
-    """One free block in the place of two neighbours; the later of them is no more."""
-    first, second = (one, other) if one.address < other.address else (other, one)
+def _joined(first: Block, second: Block) -> Block:
+    """One free block in the place of two neighbours; the second is no more."""
     first.size += second.size
     first.after = second.after
     if second.after is not None:

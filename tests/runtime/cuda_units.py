@@ -91,3 +91,10 @@ def get(there: memory.Memory, shape: tuple[int, ...], dtype: Any = np.float32) -
     array = np.empty(shape, dtype)
     driver.to_host(array, there.address, there.device)
     return array
+
+
+def call(made: Any, *arrays: np.ndarray) -> memory.Memory:
+    """The one result of an executable; what it was called with lives until then."""
+    held = [put(array) for array in arrays]
+    (result,) = made.call(*(there.address for there in held))
+    return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from cuda_units import (
     REVERSE,
     SCALE,
     build,
+    call,
     floats,
     get,
     product_unit,
@@ -41,6 +43,9 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(problem is not None, reason=f"no CUDA: {problem}"),
 ]
+caching = pytest.mark.skipif(
+    os.environ.get("TRACEGRAD_NO_CUDA_MEMORY_CACHING", "") not in ("", "0"), reason="no caching"
+)
 rng = np.random.default_rng(0)
 
 
@@ -122,6 +127,7 @@ def test_a_request_past_the_memory_leaves_all_as_it_was() -> None:
     assert memory.allocate(1 << 20, 0).address % ROUND == 0
 
 
+@caching
 def test_the_pool_gives_back_what_it_keeps_when_the_driver_has_none_left() -> None:
     memory.empty_cache()
     free, _ = driver.memory_info(0)
@@ -191,7 +197,7 @@ def test_an_index_out_of_bounds_is_raised_and_the_next_call_is_clean() -> None:
             made.call(bad.address, x.address)
         np.testing.assert_array_equal(get(made.call(good.address, x.address)[0], (3,)), [1, 9, 0])
     with pytest.raises(DivisionByZeroError, match="an integer divisor is 0"):
-        made.call(put(np.array([-99, 0, 0])).address, x.address)
+        call(made, np.array([-99, 0, 0]), np.zeros(10, np.float32))
     assert made.record.launches == 2
 
 
@@ -199,11 +205,13 @@ def test_more_than_48_kib_of_shared_memory() -> None:
     launch = Launch("reverse", (Place("input"), Place("output")), (), (1, 1, 1), (256, 1, 1), 65536)
     x = rng.standard_normal(16384).astype(np.float32)
     made = build(unit(REVERSE, [launch]), 1, floats(16384))
-    np.testing.assert_array_equal(get(made.call(put(x).address)[0], (16384,)), x[::-1])
+    np.testing.assert_array_equal(get(call(made, x), (16384,)), x[::-1])
 
 
 def test_more_shared_memory_than_there_is_is_refused_when_it_is_loaded() -> None:
-    launch = Launch("reverse", (Place("input"), Place("output")), (), (1, 1, 1), (256, 1, 1), 1 << 20)
+    launch = Launch(
+        "reverse", (Place("input"), Place("output")), (), (1, 1, 1), (256, 1, 1), 1 << 20
+    )
     with pytest.raises(AcceleratorError, match="reverse: 1048576 bytes of shared memory"):
         build(unit(REVERSE, [launch]), 1, floats(16384))
 
@@ -218,7 +226,7 @@ def test_a_launch_that_the_driver_refuses_is_named() -> None:
     wide = Launch("scale", (Place("input"), Place("output")), (1,), (1, 1, 1), (2048, 1, 1))
     made = build(unit(SCALE, [wide]), 1, floats(1))
     with pytest.raises(AcceleratorError, match=r"invalid argument .*launch 1 of 1, scale"):
-        made.call(put(np.zeros(1, np.float32)).address)
+        call(made, np.zeros(1, np.float32))
 
 
 def test_without_a_c_compiler_python_launches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,14 +235,14 @@ def test_without_a_c_compiler_python_launches(monkeypatch: pytest.MonkeyPatch) -
     with pytest.warns(toolchain.NoCompilerWarning):
         made = build(scale_unit(1000), 1, floats(1000))
     x = rng.standard_normal(1000).astype(np.float32)
-    np.testing.assert_array_equal(get(made.call(put(x).address)[0], (1000,)), (x * 2 + 1) * 2 + 1)
+    np.testing.assert_array_equal(get(call(made, x), (1000,)), (x * 2 + 1) * 2 + 1)
     taking = build(take_unit(2, 4), 2, floats(2))
     with pytest.raises(BoundsError, match="index 7"):
-        taking.call(put(np.array([0, 7])).address, put(x).address)
+        call(taking, np.array([0, 7]), x)
     shared = Launch("reverse", (Place("input"), Place("output")), (), (1, 1, 1), (256, 1, 1), 65536)
     long = rng.standard_normal(16384).astype(np.float32)
-    turned = build(unit(REVERSE, [shared]), 1, floats(16384)).call(put(long).address)
-    np.testing.assert_array_equal(get(turned[0], (16384,)), long[::-1])
+    turned = call(build(unit(REVERSE, [shared]), 1, floats(16384)), long)
+    np.testing.assert_array_equal(get(turned, (16384,)), long[::-1])
 
 
 def test_the_history_has_one_line_and_counts_launches() -> None:
@@ -309,7 +317,7 @@ def test_products_of_cublas(dtype: str, transposed: tuple[bool, bool]) -> None:
     leading = (shown[0].shape[2], shown[1].shape[2], n)
     product = Product(dtype, m, n, k, batch, transposed, leading, (m * k, k * n, m * n))
     made = build(product_unit(product), 2, TensorType((batch, m, n), dtypes.by_name(dtype)))
-    (result,) = made.call(*(put(x).address for x in shown))
+    result = call(made, *shown)
     expected = a.astype(np.float64) @ b.astype(np.float64)
     found = get(result, (batch, m, n), kind).astype(np.float64)
     np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance * 5)
@@ -323,7 +331,7 @@ def test_a_product_with_offsets_gaps_and_a_shared_operand() -> None:
         "float32", 3, 4, 5, 4, (False, False), (10, 9, 4), (60, 0, 12), (10 + 2, 18 + 3, 0)
     )
     made = build(product_unit(product), 2, floats(4, 3, 4))
-    (result,) = made.call(put(a).address, put(b).address)
+    result = call(made, a, b)
     expected = a[:, 1:4, 2:7].astype(np.float64) @ b[2:7, 3:7]
     np.testing.assert_allclose(get(result, (4, 3, 4)), expected, rtol=1e-5, atol=1e-5)
 
@@ -342,9 +350,7 @@ def test_a_product_between_kernels() -> None:
     made = build(unit(SCALE, steps, 8 * n * n), 1, floats(n, n))
     x = rng.standard_normal((n, n)).astype(np.float32)
     y = x * 2.0 + 1
-    np.testing.assert_allclose(
-        get(made.call(put(x).address)[0], (n, n)), (y @ y) * 2 + 1, rtol=1e-4, atol=1e-3
-    )
+    np.testing.assert_allclose(get(call(made, x), (n, n)), (y @ y) * 2 + 1, rtol=1e-4, atol=1e-3)
 
 
 @products
@@ -420,6 +426,7 @@ def test_the_public_module_tells_what_the_driver_does() -> None:
         stream.record_event().wait()
 
 
+@caching
 def test_memory_is_counted() -> None:
     tg.cuda.reset_peak_memory_stats()
     before = tg.cuda.memory_allocated()
