@@ -10,7 +10,7 @@ get prototypes, with vector variants where the target's libmvec has them. Start 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -59,12 +59,12 @@ def without_comments(text: str) -> str:
     return _COMMENT.sub("", text)
 
 
-@lru_cache(maxsize=1)
-def sections() -> dict[str, str]:
-    """All helper sections by name, in file order."""
+@lru_cache(maxsize=2)
+def sections(files: str = "prelude_*.c") -> dict[str, str]:
+    """All helper sections by name, in the order of the files that have such names."""
     found: dict[str, str] = {}
     folder = Path(__file__).parent / "templates"
-    for path in sorted(folder.glob("prelude_*.c")):
+    for path in sorted(folder.glob(files)):
         text = path.read_text(encoding="utf-8")
         marks = list(_SECTION.finditer(text))
         for k, mark in enumerate(marks):
@@ -84,9 +84,12 @@ def _instance(body: str, suffix: str) -> str:
     return body
 
 
-def helper_names(text: str) -> list[str]:
-    """The helpers that C text calls, directly or through others, dependencies first."""
-    known = sections()
+def helper_names(text: str, known: Mapping[str, str] | None = None) -> list[str]:
+    """The helpers that C text calls, directly or through others, dependencies first.
+
+    `known` are the sections that there are: by default those of C.
+    """
+    known = sections() if known is None else known
     ordered: list[str] = []
 
     def visit(name: str) -> None:

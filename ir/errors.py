@@ -143,3 +143,13 @@ class CompileError(TracegradError, RuntimeError):
 
 class CompilerNotFound(CompileError):
     """There is no C compiler. Cure: install gcc or clang, or set `CC`; until then runs are eager."""
+
+
+class AcceleratorError(TracegradError, RuntimeError):
+    """A CUDA call failed, or there is no CUDA. Cure: as the message says; after a fault inside a
+    kernel the device is of no more use to this process.
+    """
+
+
+class OutOfMemoryError(TracegradError, RuntimeError):
+    """A device has no memory left. Cure: smaller batches, or drop tensors that are not needed."""

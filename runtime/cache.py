@@ -1,9 +1,10 @@
 """The disk cache of compiled kernels, and a small store of texts beside it.
 
-One entry is a folder `kernels/ab/<key>/` with `kernel.c`, a shared object and `meta.json`; the key is
-the SHA-256 of everything that decides the machine code (`make_key`). Entries are built in a private
-folder and appear by one rename, so a reader sees a whole entry or none. The length and the SHA-256
-of the shared object are compared before it is loaded: a cut or altered file is never mapped.
+One entry is a folder `kernels/ab/<key>/` with `kernel.c`, a shared object and `meta.json` (for CUDA
+`kernel.cu` and a cubin); the key is the SHA-256 of everything that decides the machine code
+(`make_key`). Entries are built in a private folder and appear by one rename, so a reader sees a whole
+entry or none. The length and the SHA-256 of the shared object are compared before it is loaded: a cut
+or altered file is never mapped.
 Nothing is pickled. Texts (`get_text`, `put_text`) are single files that carry their own SHA-256.
 
 Note [Names of libraries]
@@ -52,8 +53,8 @@ class Entry:
 
     @property
     def source(self) -> Path:
-        """The C file."""
-        return self.path / "kernel.c"
+        """The C or CUDA file."""
+        return self.path / str(self.meta.get("source", "kernel.c"))
 
     @property
     def library(self) -> Path:
@@ -145,8 +146,10 @@ def discard(key: str, problem: str) -> None:
             store.demote(error)
 
 
-def publish(build: Path, root: Path, key: str, meta: Mapping[str, object]) -> Entry:
-    """Turn a private build folder with `kernel.c` and `kernel.so` into the entry of `key`.
+def publish(
+    build: Path, root: Path, key: str, meta: Mapping[str, object], product: str = "kernel.so"
+) -> Entry:
+    """Turn a private build folder with a source and what was made of it into the entry of `key`.
 
     Where another process published the same key meanwhile, its entry is used and ours dropped.
 
@@ -154,12 +157,13 @@ def publish(build: Path, root: Path, key: str, meta: Mapping[str, object]) -> En
         build: folder made by `folder.temporary_folder(root, ...)`; gone afterwards.
         root: the store root that the build folder stands below.
         key: from `make_key`.
-        meta: what to remember; the size and digest of the shared object are added.
+        meta: what to remember; the size and digest of the product are added.
+        product: the file that the compiler made.
     Raises:
         OSError: the folder is full or read-only.
     """
-    library = f"kernel-{os.urandom(4).hex()}.so"
-    os.rename(build / "kernel.so", build / library)
+    library = f"kernel-{os.urandom(4).hex()}{Path(product).suffix}"
+    os.rename(build / product, build / library)
     data = (build / library).read_bytes()
     full: dict[str, object] = dict(meta)
     full.update(

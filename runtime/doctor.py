@@ -18,6 +18,7 @@ import numpy as np
 
 from tracegrad.ir.errors import CompileError
 from tracegrad.runtime import blas, cache, folder, inventory, kernels, threads, toolchain
+from tracegrad.runtime.cuda import compilers, cublas, driver
 
 PACKAGES = ("numpy", "scipy", "cffi", "jinja2", "ml_dtypes", "scipy-openblas32", "pycuda")
 
@@ -177,22 +178,23 @@ def _cache() -> tuple[bool, str]:
 
 def cuda_status() -> str | None:
     """None when CUDA is usable, else one line saying why not. Never raises, makes no context."""
-    try:
-        import pycuda.driver as driver
-    except ModuleNotFoundError as error:
-        return f"pycuda is not installed ({error.name})"
-    except ImportError as error:
-        return f"no CUDA driver ({error})"
-    try:
-        driver.init()
-        return None if driver.Device.count() else "no CUDA device"
-    except driver.Error as error:
-        return f"no CUDA device ({error})"
+    return driver.status()
 
 
 def _cuda() -> tuple[bool, str]:
     problem = cuda_status()
-    return True, "usable" if problem is None else f"not used: {problem}"
+    if problem is not None:
+        return True, f"not used: {problem}"
+    text = ", ".join(f"{driver.name(k)} ({driver.arch(k)})" for k in range(driver.device_count()))
+    products = (
+        "cuBLAS" if cublas.cublas_available() else "no cuBLAS, so products are generated loops"
+    )
+    try:
+        compiler = compilers.find()
+    except CompileError as error:
+        return False, f"{text}, {products}; not used: {error}"
+    name = "NVRTC" if compiler.kind == "nvrtc" else "nvcc"
+    return True, f"usable: {text}; {name} ({compiler.path}: {compiler.version}); {products}"
 
 
 _CHECKS: tuple[tuple[str, Callable[[], tuple[bool, str]]], ...] = (

@@ -121,12 +121,14 @@ class Launchable:
         run: `tg_run`, bare.
         entry: its record.
         graph: what was compiled; strides: of its inputs that are not contiguous, in elements.
+        finish: waits for a device that goes on after `run`; None for kernels of the CPU.
     """
 
     run: Run
     entry: KernelRecord
     graph: Graph
     strides: Mapping[Value, Shape]
+    finish: Callable[[], None] | None = None
 
 
 class Listener:
@@ -198,10 +200,13 @@ def _bind(call: Callable[..., Any]) -> None:
 
 def _timed(watched: Launchable) -> Run:
     run, entry, clock = watched.run, watched.entry, time.perf_counter_ns
+    finish = watched.finish
 
     def tg_run(args: Any) -> int:
         start = clock()
         status = run(args)
+        if finish is not None:
+            finish()
         end = clock()
         if _timing:
             with _lock:

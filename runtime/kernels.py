@@ -130,6 +130,7 @@ def load(
     outputs: int = 0,
     ops: int = 0,
     bytes: int = 0,
+    listed: bool = True,
 ) -> LoadedKernel:
     """Load a kernel: from memory, else from disk, else by compiling it.
 
@@ -141,6 +142,7 @@ def load(
         debug: build with debug information (a key of its own).
         listing: a copy with comments for reading, kept as `listing.c`; not in the key.
         codegen_ms, inputs, outputs, ops, bytes: for the history.
+        listed: False for a helper that is no kernel of the user's and has no place in the history.
     Raises:
         CompilerNotFound: there is no compiler and the cache does not hold this kernel.
         CompileError: the compiler refused the source; the text has its command, its first words
@@ -158,7 +160,9 @@ def load(
             key, label, origin, codegen_ms, spent, elapsed, bytes, inputs, outputs, ops
         )
         line.source = str(kernel.path.with_name("kernel.c"))
-        return replace(kernel, origin=origin, compile_ms=spent, record=history.record(line))
+        if listed:
+            history.record(line)
+        return replace(kernel, origin=origin, compile_ms=spent, record=line)
 
     kernel = _loaded.get(key)
     if kernel is not None:
@@ -248,7 +252,7 @@ def _build(
     store = folder.current()
 
     def action(root: Path) -> LoadedKernel:
-        with _key_lock(root, key):
+        with key_lock(root, key):
             present = _from_disk(key, source)  # another process was faster
             if present is not None:
                 return present
@@ -260,7 +264,7 @@ def _build(
                 meta = {"label": label, "command": command, "compile_ms": elapsed, "why": why}
                 entry = cache.publish(build, root, key, meta)
             except CompileError as error:
-                kept = _keep_failed(build, root, key)
+                kept = keep_failed(build, root, key)
                 raise type(error)(f"{error}\nSource:  {kept}") from None
             finally:
                 shutil.rmtree(build, ignore_errors=True)
@@ -303,18 +307,18 @@ def _write_source(build: Path, key: str, source: str, listing: str | None) -> No
         (build / "listing.c").write_text(listing, encoding="utf-8")
 
 
-def _keep_failed(build: Path, root: Path, key: str) -> Path:
-    """Move a build that failed to `failed/`, so that its source can be read; return the C file."""
+def keep_failed(build: Path, root: Path, key: str, source: str = "kernel.c") -> Path:
+    """Move a build that failed to `failed/`, so that its source can be read; return that file."""
     target = root / "failed" / key[:16]
     target.parent.mkdir(mode=0o700, exist_ok=True)
     if target.exists():
         shutil.rmtree(target)
     os.rename(build, target)
-    return target / "kernel.c"
+    return target / source
 
 
 @contextlib.contextmanager
-def _key_lock(root: Path, key: str) -> Iterator[None]:
+def key_lock(root: Path, key: str) -> Iterator[None]:
     """Hold the lock of a key among processes. It saves work, and has no part in the result."""
     import filelock
 

@@ -1,4 +1,4 @@
-"""Write `_abi.py`: the C declarations through which kernels and BLAS libraries are called.
+"""Write `_abi.py`: the C declarations through which kernels and libraries are called.
 
 cffi parses C declarations with pycparser, which takes longer to import than NumPy. So they are
 parsed here, once, and kept as the table that cffi's own loader reads. After a change of
@@ -32,6 +32,30 @@ void cblas_dgemm64_(void);
 void cblas_sgemv64_(void);
 void cblas_dgemv64_(void);
 char *openblas_get_config64_(void);
+int cuGetErrorString(int, const char **);
+int cuModuleLoadData(void **, const void *);
+int cuModuleGetFunction(void **, void *, const char *);
+int cuFuncSetAttribute(void *, int, int);
+void cuCtxGetCurrent(void);
+void cuCtxSetCurrent(void);
+void cuCtxPushCurrent_v2(void);
+void cuCtxPopCurrent_v2(void);
+void cuLaunchKernel(void);
+void cuMemsetD8Async(void);
+void cuMemcpyDtoH_v2(void);
+int nvrtcVersion(int *, int *);
+int nvrtcCreateProgram(void **, const char *, const char *, int, const char **, const char **);
+int nvrtcCompileProgram(void *, int, const char **);
+int nvrtcDestroyProgram(void **);
+int nvrtcGetProgramLogSize(void *, size_t *);
+int nvrtcGetProgramLog(void *, char *);
+int nvrtcGetCUBINSize(void *, size_t *);
+int nvrtcGetCUBIN(void *, char *);
+int cublasCreate_v2(void **);
+int cublasSetWorkspace_v2(void *, void *, size_t);
+int cublasSetMathMode(void *, int);
+int cublasGetVersion_v2(void *, int *);
+void cublasGemmStridedBatchedEx(void);
 """
 TARGET = Path(__file__).with_name("_abi.py")
 

@@ -31,8 +31,10 @@ def rehearse(what: Launchable) -> list[float] | None:
 
     Returns:
         One number per kernel, in order; None where there is no compiler or no memory, there are
-        many kernels, or a kernel refuses the stand-in numbers.
+        many kernels, a kernel refuses the stand-in numbers, or the launch was on another device.
     """
+    if what.finish is not None:
+        return None
     graph, strides = what.graph, what.strides
     unit = executable.generate(graph, strides)
     if not 1 <= unit.kernels <= MANY_KERNELS:

@@ -157,7 +157,7 @@ static inline {T} tg_floor_divide_{s}({T} x, {T} y)
     q = (r != 0) & ((r < 0) != (y < 0)) ? q - 1 : q;
     {T} whole = floor{f}(q);
     whole = q - whole > 0.5{f} ? whole + 1 : whole;
-    whole = q != 0 ? whole : copysign{f}(0, x / y);
+    whole = q != 0 ? whole : copysign{f}(0.0{f}, x / y);
     return y == 0 ? x / y : whole;
 }
 

@@ -1,1 +1,5 @@
-"""CUDA devices: memory, modules, launches. Start reading at `tracegrad.runtime.cuda.driver`."""
+"""CUDA devices: memory, modules, launches.
+
+`driver` is the one module that touches pycuda; `memory` is the pool; `cubins` compiles; `executable`
+makes a unit callable. Start reading at `executable`.
+"""

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tracegrad.runtime import cache, folder, history, kernels, toolchain
+from tracegrad.runtime.cuda import compilers, cubins
 
 
 def fresh() -> None:
@@ -22,6 +23,8 @@ def fresh() -> None:
     folder.forget_warnings()
     history.clear_history()
     cache.forget()
+    cubins.forget()
+    compilers.forget()
 
 
 @pytest.fixture(autouse=True)

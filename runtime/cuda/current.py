@@ -1,0 +1,32 @@
+"""What "cuda" means without a number, thread by thread, and the seeds of devices."""
+
+from __future__ import annotations
+
+import threading
+
+
+class _Current(threading.local):
+    device = 0
+
+
+_current = _Current()
+seeds: dict[int, int] = {}  # by device, as `tracegrad.cuda.manual_seed` set them
+
+
+def device() -> int:
+    """The number of the current device of this thread.
+
+    Example:
+        >>> device()
+        0
+    """
+    return _current.device
+
+
+def set_device(number: int) -> None:
+    """Change it; the caller has seen that there is such a device.
+
+    Example:
+        >>> set_device(0)
+    """
+    _current.device = number
