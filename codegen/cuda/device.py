@@ -28,6 +28,7 @@ THREADS = 256  # of a block, where nothing asks for another number
 LEVELS = 4  # outside, in a row, in the loop along it, in its lanes; some without a loop
 LANE = "u"  # the loop variable of lanes
 REACH = 2**30  # indices up to here are int: a stride of the grid beyond it fits too
+_ATOM = re.compile(r"[\w.]+")
 _WORD = re.compile(r"\b[A-Za-z_]\w*\b")
 
 
@@ -96,7 +97,9 @@ class Span:
         """A number of parts, in C, as the counter counts them."""
         if len(self.axes) != 1 or self.lanes == 1:
             return parts
-        return f"{self.lanes} * {parts}" if parts.isidentifier() else f"{self.lanes} * ({parts})"
+        if parts.isdigit():
+            return str(self.lanes * int(parts))
+        return f"{self.lanes} * {parts if _ATOM.fullmatch(parts) else f'({parts})'}"
 
     def definitions(self) -> list[tuple[str, str]]:
         """The variables of the loops by the counter: (name, expression)."""
@@ -174,7 +177,6 @@ class DeviceBody(Body):
         along: the loop variable that has lanes, at level `depths[along]`; lanes are one deeper.
         index: the type of indices.
         count: how many of the lanes there are, as C, where they may be fewer.
-        arrays: names of arrays of lanes in the whole kernel.
         slots: for arrays that a thread has to itself, the place of the element at hand.
         held: what loops over the same elements read for each other.
     """
@@ -182,7 +184,7 @@ class DeviceBody(Body):
     def __init__(
         self, lowering: Lowering, affine: Callable[[Affine], Affine], depths: Mapping[str, int],
         extents: Mapping[str, int], *, lanes: int = 1, along: str = "", index: str = "int",
-        count: str = "", row: int = 0, named: int = 0, arrays: dict[str, str] | None = None,
+        count: str = "", row: int = 0, named: int = 0,
         slots: Mapping[str, str] | None = None, held: Held | None = None,
     ) -> None:  # fmt: skip
         depths, extents = dict(depths), dict(extents)
@@ -194,7 +196,6 @@ class DeviceBody(Body):
         super().__init__(lowering, self._with_lane, depths, extents, row, named)
         self.statements += [[] for _ in range(LEVELS - len(self.statements))]
         self.arrays: dict[tuple[str, Affine], str] = {}
-        self.taken = {} if arrays is None else arrays  # names of arrays in the whole kernel
         self.put: list[Line] = []
         self.slots, self.held = slots or {}, held
 
@@ -235,9 +236,8 @@ class DeviceBody(Body):
         if found is not None:
             return found, False
         name = f"{buffer}_{LANE}"
-        while name in self.taken:
+        while name in self.arrays.values():
             name += LANE
-        self.taken[name] = buffer
         self.arrays[buffer, first] = name
         return name, True
 

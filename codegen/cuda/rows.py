@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
 from tracegrad.codegen.affine import Affine
 from tracegrad.codegen.cuda.device import (
@@ -45,7 +46,8 @@ from tracegrad.ir.types import contiguous_strides
 FEW, LONG = 64, 16384  # fewer rows than this, longer than that: one team each would leave most idle
 SHARE = 8  # elements of a row for each thread, about
 UNROLLED = 8  # steps of a loop along a row that are written out, so that arrays can be registers
-REGISTERS = 48  # for arrays of one thread
+REGISTERS = 72  # for arrays of one thread that live at the same time
+ACCUMULATORS = 40  # of these, for what accumulates over rows
 MOST_PARTS = 512  # blocks of rows whose accumulators are combined
 FEWEST_PER_PART = 8  # rows
 SPARE = 2048  # bytes of shared memory for what else a block keeps there
@@ -227,6 +229,13 @@ class _RowKernel:
             for node in s.group.reductions:
                 self.made[buffers[node.out].name] = (k, None)
         self.own = {v: b for v, b in buffers.items() if b.local and not b.scalar}
+        self.registers = _Registers(len(stages))
+        self.many = sum(
+            n.out.type.size > 1 for t in stages if t.accumulates for n in t.group.reductions
+        )
+        for stage, form in zip(stages, self.forms, strict=True):
+            if stage.accumulates and self._accumulators_in_registers(form):
+                self.registers.take(0, len(stages) - 1, 2 * form.mine * len(stage.group.reductions))
         self.in_registers = self._registers()
 
     def _rows_per_part(self) -> int:
@@ -250,7 +259,9 @@ class _RowKernel:
         here, there = self.forms[k], self.forms[maker]
         if within is None or here.serial or there.serial or here.mapping != there.mapping:
             return False
-        if not here.span.axes or [a.extent for a in here.span.axes] != [a.extent for a in there.span.axes]:
+        if not here.span.axes or [a.extent for a in here.span.axes] != [
+            a.extent for a in there.span.axes
+        ]:
             return False
         rest = self.merges[k].affine(term.affine) + within * -1
         row = {a.variable for a in self.rows}
@@ -260,23 +271,28 @@ class _RowKernel:
         """The local arrays that can be arrays of each thread."""
         foreign = {n for k in range(len(self.stages)) for n in self._foreign(k)}
         found: dict[str, Form] = {}
-        taken = 0
         for v, b in self.own.items():
             maker, within = self.made[b.name]
             form = self.forms[maker]
-            words = form.mine * (2 if v.dtype.itemsize == 8 else 1)
-            if b.name in foreign or within is None or not form.steps or taken + words > REGISTERS:
+            if b.name in foreign or within is None or not form.steps:
                 continue
-            found[b.name] = form
-            taken += words
+            last = max(self._readers(b.name), default=maker)
+            if self.registers.take(maker, last, form.mine * -(-v.dtype.itemsize // 4)):
+                found[b.name] = form
         return found
+
+    def _readers(self, name: str) -> list[int]:
+        """The stages that read a buffer."""
+        return [
+            k for k, s in enumerate(self.stages)
+            if any(t.kind == "load" and t.template == name for t in s.lowered.terms())
+        ]  # fmt: skip
 
     def _row_size(self, v: Value) -> int:
         return int(prod(v.shape[len(self.group.rows) :]))
 
     def _accumulators_in_registers(self, form: Form) -> bool:
-        many = sum(len(s.group.reductions) for s in self.stages if s.accumulates)
-        return bool(form.steps) and 2 * form.mine * many <= REGISTERS
+        return bool(form.steps) and 2 * form.mine * self.many <= ACCUMULATORS
 
     def shared_bytes(self) -> int:
         """Shared memory of a block for arrays."""
@@ -296,8 +312,7 @@ class _RowKernel:
         """The kernel, and where something accumulates the one that joins the parts."""
         first = _Text(self, Held())
         first.write()
-        worth = {key for key, loops in first.held.seen.items() if len(loops) > 1}
-        text = _Text(self, Held(self._affordable(worth)))
+        text = _Text(self, Held(self._affordable(first.held.seen)))
         text.write()
         terms = [t for s in self.stages for t in s.lowered.terms()]
         results = [n.out for s in self.stages if s.accumulates for n in s.group.reductions]
@@ -319,26 +334,42 @@ class _RowKernel:
         teams = self.parts if self.accumulating else self.count
         grid = (-(-int(teams) // self.team.per_block), 1, 1)
         kernel = as_cuda(plan, text.items, grid, (self.team.threads, 1, 1), self.index)
-        kernels = [with_scratch(kernel, (*moved, *(s for a in text.accumulated for s in a.scratch)))]
-        for k, a in enumerate(text.accumulated):
-            out = self.buffers[a.node.out]
+        kernels = [
+            with_scratch(kernel, (*moved, *(s for a in text.accumulated for s in a.scratch)))
+        ]
+        for k, size in enumerate(dict.fromkeys(a.size for a in text.accumulated)):
+            alike = [a for a in text.accumulated if a.size == size]
+            outs = [self.buffers[a.node.out] for a in alike]
             last = combine(
-                self.name, [(out.name, out.dtype.c_type)], [(a.r, "acc0")], a.scratch, self.parts,
-                a.size,
+                self.name, [(b.name, b.dtype.c_type) for b in outs], [(a.r, a.acc) for a in alike],
+                [s for a in alike for s in a.scratch], self.parts, size,
             )  # fmt: skip
             kernels.append(replace(last, name=f"{last.name}_{k}" if k else last.name))
         return tuple(kernels)
 
-    def _affordable(self, worth: set[object]) -> set[object]:
-        """The addresses whose elements fit into registers, beside the other arrays."""
-        left = REGISTERS - sum(f.mine for f in self.in_registers.values())
+    def _affordable(self, seen: Mapping[Any, set[int]]) -> set[Any]:
+        """The addresses that several stages read and whose elements fit into registers."""
         kept = set()
-        for key in sorted(worth, key=str):
-            mine = key[2][1] * key[2][2]  # type: ignore[index]
-            if mine <= left:
+        for key, stages in sorted(seen.items(), key=str):
+            words = key[2][1] * key[2][2]
+            if len(stages) > 1 and self.registers.take(min(stages), max(stages), words):
                 kept.add(key)
-                left -= mine
         return kept
+
+
+class _Registers:
+    """How many registers of a thread the arrays take that live in each stage."""
+
+    def __init__(self, stages: int) -> None:
+        self.words = [0] * stages
+
+    def take(self, first: int, last: int, words: int) -> bool:
+        """Take some for the time of some stages, if they are there."""
+        if max(self.words[first : last + 1]) + words > REGISTERS:
+            return False
+        for k in range(first, last + 1):
+            self.words[k] += words
+        return True
 
 
 @dataclass(frozen=True)
@@ -362,7 +393,6 @@ class _Text:
         self.outside: list[Line | Loop | Block] = []
         self.row: list[Line | Loop | Block] = []
         self.shown: dict[str, str] = {}
-        self.arrays: dict[str, str] = {}
         self.accumulated: list[_Accumulated] = []
         self.reductions = self.named = 0
         self.unseen: set[str] = set()  # arrays written since the team last waited
@@ -445,8 +475,7 @@ class _Text:
         body = DeviceBody(
             stage.lowered.lowering, merges.affine, {**rows, **along, **serial}, extents,
             lanes=form.span.lanes, along=form.span.axes[-1].variable if form.span.axes else "",
-            index=self.k.index, row=1, named=self.named, arrays=self.arrays, slots=slots,
-            held=self.held,
+            index=self.k.index, row=1, named=self.named, slots=slots, held=self.held,
         )  # fmt: skip
         body.shown = self.shown
         return body
@@ -480,7 +509,15 @@ class _Text:
         inside = [*used(span.definitions(), index, inside), *inside]
         if not form.steps:
             start = span.counted(team.lane)
-            return [Loop(span.counter, str(span.stop), tuple(inside), start, span.counted(str(team.width)))]
+            return [
+                Loop(
+                    span.counter,
+                    str(span.stop),
+                    tuple(inside),
+                    start,
+                    span.counted(str(team.width)),
+                )
+            ]
         lane = "" if team.lane == "0" else f" + {team.lane}"
         part = f"s * {team.width}{lane}" if team.width > 1 else "s"
         items = used([(span.counter, span.counted(part))], index, inside)
@@ -497,7 +534,11 @@ class _Text:
     ) -> None:  # fmt: skip
         """Reductions of parts of a row, each by one thread."""
         inner = body.statements[3]
-        loop = Loop(serial.counter, str(serial.stop), (*used(serial.definitions(), self.k.index, inner), *inner))
+        loop = Loop(
+            serial.counter,
+            str(serial.stop),
+            (*used(serial.definitions(), self.k.index, inner), *inner),
+        )
         after = []
         for node, r, acc in accumulators:
             buffer = self.k.buffers[node.out]
@@ -520,7 +561,9 @@ class _Text:
             buffer = self.k.buffers[node.out]
             if buffer.scalar:
                 c_type = "int" if node.out.dtype.kind == "b" else node.out.dtype.c_compute
-                self.row.append(Line(f"const {c_type} {buffer.name} = {r.value(acc, node.out.dtype)};"))
+                self.row.append(
+                    Line(f"const {c_type} {buffer.name} = {r.value(acc, node.out.dtype)};")
+                )
                 continue
             place = "0" if buffer.local else "row"
             self.row += self.team.first([Line(f"{buffer.name}[{place}] = {r.result(acc)};")])
@@ -550,8 +593,19 @@ class _Text:
         first = Line(f"{a.acc}[{_slot_of(a)}] = {a.r.initial};")
         if a.array == "mine":
             declared = Line(f"{a.r.c_type} {a.acc}[{a.form.mine}];")
-            return [declared, Loop("s", str(a.form.mine), (Line(f"{a.acc}[s] = {a.r.initial};"),), pragmas=("unroll",))]
-        return [*self._shared(a.r.c_type, a.acc, a.size), *self._along(a.form, _lanes_of(a.form, [first]))]
+            return [
+                declared,
+                Loop(
+                    "s",
+                    str(a.form.mine),
+                    (Line(f"{a.acc}[s] = {a.r.initial};"),),
+                    pragmas=("unroll",),
+                ),
+            ]
+        return [
+            *self._shared(a.r.c_type, a.acc, a.size),
+            *self._along(a.form, _lanes_of(a.form, [first])),
+        ]
 
     def _end(self, a: _Accumulated) -> list[Line | Loop | Block]:
         """Behind the last row."""
