@@ -25,6 +25,7 @@ from tracegrad.ir.sizes import Size
 Items = Sequence[Any]
 """Lines, loops and blocks; typed loosely, because a loop of C holds no blocks by its type."""
 THREADS = 256  # of a block, where nothing asks for another number
+LEVELS = 4  # outside, in a row, in the loop along it, in its lanes; some without a loop
 LANE = "u"  # the loop variable of lanes
 REACH = 2**30  # indices up to here are int: a stride of the grid beyond it fits too
 _WORD = re.compile(r"\b[A-Za-z_]\w*\b")
@@ -160,6 +161,7 @@ class DeviceBody(Body):
         if lanes > 1:
             depths[LANE], extents[LANE] = self.level + 1, lanes
         super().__init__(lowering, self._with_lane, depths, extents, row, named)
+        self.statements += [[] for _ in range(LEVELS - len(self.statements))]
         self.arrays: dict[tuple[str, Affine], str] = {}
         self.taken = {} if arrays is None else arrays  # names of arrays in the whole kernel
         self.put: list[Line] = []

@@ -63,7 +63,7 @@ def _rows(nest: GroupNest) -> tuple[CudaKernel, ...]:
         {**{a.variable: 1 for a in nest.kept}, **{a.variable: 2 for a in nest.inner}},
         lanes=lanes, along=nest.inner[-1].variable if nest.inner else "",
     )  # fmt: skip
-    results = _take_in(nest, body, (2 if nest.inner else 1) + (lanes > 1))
+    results = _take_in(nest, body, 2 + (lanes > 1))
     block = "blockIdx.y" if chunk else "blockIdx.x"
     start, stop, head = span.counted(team.lane), str(span.stop), []
     if chunk:
@@ -244,9 +244,9 @@ def _take_in(nest: GroupNest, body: DeviceBody, depth: int) -> list[Result]:
 def _reduced_loop(
     nest: GroupNest, body: DeviceBody, span: Span, level: int, start: str, stop: str, step: str
 ) -> Items:
-    if not span.axes:
-        return []
     inside = body.inside(level)
+    if not span.axes:
+        return inside
     inside = [*used(span.definitions(), nest.index, inside), *inside]
     pragmas = ("unroll 4",) if span.lanes == 1 and nest.cost <= 16 else ()
     return [Loop(span.counter, stop, tuple(inside), start, step, pragmas=pragmas)]
