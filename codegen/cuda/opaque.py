@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from tracegrad.codegen.cuda.plan import CudaKernel, CudaTarget
 from tracegrad.codegen.cuda.products import plan_product
+from tracegrad.codegen.cuda.windows import plan_window
 from tracegrad.codegen.lower import Buffer
 from tracegrad.ir.graph import Node, Value
 
@@ -23,5 +24,5 @@ def plan_node(
         buffers: of everything in memory.
         target: the device.
     """
-    planners = {"contraction": plan_product}
+    planners = {"contraction": plan_product, "window": plan_window}
     return planners[node.primitive.family](name, node, producer, buffers, target)

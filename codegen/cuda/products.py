@@ -31,7 +31,13 @@ from tracegrad.codegen.cuda.elements import (
 )
 from tracegrad.codegen.cuda.plan import WARP, CudaKernel, CudaTarget, Product
 from tracegrad.codegen.cuda.tiles import (
-    MOST_SPLITS, Side, Work, combining, plan_tiles, split_results)
+    MOST_SPLITS,
+    Side,
+    Work,
+    combining,
+    plan_tiles,
+    split_results,
+)
 from tracegrad.codegen.lower import Buffer
 from tracegrad.ir.graph import Node, Value
 

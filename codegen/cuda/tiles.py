@@ -54,6 +54,7 @@ SMALL = Tile(32, 32, 16, (2, 2))
 TALL = Tile(128, 16, 16, (4, 2))  # few columns
 WIDE = Tile(16, 128, 16, (2, 4))  # few rows
 NARROW = 16
+NARROW_WIDE_TYPE = Tile(64, 16, 16, (2, 2)), Tile(16, 64, 16, (2, 2))  # TALL and WIDE of 8 bytes
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def choose(
     The largest tile whose blocks, parts of the sum counted, fill the device.
     """
     if min(m, n) <= NARROW < max(m, n):
-        tile = TALL if n <= m else WIDE
+        tile = (NARROW_WIDE_TYPE if element.nbytes > 4 else (TALL, WIDE))[n > m]
     else:
         tile = SMALL
         for larger in (LARGE, MEDIUM):
@@ -157,7 +158,10 @@ def choose(
                 continue  # its sums would not fit the registers
             if not element.is_float or min(m, n) <= larger.rows // 2:
                 continue
-            if larger.count(m, n) * batch * max(1, k // (2 * LEAST_SPLIT)) >= target.multiprocessors:
+            if (
+                larger.count(m, n) * batch * max(1, k // (2 * LEAST_SPLIT))
+                >= target.multiprocessors
+            ):
                 tile = larger
                 break
     blocks = tile.count(m, n) * batch

@@ -13,9 +13,9 @@ from math import prod
 
 from tracegrad.codegen.cuda.groups import plan_group
 from tracegrad.codegen.cuda.opaque import plan_node
-from tracegrad.codegen.cuda.products import PRODUCT_DTYPES
 from tracegrad.codegen.cuda.plan import Block, CudaKernel, CudaTarget, CudaUnit, Launch, Place
 from tracegrad.codegen.cuda.prelude import prelude
+from tracegrad.codegen.cuda.products import PRODUCT_DTYPES
 from tracegrad.codegen.cuda.rows import plan_rows
 from tracegrad.codegen.plan import Line, Loop, Parameter, Scratch, Slot
 from tracegrad.codegen.schedule import Step, schedule
