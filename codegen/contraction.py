@@ -7,7 +7,7 @@ broadcast multiply and a sum, which the loop planner then fuses like anything el
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -28,7 +28,7 @@ PANEL_ROWS = 128  # fewer rows and a panel's time goes into packing the other op
 Views = Mapping[Value, tuple[Buffer, Affine, dict[str, int]]]
 
 
-def _sizes(node: Node) -> tuple[list[int], list[int], list[int], list[int]]:
+def sizes_of(node: Node) -> tuple[list[int], list[int], list[int], list[int]]:
     """Axes of x and y that are free, and the sizes of batch and contracted axes."""
     x, y = node.inputs
     (cx, cy), (bx, by) = node.params["contract"], node.params["batch"]
@@ -37,20 +37,31 @@ def _sizes(node: Node) -> tuple[list[int], list[int], list[int], list[int]]:
     return free_x, free_y, [x.shape[a] for a in bx], [x.shape[a] for a in cx]
 
 
-def uses_blas(node: Node) -> bool:
-    """Whether a `dot_general` node becomes a gemm call: always where its size varies."""
+BLAS_DTYPES = frozenset({"float32", "float64"})
+
+
+def uses_blas(node: Node, dtypes: Collection[str] = BLAS_DTYPES) -> bool:
+    """Whether a `dot_general` node becomes a gemm call: always where its size varies.
+
+    Args:
+        dtypes: names of those that the BLAS knows.
+    """
     x, y = node.inputs
-    free_x, free_y, batch, contract = _sizes(node)
+    free_x, free_y, batch, contract = sizes_of(node)
     m = prod(x.shape[a] for a in free_x)
     n = prod(y.shape[a] for a in free_y)
     k = prod(contract)
     large = isinstance(m * n * k, Size) or m * n * k > SMALL
-    return x.dtype.name in ("float32", "float64") and large and min(m, n, k) >= 1
+    return x.dtype.name in dtypes and large and min(m, n, k) >= 1
 
 
-def expand_small(graph: Graph) -> Graph:
-    """Write contractions that do not go to BLAS as multiply and sum. Pure; idempotent."""
-    if all(n.primitive.name != "dot_general" or uses_blas(n) for n in graph.nodes):
+def expand_small(graph: Graph, dtypes: Collection[str] = BLAS_DTYPES) -> Graph:
+    """Write contractions that do not go to BLAS as multiply and sum. Pure; idempotent.
+
+    Args:
+        dtypes: as for `uses_blas`.
+    """
+    if all(n.primitive.name != "dot_general" or uses_blas(n, dtypes) for n in graph.nodes):
         return graph
     builder = GraphBuilder(graph.name)
     builder.inputs.extend(graph.inputs)
@@ -58,7 +69,7 @@ def expand_small(graph: Graph) -> Graph:
     for node in graph.nodes:
         inputs = tuple(new.get(v, v) for v in node.inputs)
         builder.location = node.location
-        if node.primitive.name == "dot_general" and not uses_blas(node):
+        if node.primitive.name == "dot_general" and not uses_blas(node, dtypes):
             with builder:
                 new[node.out] = _as_loops(node, *inputs)
         else:
@@ -71,7 +82,7 @@ def expand_small(graph: Graph) -> Graph:
 def _as_loops(node: Node, x: Any, y: Any) -> Any:
     """x and y laid out as (batch, free x, free y, contracted), multiplied and summed."""
     (cx, cy), (bx, by) = node.params["contract"], node.params["batch"]
-    free_x, free_y, batch, contract = _sizes(node)
+    free_x, free_y, batch, contract = sizes_of(node)
     m, n = [x.shape[a] for a in free_x], [y.shape[a] for a in free_y]
     out = node.out.dtype
     wide = dtypes.float32 if out.c_compute != out.c_type else out
@@ -148,7 +159,7 @@ def strides_of(
 
 
 @dataclass(frozen=True)
-class _Operand:
+class Operand:
     """A matrix in memory: row-major with leading dimension, or its transpose."""
 
     buffer: Buffer
@@ -174,7 +185,7 @@ def _merged(at: Affine, symbols: Sequence[str], sizes: Sequence[int]) -> int | N
 
 def _matrix(
     at: Affine, buffer: Buffer, rows: Sequence[tuple[str, int]], columns: Sequence[tuple[str, int]]
-) -> _Operand | None:
+) -> Operand | None:
     """See an operand as rows x columns for BLAS; None where it cannot take it as it lies."""
     row = _merged(at, [s for s, _ in rows], [n for _, n in rows])
     column = _merged(at, [s for s, _ in columns], [n for _, n in columns])
@@ -184,22 +195,22 @@ def _matrix(
     keep = {s for s, _ in (*rows, *columns)}
     base = Affine(at.const, tuple((s, c) for s, c in at.terms if s not in keep))
     if (column == 1 or width == 1) and (height == 1 or row >= width):
-        return _Operand(buffer, base, False, row if height > 1 else max(width, 1))
+        return Operand(buffer, base, False, row if height > 1 else max(width, 1))
     if (row == 1 or height == 1) and (width == 1 or column >= height):
-        return _Operand(buffer, base, True, column if width > 1 else max(height, 1))
+        return Operand(buffer, base, True, column if width > 1 else max(height, 1))
     return None
 
 
 def matrices(
     node: Node, producer: Callable[[Value], Node | None], buffers: Mapping[Value, Buffer]
-) -> tuple[_Operand | None, _Operand | None]:
+) -> tuple[Operand | None, Operand | None]:
     """Both operands of a contraction as BLAS can take them; None where one needs a copy."""
-    result: list[_Operand | None] = []
+    result: list[Operand | None] = []
     for side in (0, 1):
         v = node.inputs[side]
         symbols = [f"d{a}" for a in range(v.ndim)]
         found = strides_of(v, symbols, producer, buffers)
-        free = _sizes(node)[side]
+        free = sizes_of(node)[side]
         contract, batch = node.params["contract"][side], node.params["batch"][side]
         if found is None:
             result.append(None)
@@ -221,7 +232,7 @@ def plan_contraction(
     left, right = matrices(node, producer, buffers)
     assert left is not None and right is not None, "the schedule gave an operand no usable layout"
     x, y = node.inputs
-    free_x, free_y, batch, contract = _sizes(node)
+    free_x, free_y, batch, contract = sizes_of(node)
     m, n, k = prod(x.shape[a] for a in free_x), prod(y.shape[a] for a in free_y), prod(contract)
     out = buffers[node.out]
     strides = contiguous_strides((*batch, m, n))
@@ -342,7 +353,7 @@ def canonical_operands(graph: Graph, strides: Mapping[Value, Shape]) -> Graph:
             for side in (0, 1):
                 if realised_operand(node, side, graph.producer, strides) is not None:
                     continue
-                free = _sizes(node)[side]
+                free = sizes_of(node)[side]
                 order = (*batch[side], *free, *contract[side])
                 with builder:
                     inputs[side] = ops.permute(inputs[side], axes=order)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
@@ -213,11 +213,18 @@ def _check_positions(graph: Graph, steps: Sequence[Step], checks: Sequence[Check
     return positions
 
 
-def prepared(graph: Graph, strides: Mapping[Value, Shape]) -> Graph:
+def prepared(
+    graph: Graph, strides: Mapping[Value, Shape],
+    products: Collection[str] = contraction.BLAS_DTYPES,
+) -> Graph:  # fmt: skip
     """The graph as it is scheduled: small products and small axes of sums written out, operands of
     the other products canonical.
+
+    Args:
+        strides: of inputs that are not contiguous, in elements.
+        products: the dtypes of which large products stay what they are.
     """
-    expanded = unrolled(contraction.expand_small(without_detach(graph)))
+    expanded = unrolled(contraction.expand_small(without_detach(graph), products))
     return contraction.canonical_operands(expanded, strides)
 
 

@@ -1,10 +1,12 @@
-"""Nodes with kernels of their own. Start reading at `plan_node`."""
+"""Nodes with kernels of their own: which planner takes which. Start reading at `plan_node`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
 from tracegrad.codegen.cuda.plan import CudaKernel, CudaTarget
+from tracegrad.codegen.cuda.products import plan_product
+from tracegrad.codegen.cuda.windows import plan_window
 from tracegrad.codegen.lower import Buffer
 from tracegrad.ir.graph import Node, Value
 
@@ -13,7 +15,7 @@ def plan_node(
     name: str, node: Node, producer: Callable[[Value], Node | None],
     buffers: Mapping[Value, Buffer], target: CudaTarget,
 ) -> tuple[CudaKernel, ...]:  # fmt: skip
-    """The kernels of a convolution, a window, a product or a scatter.
+    """The kernels of a convolution, a window, a product or a scatter, run one after another.
 
     Args:
         name: of the first kernel.
@@ -22,4 +24,5 @@ def plan_node(
         buffers: of everything in memory.
         target: the device.
     """
-    raise AssertionError(f"{node.primitive.name} has no CUDA kernel yet")
+    planners = {"contraction": plan_product, "window": plan_window}
+    return planners[node.primitive.family](name, node, producer, buffers, target)

@@ -15,6 +15,7 @@ from tracegrad.codegen.cuda.groups import plan_group
 from tracegrad.codegen.cuda.opaque import plan_node
 from tracegrad.codegen.cuda.plan import Block, CudaKernel, CudaTarget, CudaUnit, Launch, Place
 from tracegrad.codegen.cuda.prelude import prelude
+from tracegrad.codegen.cuda.products import PRODUCT_DTYPES
 from tracegrad.codegen.cuda.rows import plan_rows
 from tracegrad.codegen.plan import Line, Loop, Parameter, Scratch, Slot
 from tracegrad.codegen.schedule import Step, schedule
@@ -123,7 +124,7 @@ def plan_cuda(
     assert not set(graph.outputs) & set(graph.inputs), "an output must not be an input"
     title = f"{graph.name}: {signature(graph, returned)}"
     sizes = symbols(graph)
-    graph = prepared(graph, strides)
+    graph = prepared(graph, strides, PRODUCT_DTYPES)
     graph = with_sized_constants(graph) if sizes else graph
     steps = schedule(graph, strides)
     buffers = name_buffers(graph, steps, strides, returned)
