@@ -103,7 +103,7 @@ class Double:
     def to_host(self, array: np.ndarray, address: int, index: int = 0) -> None:
         array[...] = self.array(address, array.shape, array.dtype)
 
-    def copy(self, target: int, source: int, nbytes: int, index: int = 0) -> None:
+    def copy(self, target: int, source: int, nbytes: int, index: int, other: Any = None) -> None:
         self.bytes(target, nbytes)[:] = self.bytes(source, nbytes).copy()
 
     def memset(self, address: int, value: int, nbytes: int, index: int = 0) -> None:
@@ -114,10 +114,9 @@ class Double:
 
     def build(
         self, graph: Graph, name: str, strides: Mapping[Value, Any] | None = None,
-        returned: int | None = None,
+        returned: int | None = None, device: int | None = None,
     ) -> Any:  # fmt: skip
         """What `graphs.build` gives; a call interprets the graph."""
-        assert all(v.type.device == "cuda:0" for v in graph.inputs), "an input is in host memory"
 
         def call(*addresses: int) -> tuple[Memory, ...]:
             arrays = []
@@ -151,9 +150,9 @@ def doubled() -> Iterator[Double]:
     double.launched.clear()
     replaced = [
         (driver, "status", lambda: None), (driver, "device_count", lambda: 1),
-        (driver, "current_device", lambda: 0), (driver, "to_device", double.to_device),
-        (driver, "to_host", double.to_host), (driver, "copy", double.copy),
-        (driver, "memset", double.memset), (memory, "allocate", double.allocate),
+        (driver, "to_device", double.to_device),
+        (driver, "to_host", double.to_host), (driver, "within_device", double.copy),
+        (driver, "fill_bytes", double.memset), (memory, "allocate", double.allocate),
         (graphs, "build", double.build), (strided, "copy_strided", double.copy_strided),
     ]  # fmt: skip
     before = [(module, name, getattr(module, name, None)) for module, name, _ in replaced]

@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 
 from tracegrad.ir import ops
-from tracegrad.ir.graph import GraphBuilder, Node, Value
+from tracegrad.ir.graph import Graph, GraphBuilder, Node, Value
+from tracegrad.ir.passes import optimize
 from tracegrad.ir.primitive import Primitive
 from tracegrad.ir.primitives.contraction import MATRIX_PRODUCT
 from tracegrad.ir.types import TensorType
 from tracegrad.runtime.cuda import eager
 from tracegrad.runtime.cuda.array import DeviceArray, filled
+from tracegrad.runtime.cuda.programs import Program, resident
 
 _CODE: dict[str, CodeType] = {}  # by text: rules of one operation differ in shapes, not in text
 
@@ -197,6 +199,32 @@ def zeros_of(type: TensorType) -> Any:
     return DeviceArray.zeros(type.shape, type.dtype.numpy, eager.device_index(type.device))
 
 
+def _compiled_rule(
+    nodes: Sequence[Node], parts: Sequence[Value | None], lines: Lines, arguments: Sequence[str],
+    zeros: Mapping[int, TensorType], device: str,
+) -> ArrayRule:  # fmt: skip
+    """The same on a device: one graph, compiled, for all parts."""
+    values = {name: v for v, name in lines.names.items()}
+    given = ["ct", *arguments]
+    held = [name for name in values if name in lines.globals]  # constants of the function
+    outputs = [p for p in parts if p is not None]
+    graph = Graph(
+        tuple(values[name] for name in (*given, *held)), tuple(nodes), tuple(outputs), "rule"
+    )
+    program = Program(optimize(graph), device)
+    constants = [resident(np.asarray(lines.globals[name]), program.index) for name in held]
+
+    def run(*arrays: Any) -> tuple[Any, ...]:
+        made = iter(program(*arrays, *constants))
+        return tuple([
+            zeros_of(zeros[i]) if i in zeros else None if p is None else next(made)
+            for i, p in enumerate(parts)
+        ])  # fmt: skip
+
+    fresh = tuple(p is not None or i in zeros for i, p in enumerate(parts))
+    return ArrayRule(run, fresh, str(program.graph))
+
+
 def rule_of(
     nodes: Sequence[Node], parts: Sequence[Value | None], lines: Lines, arguments: Sequence[str],
     zeros: Mapping[int, TensorType],
@@ -212,7 +240,11 @@ def rule_of(
     for node in reversed(nodes):
         if node.out in live and not _of_nothing(node):
             live.update(node.inputs)
-    for number, node in enumerate(n for n in nodes if n.out in live):
+    at_work = [n for n in nodes if n.out in live]
+    device = next((v.type.device for v in lines.names if v.type.device != "cpu"), "cpu")
+    if device != "cpu" and any(n.inputs and n.primitive.name not in eager.VIEWS for n in at_work):
+        return _compiled_rule(at_work, parts, lines, arguments, zeros, device)
+    for number, node in enumerate(at_work):
         if node.primitive.name == "constant" or _of_nothing(node):
             name = lines.names[node.out] = f"c{number}"
             lines.globals[name] = _constant(node)

@@ -6,11 +6,18 @@ Start reading at `forward_of`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tracegrad.tracer.array_rules import Lines
+from tracegrad.ir.graph import GraphBuilder
+from tracegrad.ir.passes import optimize
+from tracegrad.runtime.cuda import eager
+from tracegrad.runtime.cuda.programs import Program as Compiled
+from tracegrad.runtime.cuda.programs import resident
+from tracegrad.tracer.array_rules import Lines, as_array
+from tracegrad.tracer.tensor import dtype_of, type_of_array
 
 if TYPE_CHECKING:
     from tracegrad.tracer.composite_plan import Program
@@ -18,6 +25,39 @@ if TYPE_CHECKING:
 
 def forward_of(program: Program, between: Sequence[int]) -> Callable[..., Any]:
     """The steps as a function of the operands' arrays."""
+    device = eager.device_of(program.operands)
+    if device == "cpu":
+        return _step_by_step(program, between)
+    compiled = _on_device(program, between, device)
+    if any(s.plan.op.family != "pointwise" for s in program.steps):
+        return compiled
+    apart = _step_by_step(program, between)  # which keeps the order of dimensions in memory
+    return lambda *arrays: (compiled if all(x.contiguous for x in arrays) else apart)(*arrays)
+
+
+def _on_device(program: Program, between: Sequence[int], device: str) -> Callable[..., Any]:
+    """The steps as one graph, compiled."""
+    builder = GraphBuilder(program.name or "function")
+    values = {i: builder.input(t) for i, t in enumerate(program.operands)}
+    held = []
+    for number, x in program.constants.items():
+        array = as_array(x)
+        if array.ndim:
+            values[number] = builder.input(replace(type_of_array(array), device=device))
+            held.append(array)
+        else:
+            values[number] = builder.constant(array.item(), dtype_of[array.dtype])
+    for step in program.steps:
+        operands = [values[k] for k in step.inputs]
+        values[step.out] = builder.append(step.plan.op, operands, step.params)
+    graph = builder.finish([values[k] for k in (*program.results, *between)])
+    compiled = Compiled(optimize(graph), device)
+    constants = [resident(x, compiled.index) for x in held]
+    return lambda *arrays: compiled(*arrays, *constants)
+
+
+def _step_by_step(program: Program, between: Sequence[int]) -> Callable[..., Any]:
+    """The steps one after another."""
     names = {i: f"x{i}" for i in range(len(program.operands))}
     last: dict[int, int] = {}
     for at, step in enumerate(program.steps):

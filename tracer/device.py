@@ -8,7 +8,7 @@ import threading
 from typing import Any
 
 from tracegrad.ir.errors import DeviceError, OperandError
-from tracegrad.runtime.cuda import driver
+from tracegrad.runtime.cuda import current, driver
 
 _KINDS = (
     "cpu", "cuda", "ipu", "xpu", "mkldnn", "opengl", "opencl", "ideep", "hip", "ve", "fpga", "maia",
@@ -164,7 +164,7 @@ def as_device(spec: Any) -> device:
             f"device {chosen} is not available to tensors: {problem}; use device 'cpu' (check "
             "cuda.is_available() first)"
         )
-    index = driver.current_device() if chosen.index is None else chosen.index
+    index = current.device() if chosen.index is None else chosen.index
     if index >= driver.device_count():
         raise DeviceError(
             "CUDA error: invalid device ordinal\n"

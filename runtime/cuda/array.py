@@ -199,7 +199,7 @@ class DeviceArray:
         """Memory of its own, all bits zero."""
         made = cls.empty(shape, numpy, index)
         if made.size:
-            driver.memset(made.address, 0, made.nbytes, index)
+            driver.fill_bytes(made.address, 0, made.nbytes, index)
         return made
 
     def to_host(self) -> np.ndarray[Any, Any]:
@@ -227,8 +227,12 @@ class DeviceArray:
             raise OperandError(f"cannot copy {source.dtype!r} to {self.dtype!r} without a cast")
         if source.shape != self.shape:
             source = source.broadcast(self.shape)
+        if _may_share_memory(self, source):
+            if (source.address, source.strides) == (self.address, self.strides):
+                return
+            source = source.copy()
         if self.contiguous and source.contiguous:
-            driver.copy(self.address, source.address, self.nbytes, self.index)
+            driver.within_device(self.address, source.address, self.nbytes, self.index)
             return
         from tracegrad.runtime.cuda.strided import copy_strided
 

@@ -1,12 +1,10 @@
 """Eager operations on a device: each is a graph of one node, compiled, and kept by types and layout.
 
-Movement that NumPy does without copying is a view here too. Operands in host memory are numbers,
-which are copied over; those that come again are kept on the device. Start reading at `bound`.
+Movement that NumPy does without copying is a view here too. Start reading at `bound`.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,12 +14,11 @@ import numpy as np
 from tracegrad.ir.dtypes import from_numpy
 from tracegrad.ir.graph import GraphBuilder
 from tracegrad.ir.primitive import Primitive, get
+from tracegrad.ir.sizes import Size
 from tracegrad.ir.types import TensorType
-from tracegrad.runtime.cuda import graphs
-from tracegrad.runtime.cuda.array import DeviceArray
+from tracegrad.runtime.cuda.array import DeviceArray, inverse
+from tracegrad.runtime.cuda.programs import Program, device_index, resident
 
-_NUMBERS_KEPT = 4096
-_numbers: dict[Any, DeviceArray] = {}
 Kernel = Callable[..., DeviceArray]
 
 
@@ -37,29 +34,9 @@ class Viewer:
         return self.view(x)
 
 
-def device_index(device: str) -> int:
-    """The number of the device called `cuda:0` or so."""
-    return int(device.partition(":")[2] or 0)
-
-
 def device_of(types: Sequence[TensorType]) -> str:
     """The first device among types that is not the host; "cpu" where there is none."""
     return next((t.device for t in types if t.device != "cpu"), "cpu")
-
-
-def resident(array: Any, index: int) -> DeviceArray:
-    """The array on device `index`: itself, or a copy; copies of numbers are kept."""
-    if isinstance(array, DeviceArray):
-        return array
-    if array.ndim:
-        return DeviceArray.from_host(array, index)
-    key = (array.dtype, array.tobytes(), index)
-    found = _numbers.get(key)
-    if found is None:
-        if len(_numbers) >= _NUMBERS_KEPT:
-            _numbers.clear()
-        found = _numbers[key] = DeviceArray.from_host(np.asarray(array), index)
-    return found
 
 
 def bound(
@@ -73,33 +50,50 @@ def bound(
     if not types:
         made = resident(np.asarray(op.eager(**params), out.dtype.numpy), device_index(out.device))
         return lambda: made
-    view = _VIEWS.get(op.name)
+    view = VIEWS.get(op.name)
     if view is not None:
         return Viewer(lambda x: view(x, **params))
-    index = device_index(out.device)
     turned: dict[tuple[int, ...], Kernel] = {}
-    loaded: dict[Any, Callable[..., tuple[Any, ...]]] = {}
-    shape, dtype = out.shape, out.dtype.numpy
-    by_elements = op.family == "pointwise"
-    plain = op.family in ("convolution", "window")  # their kernels read row-major memory
+    builder = GraphBuilder(op.name)
+    inputs = [builder.input(replace(t, device=out.device)) for t in types]
+    program = Program(builder.finish([builder.append(op, inputs, params)]), out.device)
+    if op.family != "pointwise":
+        return lambda *arrays: program.computed(arrays)[0]
+    shape, index = out.shape, program.index
+    flat = _flat(op, types, params, out)
 
     def kernel(*arrays: Any) -> DeviceArray:
         given = [x if x.__class__ is DeviceArray else resident(x, index) for x in arrays]
-        order = _common_order(given, shape) if by_elements else None
-        if order is not None:  # the result lies in memory as its operands do
-            if order not in turned:
-                turned[order] = _turned(op, types, params, out, order)
-            laid = turned[order](*[x.transpose(order) if x.ndim else x for x in given])
-            return laid.transpose(tuple(order.index(d) for d in range(len(order))))
-        if plain:
-            given = [x if x.contiguous else x.copy() for x in given]
-        layout = tuple([None if x.contiguous else x.strides for x in given])
-        call = loaded.get(layout)
-        if call is None:
-            call = loaded[layout] = _built(op, types, params, layout, index)
-        return DeviceArray.over(call(*[x.address for x in given])[0], shape, dtype)
+        order = _common_order(given, shape)
+        if order is None and flat is not None and all(x.contiguous for x in given):
+            return flat.computed(given)[0]
+        if order is None:
+            return program.computed(given)[0]
+        if order not in turned:  # the result lies in memory as its operands do
+            turned[order] = _turned(op, types, params, out, order)
+        laid = turned[order](*[x.transpose(order) if x.ndim else x for x in given])
+        return laid.transpose(inverse(order))
 
     return kernel
+
+
+def _flat(
+    op: Primitive, types: Sequence[TensorType], params: Mapping[str, Any], out: TensorType
+) -> Program | None:
+    """The operation over elements in one row, of any number: one code for all sizes.
+
+    None where operands broadcast.
+    """
+    if out.size < 2 or any(t.shape not in ((), out.shape) for t in types):
+        return None
+    row = (Size.symbol("n0", out.size),)
+    builder = GraphBuilder(op.name)
+    inputs = [
+        builder.input(replace(t, shape=row if t.shape else (), device=out.device)) for t in types
+    ]
+    program = Program(builder.finish([builder.append(op, inputs, params)]), out.device)
+    program.kinds = [(out.shape, out.dtype.numpy)]
+    return program
 
 
 def _turned(
@@ -134,27 +128,6 @@ def _common_order(arrays: Sequence[DeviceArray], shape: Any) -> tuple[int, ...] 
     return order
 
 
-def _built(
-    op: Primitive, types: Sequence[TensorType], params: Mapping[str, Any],
-    layout: Sequence[Any], index: int,
-) -> Callable[..., tuple[Any, ...]]:  # fmt: skip
-    """The launcher of a graph of one node."""
-    builder = GraphBuilder(op.name)
-    device = f"cuda:{index}"
-    inputs = [builder.input(TensorType(t.shape, t.dtype, device)) for t in types]
-    node = builder.append(op, inputs, params)
-    strides = {
-        v: tuple(s // v.dtype.itemsize for s in given)
-        for v, given in zip(inputs, layout, strict=True) if given is not None
-    }  # fmt: skip
-    observer = sys.getprofile()  # of a capture: how code is made is not what it watches
-    sys.setprofile(None)
-    try:
-        return graphs.launcher(builder.finish([node]), op.name, strides)
-    finally:
-        sys.setprofile(observer)
-
-
 _arithmetic: dict[Any, Kernel] = {}
 
 
@@ -180,7 +153,7 @@ def _slice(x: DeviceArray, start: Any, stop: Any, step: Any) -> DeviceArray:
     return x[tuple(slice(*bounds) for bounds in zip(start, stop, step, strict=True))]
 
 
-_VIEWS: dict[str, Callable[..., DeviceArray]] = {
+VIEWS: dict[str, Callable[..., DeviceArray]] = {
     "reshape": lambda x, shape: x.reshape(tuple(shape)),
     "permute": lambda x, axes: x.transpose(tuple(axes)),
     "broadcast": lambda x, shape: x.broadcast(tuple(shape)),
