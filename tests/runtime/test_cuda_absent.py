@@ -18,10 +18,11 @@ def absent(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A process without pycuda."""
     monkeypatch.setitem(sys.modules, "pycuda", None)
     monkeypatch.delitem(sys.modules, "pycuda.driver", raising=False)
-    for cached in (driver.status, driver._pycuda):
+    found = driver.status, driver._pycuda
+    for cached in found:
         cached.cache_clear()
     yield
-    for cached in (driver.status, driver._pycuda):
+    for cached in found:
         cached.cache_clear()
 
 
@@ -29,13 +30,12 @@ pytestmark = pytest.mark.usefixtures("absent")
 
 
 def test_nothing_is_available() -> None:
-    assert driver.status() == "pycuda is not installed (pycuda)"
+    assert (driver.status() or "").startswith("pycuda is not installed (pycuda")
     assert not tg.cuda.is_available()
     assert tg.cuda.device_count() == 0
     assert not cublas.cublas_available()
-    assert dict((row.name, row.found) for row in doctor.rows())["CUDA"] == (
-        "not used: pycuda is not installed (pycuda)"
-    )
+    (text,) = (row.found for row in doctor.rows() if row.name == "CUDA")
+    assert text == f"not used: {driver.status()}"
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ from tracegrad.ir.errors import (
 )
 from tracegrad.ir.types import TensorType
 from tracegrad.runtime import history, toolchain
-from tracegrad.runtime.cuda import cubins, cublas, driver, memory
+from tracegrad.runtime.cuda import cubins, cublas, driver, events, memory
 from tracegrad.runtime.cuda.memory import ROUND
 
 problem = driver.status()
@@ -84,13 +84,13 @@ def test_copies_need_contiguous_arrays() -> None:
 
 
 def test_copies_from_and_to_pinned_memory_need_not_wait() -> None:
-    source, target = driver.Pinned(4096, 0), driver.Pinned(4096, 0)
-    source.array[:] = np.arange(4096) % 251
+    source, target = (np.asarray(driver.Pinned(4096, 0)) for _ in range(2))
+    source[:] = np.arange(4096) % 251
     there = memory.allocate(4096, 0)
-    driver.to_device(there.address, source.array, 0, wait=False)
-    driver.to_host(target.array, there.address, 0, wait=False)
+    driver.to_device(there.address, source, 0, wait=False)
+    driver.to_host(target, there.address, 0, wait=False)
     driver.synchronize(0)
-    np.testing.assert_array_equal(target.array, source.array)
+    np.testing.assert_array_equal(target, source)
 
 
 def test_copies_within_the_device_and_fills() -> None:
@@ -390,7 +390,7 @@ def test_events_time_the_stream() -> None:
 
 
 def test_events_die_in_any_thread(recwarn: pytest.WarningsRecorder) -> None:
-    held = [driver.Event(0) for _ in range(3)]
+    held = [events.Event(0) for _ in range(3)]
     thread = threading.Thread(target=held.clear)
     thread.start()
     thread.join()

@@ -30,7 +30,7 @@ import sys, threading
 import numpy as np
 from cuda_units import *
 from tracegrad.ir.errors import *
-from tracegrad.runtime.cuda import driver, memory
+from tracegrad.runtime.cuda import driver, events, memory
 """
 
 
@@ -84,7 +84,7 @@ def test_a_program_ends_well_with_memory_and_kernels_alive(machine: dict[str, st
         made = build(scale_unit(100), 1, floats(100))
         x = put(np.zeros(100, np.float32))
         result = made.call(x.address)
-        event, pinned = driver.Event(0), driver.Pinned(100, 0)
+        event, pinned = events.Event(0), driver.Pinned(100, 0)
         cycle = [result, event]; cycle.append(cycle)
     """
     works(program, machine)
@@ -127,7 +127,7 @@ def test_the_first_use_in_a_thread_that_is_gone_at_the_end(machine: dict[str, st
         kept = []
         def work():
             made = build(scale_unit(100), 1, floats(100))
-            kept.extend([made, put(np.zeros(100, np.float32)), driver.Event(0)])
+            kept.extend([made, put(np.zeros(100, np.float32)), events.Event(0)])
         thread = threading.Thread(target=work); thread.start(); thread.join()
         print(get(kept[0].call(kept[1].address)[0], (100,))[0])
         memory.empty_cache()
@@ -192,8 +192,8 @@ def test_an_access_past_the_end_is_found_without_caching(machine: dict[str, str]
     program = """
         made = build(scale_unit(4096), 1, floats(4096))
         short = memory.allocate(4096, 0)
-        made.call(short.address)
         try:
+            made.call(short.address)
             driver.synchronize(0)
         except AcceleratorError as error:
             print(str(error).splitlines()[0])
