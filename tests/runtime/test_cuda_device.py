@@ -49,6 +49,19 @@ caching = pytest.mark.skipif(
 rng = np.random.default_rng(0)
 
 
+@pytest.fixture(scope="module")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def cache_dir(shared_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One cache for these tests: what they launch with is compiled once."""
+    monkeypatch.setenv("TRACEGRAD_CACHE_DIR", str(shared_folder))
+    history.clear_history()
+    return shared_folder
+
+
 # --- the device and its memory --------------------------------------------------------------------
 
 
@@ -231,7 +244,6 @@ def test_a_launch_that_the_driver_refuses_is_named() -> None:
 
 def test_without_a_c_compiler_python_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "no-such-compiler")
-    toolchain.forget()
     with pytest.warns(toolchain.NoCompilerWarning):
         made = build(scale_unit(1000), 1, floats(1000))
     x = rng.standard_normal(1000).astype(np.float32)
@@ -245,7 +257,11 @@ def test_without_a_c_compiler_python_launches(monkeypatch: pytest.MonkeyPatch) -
     np.testing.assert_array_equal(get(turned, (16384,)), long[::-1])
 
 
-def test_the_history_has_one_line_and_counts_launches() -> None:
+def test_the_history_has_one_line_and_counts_launches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACEGRAD_CACHE_DIR", str(tmp_path))
+    cubins.forget()
     made = build(scale_unit(1000), 1, floats(1000))
     assert history.kernel_history() == [made.record]
     assert (made.record.cache, made.record.key) == ("built", made.key)
