@@ -148,8 +148,17 @@ class CompilerNotFound(CompileError):
 class AcceleratorError(TracegradError, RuntimeError):
     """A CUDA call failed, or there is no CUDA. Cure: as the message says; after a fault inside a
     kernel the device is of no more use to this process.
+
+    Example:
+        >>> issubclass(AcceleratorError, RuntimeError)
+        True
     """
 
 
 class OutOfMemoryError(TracegradError, RuntimeError):
-    """A device has no memory left. Cure: smaller batches, or drop tensors that are not needed."""
+    """A device has no memory left. Cure: smaller batches, or drop tensors that are not needed.
+
+    Example:
+        >>> issubclass(OutOfMemoryError, RuntimeError)
+        True
+    """

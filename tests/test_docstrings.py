@@ -34,7 +34,7 @@ def test_every_layer_is_walked() -> None:
 
 PUBLIC = (
     "autograd", "autograd.anomaly_mode", "autograd.forward_ad", "autograd.function",
-    "autograd.functional", "autograd.gradcheck", "autograd.graph", "autograd.profiler", "func",
+    "autograd.functional", "autograd.gradcheck", "autograd.graph", "autograd.profiler", "cuda", "func",
     "profiler", "utils.checkpoint",
 )  # fmt: skip
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tracegrad.ir.errors import AcceleratorError, DeviceError, OutOfMemoryError, ParameterError
-from tracegrad.runtime.cuda import current, driver, memory
+from tracegrad.runtime.cuda import current, driver, events, memory
 from tracegrad.tracer.device import device as _Device
 
 __all__ = [
@@ -327,7 +327,7 @@ class Stream:
 
     def query(self) -> bool:
         """Whether the device has done all that it was asked to do."""
-        mark = driver.Event(self.device_index, timing=False)
+        mark = events.Event(self.device_index, timing=False)
         mark.record()
         return mark.query()
 
@@ -378,13 +378,13 @@ class Event:
         if interprocess:
             raise ParameterError("Event(): events are not shared between processes")
         self._timing = bool(enable_timing)
-        self._mark: driver.Event | None = None
+        self._mark: events.Event | None = None
 
     def record(self, stream: Stream | None = None) -> None:
         """Set the mark behind all that was asked of the stream so far."""
         where = current_stream().device_index if stream is None else stream.device_index
         if self._mark is None:
-            self._mark = driver.Event(where, self._timing)
+            self._mark = events.Event(where, self._timing)
         elif self._mark.device != where:
             raise DeviceError(
                 f"Event device {self._mark.device} does not match recording stream's device {where}."

@@ -7,13 +7,14 @@ so whatever is asked later runs later. Start reading at `on`.
 Note [Contexts]
 The primary context of a device is used, which PyTorch and CuPy share. pycuda keeps a stack of
 contexts for each thread, and ends the process with SIGABRT where a thread or the interpreter ends
-while something lies on it. So nothing is left there: `on(device)` pushes and pops around each call.
-Launches do not come here; their C (`launch.c`) looks after the context of its thread by itself.
+while something lies on it; daemon threads end so anywhere. So nothing is put there: `on(device)`
+makes the context current by the driver's own functions. Where a thread has none, ours stays; where
+it has another one, that comes back. `launch.c` does the same.
 
-Note [Immortal objects]
-pycuda's objects destroy what they stand for when they are collected, and can do so in the thread
-that made the context only. So a reference is taken from Python's count (`_keep`), and what has a
-shorter life than the process is freed by name (`_drop`), in the context.
+Note [What pycuda does]
+It finds the driver and starts it, knows the devices and holds the context; and it launches where
+there is no C compiler. All that may wait is called through cffi, whose calls a daemon thread may end
+in: pycuda's are C++ and end the process then.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ import functools
 import os
 import sys
 import threading
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,9 @@ from tracegrad.runtime._abi import ffi
 
 LIBRARY = "libcuda.so.1"
 SHARED_BYTES = 48 * 1024  # of a block, without asking
-_OUT_OF_MEMORY = 2
+STREAM = ffi.NULL  # the default stream
+_OUT_OF_MEMORY = 2  # of CUresult
+_PORTABLE = 1  # CU_MEMHOSTALLOC_PORTABLE
 _ASYNCHRONOUS = (
     "CUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace "
     "below might be incorrect. For debugging consider passing CUDA_LAUNCH_BLOCKING=1."
@@ -61,9 +63,6 @@ def status() -> str | None:
         return None if drv.Device.count() else "no CUDA device"
     except drv.Error as error:
         return f"no CUDA device ({error})"
-
-
-_pid = os.getpid()
 
 
 @functools.cache
@@ -122,28 +121,44 @@ def total_memory(device: int) -> int:
 
 # --- contexts and errors --------------------------------------------------------------------------
 
-_contexts: dict[int, Any] = {}
-_broken: dict[int, Exception] = {}  # devices whose context could not be popped, and why
+_contexts: dict[int, tuple[Any, Any]] = {}  # pycuda's object, and the handle
 _lock = threading.Lock()
+_pid = os.getpid()
+
+
+@functools.cache
+def library() -> Any:
+    """libcuda."""
+    _pycuda()
+    return ffi.dlopen(LIBRARY, os.RTLD_NOW | os.RTLD_LOCAL)
+
+
+def address_of(function: str) -> int:
+    """The address of a function of the driver."""
+    return int(ffi.cast("uintptr_t", ffi.addressof(library(), function)))
 
 
 def context(device: int) -> Any:
-    """The primary context, retained once and for good. See Note [Contexts]."""
+    """The handle of the primary context, retained once and for good. See Note [Contexts]."""
     found = _contexts.get(device)
     if found is None:
         with _lock:
             if device not in _contexts:
-                where, drv = _device(device), _pycuda()
-                try:
-                    _contexts[device] = _keep(where.retain_primary_context())
-                except drv.Error as error:
-                    raise translated(error, device) from None
+                _contexts[device] = _retained(device)
             found = _contexts[device]
     if os.getpid() != _pid:
         raise AcceleratorError(_FORKED)
-    if device in _broken:
-        raise _broken[device]
-    return found
+    return found[1]
+
+
+def _retained(device: int) -> tuple[Any, Any]:
+    where, drv = _device(device), _pycuda()
+    try:
+        made = where.retain_primary_context()
+    except drv.Error as error:
+        raise _translated(error, device) from None
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(made))  # never released, in whatever order we end
+    return made, ffi.cast("void *", made.handle)
 
 
 def is_initialized() -> bool:
@@ -152,45 +167,42 @@ def is_initialized() -> bool:
 
 
 class on:
-    """`with on(device):` its context is current in this thread; errors of pycuda become ours."""
+    """`with on(device):` its context is current in this thread. See Note [Contexts]."""
 
-    __slots__ = ("device", "where")
+    __slots__ = ("_pushed", "device")
 
     def __init__(self, device: int) -> None:
         self.device = device
 
     def __enter__(self) -> Any:
-        """The module `pycuda.driver`."""
-        drv = _pycuda()
-        self.where = context(self.device)
-        try:
-            self.where.push()
-        except drv.Error as error:
-            raise translated(error, self.device) from None
-        return drv
+        """The library."""
+        ours, cuda = context(self.device), library()
+        current = ffi.new("void **")
+        code = cuda.cuCtxGetCurrent(current)
+        self._pushed = current[0] != ffi.NULL and current[0] != ours
+        if self._pushed:
+            code = code or cuda.cuCtxPushCurrent_v2(ours)
+        elif current[0] == ffi.NULL:
+            code = code or cuda.cuCtxSetCurrent(ours)
+        if code:
+            raise fault(code, self.device, "making a context current")
+        return cuda
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:  # fmt: skip
-        drv = _pycuda()
-        try:
-            drv.Context.pop()
-        except drv.Error as second:  # after a fault; an invalid context leaves the stack
-            error = error or second
-            self.where.detach()
-            _broken[self.device] = translated(second, self.device)
-        if isinstance(error, drv.Error):
-            raise translated(error, self.device) from None
+    def __exit__(self, *error: object) -> None:
+        if self._pushed:
+            library().cuCtxPopCurrent_v2(ffi.new("void **"))
 
 
-def translated(error: Exception, device: int) -> Exception:
-    """Our error for one of pycuda's."""
-    text = str(error)
-    if "out of memory" in text:
-        return OutOfMemoryError(f"CUDA out of memory on GPU {device}: {text}")
-    _, _, words = text.partition(" failed: ")
-    return AcceleratorError(f"CUDA error: {words or text}\n{_ASYNCHRONOUS}")
+def ask(device: int, function: str, *arguments: Any) -> None:
+    """Call a function of the driver, in the context of a device.
+
+    Raises:
+        OutOfMemoryError, AcceleratorError: it does not give 0.
+    """
+    with on(device) as cuda:
+        code = getattr(cuda, function)(*arguments)
+    if code:
+        raise fault(code, device, function)
 
 
 def fault(code: int, device: int, what: str) -> Exception:
@@ -199,18 +211,17 @@ def fault(code: int, device: int, what: str) -> Exception:
         return OutOfMemoryError(f"CUDA out of memory on GPU {device}, in {what}")
     words = ffi.new("char const **")
     library().cuGetErrorString(code, words)
-    text = ffi.string(words[0]).decode() if words[0] != ffi.NULL else f"error {code}"
+    text = ffi.string(words[0]).decode() if words[0] != ffi.NULL else "unrecognized error code"
     return AcceleratorError(f"CUDA error: {text} (code {code}, in {what})\n{_ASYNCHRONOUS}")
 
 
-def _keep(thing: Any) -> Any:
-    """Take a reference that nobody gives back. See Note [Immortal objects]."""
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
-    return thing
-
-
-def _drop(thing: Any) -> None:
-    ctypes.pythonapi.Py_DecRef(ctypes.py_object(thing))
+def _translated(error: Exception, device: int) -> Exception:
+    """Our error for one of pycuda's."""
+    text = str(error)
+    if "out of memory" in text:
+        return OutOfMemoryError(f"CUDA out of memory on GPU {device}: {text}")
+    _, _, words = text.partition(" failed: ")
+    return AcceleratorError(f"CUDA error: {words or text}\n{_ASYNCHRONOUS}")
 
 
 # --- memory ---------------------------------------------------------------------------------------
@@ -225,17 +236,14 @@ class Allocation:
         device: where it is.
     """
 
-    __slots__ = ("_thing", "address", "device", "nbytes")
+    __slots__ = ("address", "device", "nbytes")
 
-    def __init__(self, thing: Any, nbytes: int, device: int) -> None:
-        self._thing, self.address = _keep(thing), int(thing)
-        self.nbytes, self.device = nbytes, device
+    def __init__(self, address: int, nbytes: int, device: int) -> None:
+        self.address, self.nbytes, self.device = address, nbytes, device
 
     def free(self) -> None:
         """Give it back, once; waits for the device."""
-        with on(self.device):
-            self._thing.free()
-        _drop(self._thing)
+        ask(self.device, "cuMemFree_v2", self.address)
 
 
 def alloc(nbytes: int, device: int) -> Allocation:
@@ -244,22 +252,23 @@ def alloc(nbytes: int, device: int) -> Allocation:
     Raises:
         OutOfMemoryError: the device has none left.
     """
-    with on(device) as drv:
-        return Allocation(drv.mem_alloc(nbytes), nbytes, device)
+    address = ffi.new("uintptr_t *")
+    ask(device, "cuMemAlloc_v2", address, nbytes)
+    return Allocation(int(address[0]), nbytes, device)
 
 
 def memory_info(device: int) -> tuple[int, int]:
     """Free and total bytes, of all processes."""
-    with on(device) as drv:
-        free, total = drv.mem_get_info()
-    return int(free), int(total)
+    free, total = ffi.new("size_t *"), ffi.new("size_t *")
+    ask(device, "cuMemGetInfo_v2", free, total)
+    return int(free[0]), int(total[0])
 
 
-def _bytes(array: np.ndarray) -> np.ndarray:
-    """The bytes of a contiguous array, of any dtype, without a copy."""
+def _pointer(array: np.ndarray) -> Any:
+    """Where a contiguous array lies on the host."""
     if not array.flags.c_contiguous:
         raise AcceleratorError("a copy between host and device needs a contiguous array")
-    return array.reshape(-1).view(np.uint8)
+    return ffi.cast("void *", array.__array_interface__["data"][0])
 
 
 def to_device(address: int, array: np.ndarray, device: int, wait: bool = True) -> None:
@@ -268,10 +277,13 @@ def to_device(address: int, array: np.ndarray, device: int, wait: bool = True) -
     Args:
         wait: False for an array in pinned memory that stays as it is until the copy is made.
     """
-    data = _bytes(array)
-    if data.size:
-        with on(device) as drv:
-            (drv.memcpy_htod if wait else drv.memcpy_htod_async)(address, data)
+    source = _pointer(array)
+    if not array.nbytes:
+        return
+    if wait:
+        ask(device, "cuMemcpyHtoD_v2", address, source, array.nbytes)
+    else:
+        ask(device, "cuMemcpyHtoDAsync_v2", address, source, array.nbytes, STREAM)
 
 
 def to_host(array: np.ndarray, address: int, device: int, wait: bool = True) -> None:
@@ -280,94 +292,99 @@ def to_host(array: np.ndarray, address: int, device: int, wait: bool = True) -> 
     Args:
         wait: False for an array in pinned memory; it holds the data after `synchronize`.
     """
-    data = _bytes(array)
-    if data.size:
-        with on(device) as drv:
-            (drv.memcpy_dtoh if wait else drv.memcpy_dtoh_async)(data, address)
+    target = _pointer(array)
+    if not array.nbytes:
+        return
+    if wait:
+        ask(device, "cuMemcpyDtoH_v2", target, address, array.nbytes)
+    else:
+        ask(device, "cuMemcpyDtoHAsync_v2", target, address, array.nbytes, STREAM)
 
 
 def within_device(
     target: int, source: int, nbytes: int, device: int, source_device: int | None = None
 ) -> None:
-    """Copy between device addresses, asynchronously; across devices, after both have finished."""
+    """Copy between device addresses, asynchronously; from another device, after both are done."""
     if not nbytes:
         return
     if source_device is None or source_device == device:
-        with on(device) as drv:
-            drv.memcpy_dtod_async(target, source, nbytes)
+        ask(device, "cuMemcpyDtoDAsync_v2", target, source, nbytes, STREAM)
         return
     synchronize(source_device)
-    with on(device) as drv:
-        there, here = context(source_device), context(device)
-        drv.memcpy_peer(target, source, nbytes, here, there)
+    contexts = context(device), context(source_device)
+    ask(device, "cuMemcpyPeer", target, contexts[0], source, contexts[1], nbytes)
+    synchronize(device)
 
 
 def fill_bytes(address: int, value: int, nbytes: int, device: int) -> None:
     """Set bytes on the device, asynchronously."""
     if nbytes:
-        with on(device) as drv:
-            drv.memset_d8_async(address, value, nbytes)
+        ask(device, "cuMemsetD8Async", address, value, nbytes, STREAM)
 
 
 class Pinned:
-    """Page-locked host memory, which copies can run beside; freed when it dies, after the device.
+    """Page-locked host memory, which copies can run beside; freed with the last array made of it.
 
-    Attributes:
-        array: its bytes. Views of it must not outlive this object.
+    Example, on a device: `np.asarray(Pinned(4096, 0))` has 4096 bytes.
     """
 
     def __init__(self, nbytes: int, device: int) -> None:
-        self._device = device
-        with on(device) as drv:
-            self.array: np.ndarray = _keep(drv.pagelocked_empty(nbytes, np.uint8))
-        self._owner: Any = self.array.base
+        self._device, self._address = device, ffi.new("void **")
+        ask(device, "cuMemHostAlloc", self._address, nbytes, _PORTABLE)
+        place = int(ffi.cast("uintptr_t", self._address[0]))
+        self.__array_interface__ = {
+            "shape": (nbytes,), "typestr": "|u1", "data": (place, False), "version": 3,
+        }  # fmt: skip
 
     def __del__(self) -> None:
-        if hasattr(self, "_owner") and not sys.is_finalizing():
+        if hasattr(self, "__array_interface__") and not sys.is_finalizing():
             synchronize(self._device)
-            with on(self._device):
-                self._owner.free()
+            ask(self._device, "cuMemFreeHost", self._address[0])
 
 
-# --- modules and launches -------------------------------------------------------------------------
-
-
-@functools.cache
-def library() -> Any:
-    """libcuda, for what pycuda has no function for: handles and addresses that C can use."""
-    _pycuda()
-    return ffi.dlopen(LIBRARY, os.RTLD_NOW | os.RTLD_LOCAL)
-
-
-def address_of(function: str) -> int:
-    """The address of a function of the driver."""
-    return int(ffi.cast("uintptr_t", ffi.addressof(library(), function)))
+# --- launches by pycuda ---------------------------------------------------------------------------
 
 
 def load(image: bytes, device: int) -> Any:
     """A cubin as a module of pycuda, for the rest of the process; `modules.Module` is for C."""
-    with on(device) as drv:
-        return _keep(drv.module_from_buffer(image))
+    drv, where = _pycuda(), context(device) and _contexts[device][0]
+    where.push()
+    try:
+        made = drv.module_from_buffer(image)
+    except drv.Error as error:
+        raise _translated(error, device) from None
+    finally:
+        drv.Context.pop()
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(made))
+    return made
 
 
 def function(module: Any, kernel: str, types: str, shared: int, device: int) -> Any:
     """A function of pycuda that `launch` calls, with arguments of `types`, as in `struct`."""
-    with on(device) as drv:
-        found = _keep(module.get_function(kernel))
-        if shared > SHARED_BYTES:
-            found.set_attribute(drv.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES, shared)
+    drv = _pycuda()
+    with on(device):
+        try:
+            found = module.get_function(kernel)
+            if shared > SHARED_BYTES:
+                found.set_attribute(drv.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES, shared)
+        except drv.Error as error:
+            raise _translated(error, device) from None
     return found.prepare(types)
 
 
 def launch(
     function: Any, grid: tuple[int, ...], block: tuple[int, ...], shared: int,
-    arguments: tuple[int, ...],
+    arguments: tuple[int, ...], device: int,
 ) -> None:  # fmt: skip
-    """Launch a function, within `on(device)`."""
-    function.prepared_async_call(grid, block, None, *arguments, shared_size=shared)
+    """Launch a function."""
+    with on(device):
+        try:
+            function.prepared_async_call(grid, block, None, *arguments, shared_size=shared)
+        except _pycuda().Error as error:
+            raise _translated(error, device) from None
 
 
-# --- streams and events ---------------------------------------------------------------------------
+# --- the stream -----------------------------------------------------------------------------------
 
 
 def synchronize(device: int) -> None:
@@ -376,42 +393,4 @@ def synchronize(device: int) -> None:
     Raises:
         AcceleratorError: some of it failed.
     """
-    with on(device) as drv:
-        drv.Context.synchronize()
-
-
-class Event:
-    """A mark in the default stream of a device."""
-
-    def __init__(self, device: int, timing: bool = True) -> None:
-        self.device = device
-        with on(device) as drv:
-            flags = 0 if timing else drv.event_flags.DISABLE_TIMING
-            self._event = _keep(drv.Event(flags))
-
-    def record(self) -> None:
-        """Set the mark behind all that was asked so far."""
-        with on(self.device):
-            self._event.record()
-
-    def query(self) -> bool:
-        """Whether the device has passed the mark."""
-        with on(self.device):
-            return bool(self._event.query())
-
-    def synchronize(self) -> None:
-        """Wait until the device has passed the mark."""
-        with on(self.device):
-            self._event.synchronize()
-
-    def elapsed_time(self, end: Event) -> float:
-        """Milliseconds from this mark to another one."""
-        with on(self.device):
-            return float(self._event.time_till(end._event))
-
-    def __del__(self) -> None:
-        event = self.__dict__.pop("_event", None)
-        if event is not None and not sys.is_finalizing():
-            with on(self.device):
-                _drop(event)
-                del event
+    ask(device, "cuCtxSynchronize")

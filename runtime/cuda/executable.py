@@ -200,7 +200,8 @@ def _api(device: int, products: bool) -> list[int]:
     """The `api_t` of `launch.c`."""
     library = [cublas.gemm(), cublas.handle(device)] if products else [0, 0]
     functions = [driver.address_of(name) for name in _FUNCTIONS]
-    return [driver.context(device).handle, *functions, *library, cublas.tf32_cell()]
+    context = int(ffi.cast("uintptr_t", driver.context(device)))
+    return [context, *functions, *library, cublas.tf32_cell()]
 
 
 def _python_loop(unit: CudaUnit, bases: Bases, module: Any, device: int) -> Run:
@@ -215,18 +216,16 @@ def _python_loop(unit: CudaUnit, bases: Bases, module: Any, device: int) -> Run:
     def run(pointers: Any) -> int:
         numbers = np.frombuffer(ffi.buffer(pointers), np.uintp).tolist()
         host, on_device, base = numbers[2], numbers[3], numbers[HEAD:]
-        with driver.on(device):
-            if on_device:
-                driver.fill_bytes(on_device, 0, STATUS_BYTES, device)
-            for function, grid, block, shared, given in prepared:
-                cells = tuple(v if b == NUMBER else base[b] + v for b, v in given)
-                driver.launch(function, grid, block, shared, cells)
-            if on_device:
-                view = ffi.buffer(ffi.cast("char *", host), STATUS_BYTES)
-                status = np.frombuffer(view, np.int64)
-                driver.to_host(status, on_device, device)
-                return -1 if status[0] else 0
-        return 0
+        if on_device:
+            driver.fill_bytes(on_device, 0, STATUS_BYTES, device)
+        for function, grid, block, shared, given in prepared:
+            cells = tuple(v if b == NUMBER else base[b] + v for b, v in given)
+            driver.launch(function, grid, block, shared, cells, device)
+        if not on_device:
+            return 0
+        status = np.frombuffer(ffi.buffer(ffi.cast("char *", host), STATUS_BYTES), np.int64)
+        driver.to_host(status, on_device, device)
+        return -1 if status[0] else 0
 
     return run
 

@@ -1,7 +1,6 @@
 """Cubins on a device, and their kernels as handles that C can launch.
 
-pycuda does not tell the handles of its functions, so modules are loaded beside it, in the context
-that it has made current. Start reading at `load`.
+pycuda does not tell the handles of its functions, so modules are loaded beside it. Start reading at `load`.
 """
 
 from __future__ import annotations
@@ -25,13 +24,7 @@ class Module:
     def __init__(self, image: bytes, device: int) -> None:
         self.image, self.device = image, device
         self._handle = ffi.new("void **")
-        with driver.on(device):
-            code = driver.library().cuModuleLoadData(self._handle, image)
-            self._check(code, "cuModuleLoadData")
-
-    def _check(self, code: int, what: str) -> None:
-        if code:
-            raise driver.fault(code, self.device, what)
+        driver.ask(device, "cuModuleLoadData", self._handle, image)
 
     def handle(self, kernel: str, shared: int = 0) -> int:
         """The CUfunction of a kernel that is launched with `shared` bytes of dynamic memory.
@@ -40,15 +33,14 @@ class Module:
             AcceleratorError: there is no such kernel, or the device has not so much memory.
         """
         found = ffi.new("void **")
-        library = driver.library()
-        with driver.on(self.device):
-            code = library.cuModuleGetFunction(found, self._handle[0], kernel.encode())
-            self._check(code, f"cuModuleGetFunction of {kernel}")
-            if shared > driver.SHARED_BYTES:
-                code = library.cuFuncSetAttribute(found[0], _SHARED_ATTRIBUTE, shared)
-                self._check(
-                    code, f"cuFuncSetAttribute of {kernel}: {shared} bytes of shared memory"
-                )
+        with driver.on(self.device) as cuda:
+            code = cuda.cuModuleGetFunction(found, self._handle[0], kernel.encode())
+            what = f"cuModuleGetFunction of {kernel}"
+            if code == 0 and shared > driver.SHARED_BYTES:
+                code = cuda.cuFuncSetAttribute(found[0], _SHARED_ATTRIBUTE, shared)
+                what = f"cuFuncSetAttribute of {kernel}: {shared} bytes of shared memory"
+        if code:
+            raise driver.fault(code, self.device, what)
         return int(ffi.cast("uintptr_t", found[0]))
 
 

@@ -35,7 +35,7 @@ from tracegrad.ir.errors import (
 )
 from tracegrad.ir.types import TensorType
 from tracegrad.runtime import history, toolchain
-from tracegrad.runtime.cuda import cubins, cublas, driver, memory
+from tracegrad.runtime.cuda import cubins, cublas, driver, events, memory
 from tracegrad.runtime.cuda.memory import ROUND
 
 problem = driver.status()
@@ -47,6 +47,19 @@ caching = pytest.mark.skipif(
     os.environ.get("TRACEGRAD_NO_CUDA_MEMORY_CACHING", "") not in ("", "0"), reason="no caching"
 )
 rng = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def cache_dir(shared_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One cache for these tests: what they launch with is compiled once."""
+    monkeypatch.setenv("TRACEGRAD_CACHE_DIR", str(shared_folder))
+    history.clear_history()
+    return shared_folder
 
 
 # --- the device and its memory --------------------------------------------------------------------
@@ -84,13 +97,13 @@ def test_copies_need_contiguous_arrays() -> None:
 
 
 def test_copies_from_and_to_pinned_memory_need_not_wait() -> None:
-    source, target = driver.Pinned(4096, 0), driver.Pinned(4096, 0)
-    source.array[:] = np.arange(4096) % 251
+    source, target = (np.asarray(driver.Pinned(4096, 0)) for _ in range(2))
+    source[:] = np.arange(4096) % 251
     there = memory.allocate(4096, 0)
-    driver.to_device(there.address, source.array, 0, wait=False)
-    driver.to_host(target.array, there.address, 0, wait=False)
+    driver.to_device(there.address, source, 0, wait=False)
+    driver.to_host(target, there.address, 0, wait=False)
     driver.synchronize(0)
-    np.testing.assert_array_equal(target.array, source.array)
+    np.testing.assert_array_equal(target, source)
 
 
 def test_copies_within_the_device_and_fills() -> None:
@@ -231,7 +244,6 @@ def test_a_launch_that_the_driver_refuses_is_named() -> None:
 
 def test_without_a_c_compiler_python_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "no-such-compiler")
-    toolchain.forget()
     with pytest.warns(toolchain.NoCompilerWarning):
         made = build(scale_unit(1000), 1, floats(1000))
     x = rng.standard_normal(1000).astype(np.float32)
@@ -245,7 +257,11 @@ def test_without_a_c_compiler_python_launches(monkeypatch: pytest.MonkeyPatch) -
     np.testing.assert_array_equal(get(turned, (16384,)), long[::-1])
 
 
-def test_the_history_has_one_line_and_counts_launches() -> None:
+def test_the_history_has_one_line_and_counts_launches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACEGRAD_CACHE_DIR", str(tmp_path))
+    cubins.forget()
     made = build(scale_unit(1000), 1, floats(1000))
     assert history.kernel_history() == [made.record]
     assert (made.record.cache, made.record.key) == ("built", made.key)
@@ -390,7 +406,7 @@ def test_events_time_the_stream() -> None:
 
 
 def test_events_die_in_any_thread(recwarn: pytest.WarningsRecorder) -> None:
-    held = [driver.Event(0) for _ in range(3)]
+    held = [events.Event(0) for _ in range(3)]
     thread = threading.Thread(target=held.clear)
     thread.start()
     thread.join()

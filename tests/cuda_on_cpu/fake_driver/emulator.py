@@ -38,6 +38,14 @@ def missing() -> str:
     return ""
 
 
+def has_driver() -> bool:
+    """Whether the loader finds a real driver on this machine."""
+    probe = "import ctypes; ctypes.CDLL('libcuda.so.1')"
+    environ = {k: v for k, v in os.environ.items() if k != "LD_LIBRARY_PATH"}
+    done = subprocess.run([sys.executable, "-c", probe], env=environ, capture_output=True)
+    return done.returncode == 0
+
+
 def host_source(source: str) -> str:
     """CUDA -> C++ for the host: the two edits that macros cannot make. Line numbers are kept."""
     text = re.sub(SHARED, r"TGCPU_EXTERN_SHARED(\1, \2);", source)
