@@ -127,12 +127,9 @@ def without_unused(text: str) -> str:
         >>> without_unused("    const int a = 1;\\n    const int b = a;\\n    const int c = 2;\\n    f(c);")
         '    const int c = 2;\\n    f(c);'
     """
-    while True:
-        counts = Counter(re.findall(r"\w+", without_comments(text)))
-        fewer = _DECLARED.sub(lambda m: m[0] if counts[m[1]] > 1 else "", text)
-        if fewer == text:
-            return text
-        text = fewer
+    counts = Counter(re.findall(r"\w+", without_comments(text)))
+    fewer = _DECLARED.sub(lambda m: m[0] if counts[m[1]] > 1 else "", text)
+    return text if fewer == text else without_unused(fewer)
 
 
 def _threads(kernel: CudaKernel) -> int:

@@ -108,7 +108,8 @@ def test_operands_that_have_no_memory() -> None:
     ct = builder.input(TensorType((50, 8), dtypes.float32), "ct")
     index = builder.input(TensorType((50,), dtypes.int64), "index")
     with builder:
-        zeros = ops.constant(value=0.0, shape=(30, 8), dtype=dtypes.float32)
+        zero = ops.constant(value=0.0, dtype=dtypes.float32)
+        zeros = ops.broadcast(zero, shape=(30, 8))
         out = ops.scatter_add(zeros, ct * 2.0, ops.abs(index) - 30, axes=(0,))
     graph = builder.finish([out])
     unit = build_cuda(graph)
@@ -117,9 +118,8 @@ def test_operands_that_have_no_memory() -> None:
     np.testing.assert_array_equal(got[0], np.asarray(evaluate(graph, arrays)[0]))
 
 
-@pytest.mark.parametrize("width", [2, 0])
-def test_out_of_bounds(width: int) -> None:
-    """The index, the axis and its size are told, whatever the updates are written to."""
+def test_out_of_bounds() -> None:
+    """The index, the axis and its size are told."""
     for wrong in (5, -6):
         made = case(
             "scatter_add", (np.zeros((5, 2)), np.zeros((3, 2)), np.array([0, 1, 4])), axes=(0,)
