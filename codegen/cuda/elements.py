@@ -5,6 +5,8 @@ Start reading at `element`, then `own_kernel`.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +15,7 @@ from tracegrad.codegen.affine import Affine
 from tracegrad.codegen.cuda.plan import CudaKernel
 from tracegrad.codegen.lower import Buffer
 from tracegrad.codegen.plan import Parameter
+from tracegrad.codegen.prelude import without_comments
 from tracegrad.codegen.window_geometry import summary_lines
 from tracegrad.ir.dtypes import DType
 from tracegrad.ir.graph import Node
@@ -111,7 +114,22 @@ def own_kernel(template: str, kernel: CudaKernel, **variables: Any) -> CudaKerne
     from tracegrad.codegen.unit import render
 
     text = render(template, kernel=kernel, threads=_threads(kernel), **variables)
-    return replace(kernel, text=text.strip())
+    return replace(kernel, text=without_unused(text.strip()))
+
+
+_DECLARED = re.compile(r"^ *const (?:int|int64_t) (\w+) = [^;,]*;\n", re.MULTILINE)
+
+
+def without_unused(text: str) -> str:
+    """A kernel without the positions that it declares and does not use.
+
+    Example:
+        >>> without_unused("    const int a = 1;\\n    const int b = a;\\n    const int c = 2;\\n    f(c);")
+        '    const int c = 2;\\n    f(c);'
+    """
+    counts = Counter(re.findall(r"\w+", without_comments(text)))
+    fewer = _DECLARED.sub(lambda m: m[0] if counts[m[1]] > 1 else "", text)
+    return text if fewer == text else without_unused(fewer)
 
 
 def _threads(kernel: CudaKernel) -> int:

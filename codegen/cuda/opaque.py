@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from tracegrad.codegen.cuda.plan import CudaKernel, CudaTarget
 from tracegrad.codegen.cuda.products import plan_product
+from tracegrad.codegen.cuda.scatters import plan_scatter
 from tracegrad.codegen.cuda.windows import plan_window
 from tracegrad.codegen.lower import Buffer
 from tracegrad.ir.graph import Node, Value
@@ -24,5 +25,9 @@ def plan_node(
         buffers: of everything in memory.
         target: the device.
     """
-    planners = {"contraction": plan_product, "window": plan_window}
+    planners = {
+        "contraction": plan_product,
+        "window": plan_window,
+        "indexing": plan_scatter,
+    }
     return planners[node.primitive.family](name, node, producer, buffers, target)

@@ -100,7 +100,7 @@ def plan_window(
     parts += parts_of("place" if size > plane else "at", texts.sizes(known))
     plan = WindowPlan(
         op, element(node.inputs[0].dtype), size, index, texts, size // plane, in_plane, out_plane,
-        tuple(_needed(parts, op, bool(params), plane)),
+        tuple(parts),
     )  # fmt: skip
     names = _OPERANDS[op]
     parameters = tuple(described(n, b) for n, b in zip(names, operands, strict=True))
@@ -130,13 +130,6 @@ def _windows(
     if plain(source.inputs[0].shape) != image:
         return None
     return tuple(source.params[p] for p in names)
-
-
-def _needed(parts: list[str], op: str, known: bool, plane: int) -> list[str]:
-    """The lines whose names the kernel uses."""
-    if known or op == "window_spread":
-        return parts
-    return [line for line in parts if line.split()[2] == "plane"]
 
 
 def _through_all_windows(kernel: CudaKernel, plan: WindowPlan) -> CudaKernel:

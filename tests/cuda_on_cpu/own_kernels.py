@@ -87,25 +87,25 @@ def check(cases: Sequence[Case], ulp: int | None = None) -> None:
 def compile_with_nvcc(units: Sequence[CudaUnit], folder: Path) -> dict[str, tuple[int, int, int]]:
     """Registers, bytes of stack and spilled bytes of each kernel; warnings are errors."""
     assert NVCC is not None
-    found: dict[str, tuple[int, int, int]] = {}
-    for k, unit in enumerate(units):
-        if not unit.code:
-            continue
-        source = folder / f"unit_{k}.cu"
-        source.write_text(unit.code)
-        done = subprocess.run(
-            [NVCC, "-cubin", "-arch=sm_90", "-fmad=false", "-Werror", "all-warnings", "-Xptxas",
-             "-v", str(source), "-o", str(source.with_suffix(".cubin"))],
-            capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 0, (done.stderr, unit.source)
-        pattern = (
-            r"entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores.*?"
-            r"Used (\d+) registers"
-        )
-        for name, stack, spilled, registers in re.findall(pattern, done.stderr, re.DOTALL):
-            found[f"{k}_{name}"] = (int(registers), int(stack), int(spilled))
-    return found
+    parts = [
+        f"namespace u{k} {{\n{re.sub(r'kernel_(?=[0-9])', f'u{k}_kernel_', unit.code)}\n}}"
+        for k, unit in enumerate(units)
+    ]
+    source = folder / "units.cu"
+    source.write_text("\n".join(parts))
+    done = subprocess.run(
+        [NVCC, "-cubin", "-arch=sm_90", "-fmad=false", "-Werror", "all-warnings", "-Xptxas", "-v",
+         str(source), "-o", str(folder / "units.cubin")], capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[:4000]
+    pattern = (
+        r"entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores.*?"
+        r"Used (\d+) registers"
+    )
+    return {
+        name: (int(registers), int(stack), int(spilled))
+        for name, stack, spilled, registers in re.findall(pattern, done.stderr, re.DOTALL)
+    }
 
 
 def dtype_of(name: str) -> np.dtype[Any]:
