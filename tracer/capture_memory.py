@@ -18,7 +18,7 @@ from tracegrad.ir import dtypes
 from tracegrad.ir.graph import GraphBuilder, Value
 from tracegrad.ir.location import Location
 from tracegrad.ir.primitive import TABLE, Primitive
-from tracegrad.runtime.cuda.array import DeviceArray
+from tracegrad.runtime.cuda.array import DeviceArray, host
 from tracegrad.tracer.inplace import check_layout
 from tracegrad.tracer.storage import announce, before_write
 from tracegrad.tracer.tensor import Tensor
@@ -177,6 +177,8 @@ def write_back(
     storage = tensor._storage
     if before_write:
         announce(storage)
+    if tensor._array.__class__ is not DeviceArray:
+        array = host(array)
     tensor._array[...] = array
     for name, location in noted:
         storage.note(name, location)

@@ -16,6 +16,7 @@ import numpy as np
 
 from tracegrad.ir.dtypes import float64
 from tracegrad.ir.location import here
+from tracegrad.tracer.device import CPU
 from tracegrad.tracer.guard_text import MISSING, Names, is_atom, kind_of, same
 from tracegrad.tracer.guards import Guard, describe
 from tracegrad.tracer.state import state
@@ -197,9 +198,11 @@ class StateReads:
 def number(tensor: Tensor) -> float | Tensor:
     """The value of a tensor of one element: a float, or in a captured run a float64 tensor ().
 
-    For arithmetic that is the same on both: `1 - beta ** number(step)`.
+    For arithmetic that is the same on both: `1 - beta ** number(step)`. A tensor on a device stays
+    there, so that nobody waits for the device.
     """
-    return tensor.item() if state.recorder is None else tensor.to(float64)
+    plain = state.recorder is None and tensor.device is CPU
+    return tensor.item() if plain else tensor.to(float64)
 
 
 def number_tensor(value: float) -> Tensor:

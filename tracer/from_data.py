@@ -20,6 +20,7 @@ from tracegrad.ir.errors import (
     ParameterError,
 )
 from tracegrad.ir.location import user_stacklevel
+from tracegrad.runtime.cuda import current, exchange
 from tracegrad.tracer.arguments import (
     Options,
     bool_argument,
@@ -119,9 +120,11 @@ def as_tensor(data: Any = ABSENT, *, dtype: Any = None, device: Any = None) -> T
         raise missing("as_tensor", "data")
     since = now()
     wanted = dtype_argument("as_tensor", dtype)
-    where = None if device is None and isinstance(data, Tensor) else as_device(device)
-    if isinstance(data, Tensor | np.ndarray):
-        shared = from_numpy(data) if isinstance(data, np.ndarray) else data
+    where = None if device is None and _is_placed(data) else as_device(device)
+    device_memory = hasattr(data, "__cuda_array_interface__") and not isinstance(data, Tensor)
+    if isinstance(data, Tensor | np.ndarray) or device_memory:
+        shared = data if isinstance(data, Tensor) else _shared(data, wanted)
+        assert shared is not None, "it is memory, not data to be read"
         shared = shared if wanted is None else shared.to(wanted)
         return shared if where is None else moved(shared, where)
     return _copied(data, wanted, False, since, where)
@@ -155,7 +158,7 @@ def asarray(
         raise missing("asarray", "obj")
     since = now()
     wanted = dtype_argument("asarray", dtype)
-    where = None if device is None and isinstance(obj, Tensor) else as_device(device)
+    where = None if device is None and _is_placed(obj) else as_device(device)
     if requires_grad is not None:
         bool_argument("asarray", "requires_grad", requires_grad)
     shared = _shared(obj, wanted)
@@ -183,6 +186,11 @@ def asarray(
     return out.detach() if out.requires_grad else out
 
 
+def _is_placed(obj: Any) -> bool:
+    """Whether an object is memory that has a device of its own."""
+    return isinstance(obj, Tensor) or hasattr(obj, "__cuda_array_interface__")
+
+
 def _shared(obj: Any, dtype: DType | None) -> Tensor | None:
     """A tensor over the memory of `obj`, or None where it is data to be read."""
     if isinstance(obj, Tensor):
@@ -191,6 +199,8 @@ def _shared(obj: Any, dtype: DType | None) -> Tensor | None:
         return from_numpy(obj)
     if hasattr(obj, "__dlpack__") and not isinstance(obj, np.generic):
         return from_dlpack(obj)
+    if hasattr(obj, "__cuda_array_interface__"):
+        return new_leaf(exchange.seen(obj, current.device()), False)
     if isinstance(obj, bytes | bytearray | memoryview) or type(obj).__name__ == "array":
         return frombuffer(obj, dtype=dtypes.get_default_dtype() if dtype is None else dtype)
     return None
@@ -295,7 +305,7 @@ def from_dlpack(ext_tensor: Any, *, device: Any = None, copy: bool | None = None
     Raises:
         CapsuleError: it does not speak DLPack.
         ExportError: it is a tensor that requires grad.
-        DeviceError: its memory is not the CPU's.
+        DeviceError: its memory is neither the CPU's nor a CUDA device's.
 
     Example:
         >>> import numpy as np
@@ -319,6 +329,10 @@ def from_dlpack(ext_tensor: Any, *, device: Any = None, copy: bool | None = None
             "from_dlpack received an invalid capsule. Note that DLTensor capsules can be consumed "
             "only once, so you might have already constructed a tensor from it once."
         )
+    where = getattr(ext_tensor, "__dlpack_device__", None)
+    if where is not None and not isinstance(ext_tensor, np.ndarray) and where()[0] == exchange.CUDA:
+        taken = exchange.taken(ext_tensor.__dlpack__(stream=1))
+        return new_leaf(taken.copy() if copy else taken, False)
     array = ext_tensor if isinstance(ext_tensor, np.ndarray) else np.from_dlpack(ext_tensor)
     if copy:
         return new_leaf(checked(np.array(array)), False)

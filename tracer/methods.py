@@ -219,6 +219,9 @@ def _attach() -> None:
     for query in (queries.allclose, queries.equal):
         setattr(cls, query.__name__, as_method(query.__name__, query))
     cls.is_nonzero = queries.is_nonzero
+    Tensor.__cuda_array_interface__ = property(  # type: ignore[attr-defined]
+        protocols.cuda_array_interface, doc=protocols.cuda_array_interface.__doc__
+    )
     for name, (compute, text) in metadata.PROPERTIES.items():
         setattr(cls, name, property(compute, doc=text))
     cls.nelement, cls.ndimension = metadata.numel, metadata.dim

@@ -22,6 +22,7 @@ from tracegrad.ir.errors import (
     UnsupportedError,
 )
 from tracegrad.ir.primitive import is_scalar
+from tracegrad.runtime.cuda import exchange
 from tracegrad.runtime.cuda.array import DeviceArray, host
 from tracegrad.tracer import from_data, inplace, joining, printing, reductions, shapes
 from tracegrad.tracer.arguments import bool_argument
@@ -124,6 +125,8 @@ def __dlpack__(self: Tensor, **options: Any) -> Any:
     if self.requires_grad:
         raise ExportError("Can't export tensors that require gradient, use tensor.detach()")
     _read(self, "__dlpack__")
+    if self._array.__class__ is DeviceArray:
+        return exchange.export(self._array, options.get("stream"))
     try:
         return self._array.__dlpack__(**options)
     except BufferError as error:
@@ -131,8 +134,31 @@ def __dlpack__(self: Tensor, **options: Any) -> Any:
 
 
 def __dlpack_device__(self: Tensor) -> tuple[int, int]:
-    """Kind and number of the device: (1, 0) is the CPU."""
+    """Kind and number of the device: (1, 0) is the CPU, (2, 0) the first CUDA device."""
+    if self._array.__class__ is DeviceArray:
+        return exchange.CUDA, self._array.index
     return self._array.__dlpack_device__()
+
+
+def cuda_array_interface(self: Tensor) -> dict[str, Any]:
+    """The memory as CuPy, Numba and PyTorch understand it, for a tensor on a CUDA device.
+
+    Raises:
+        AttributeError: the tensor is not on one.
+        ExportError: it requires grad, or is of dtype bfloat16.
+    """
+    if self._array.__class__ is not DeviceArray:
+        raise AttributeError(
+            f"Can't get __cuda_array_interface__ on non-CUDA tensor type: {self.type()} If CUDA data "
+            "is required use tensor.cuda() to copy tensor to device memory."
+        )
+    if self.requires_grad:
+        raise ExportError(
+            "Can't get __cuda_array_interface__ on Variable that requires grad. If gradients aren't "
+            "required, use var.detach() to get Variable that doesn't require grad."
+        )
+    _read(self, "__cuda_array_interface__")
+    return exchange.interface(self._array)
 
 
 def __bool__(self: Tensor) -> bool:

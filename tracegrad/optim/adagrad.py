@@ -69,7 +69,7 @@ class Adagrad(Optimizer):
                 self._start(p, self.state[p])
 
     def _start(self, p: Any, state: dict[str, Any]) -> None:
-        state["step"] = zeros(())
+        state["step"] = zeros((), device=p.device)
         state["sum"] = full_like(p, self.defaults["initial_accumulator_value"])
 
     def update(self, p: Any, grad: Any, state: dict[str, Any], group: Mapping[str, Any]) -> None:

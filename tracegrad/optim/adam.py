@@ -73,7 +73,7 @@ class Adam(Optimizer):
     def update(self, p: Any, grad: Any, state: dict[str, Any], group: Mapping[str, Any]) -> None:
         """One step for one parameter."""
         if not state:
-            state["step"] = zeros(())
+            state["step"] = zeros((), device=p.device)
             state["exp_avg"] = zeros_like(p)
             state["exp_avg_sq"] = zeros_like(p)
             if group["amsgrad"]:

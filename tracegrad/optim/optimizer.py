@@ -286,8 +286,10 @@ def _loaded(name: str, value: Any, p: Any) -> Any:
     if not isinstance(value, Tensor):
         return copy.deepcopy(value)
     value = value.detach().clone()
-    keep = name == "step" or not isinstance(p, Tensor) or not p.dtype.is_floating_point
-    return value if keep else value.to(p.dtype)
+    if not isinstance(p, Tensor):
+        return value
+    keep = name == "step" or not p.dtype.is_floating_point
+    return value.to(p.device) if keep else value.to(p.device, p.dtype)
 
 
 def used(setting: Any) -> bool:

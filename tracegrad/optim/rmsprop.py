@@ -68,7 +68,7 @@ class RMSprop(Optimizer):
         lr, alpha, momentum = group["lr"], group["alpha"], group["momentum"]
         centered, weight_decay = group["centered"], group["weight_decay"]
         if not state:
-            state["step"] = zeros(())
+            state["step"] = zeros((), device=p.device)
             state["square_avg"] = zeros_like(p)
             if used(momentum):
                 state["momentum_buffer"] = zeros_like(p)
