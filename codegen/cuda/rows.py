@@ -82,7 +82,8 @@ def one_by_one(
     kernels: list[CudaKernel] = []
     for k, stage in enumerate(group.stages):
         kernels += plan_group(f"{name}_stage_{k}", stage, producer, known, target)
-    kernels[0] = replace(kernels[0], scratch=(*kernels[0].scratch, *scratch))
+    if kernels:
+        kernels[0] = replace(kernels[0], scratch=(*kernels[0].scratch, *scratch))
     return tuple(kernels)
 
 
@@ -97,23 +98,26 @@ def _fused(
     """One kernel for all stages, or None where shared memory is too small for what accumulates."""
     local = local_buffers(group)
     moved: dict[Value, Scratch] = {}
+
+    def move(v: Value) -> None:
+        """Keep a local value in memory."""
+        buffer = Buffer(_in_memory(name, len(moved)), v.dtype, v.shape, contiguous_strides(v.shape))
+        local[v] = buffer
+        moved[v] = Scratch(buffer.name, v.dtype.c_type, v.type.nbytes)
+
+    for v, b in list(local.items()):
+        if not b.scalar and isinstance(prod(v.shape[len(group.rows) :]), Size):
+            move(v)  # arrays have the same size in every call
     while True:
         known = {**buffers, **local}
         stages = lower_stages(group, producer, known)
         kernel = _RowKernel(name, group, stages, known, target)
-        excess = kernel.shared_bytes() - (target.shared_bytes - SPARE)
-        if excess <= 0:
+        if kernel.shared_bytes() <= target.shared_bytes - SPARE:
             return kernel.plan(tuple(moved.values()))
         arrays = [v for v, b in local.items() if b.local and not b.scalar]
         if not arrays:
             return None
-        largest = max(arrays, key=lambda v: v.type.nbytes)  # goes to memory
-        buffer = Buffer(
-            _in_memory(name, len(moved)), largest.dtype, largest.shape,
-            contiguous_strides(largest.shape),
-        )  # fmt: skip
-        local[largest] = buffer
-        moved[largest] = Scratch(buffer.name, largest.dtype.c_type, largest.type.nbytes)
+        move(max(arrays, key=lambda v: v.type.nbytes))
 
 
 # ---- stages -------------------------------------------------------------------------------------
