@@ -37,7 +37,14 @@ from tracegrad.codegen.cuda.elements import (
 )
 from tracegrad.codegen.cuda.plan import CudaKernel, CudaTarget
 from tracegrad.codegen.cuda.spatial import Space, space
-from tracegrad.codegen.cuda.tiles import MOST_SPLITS, Side, Work, combining, plan_tiles, split_results
+from tracegrad.codegen.cuda.tiles import (
+    MOST_SPLITS,
+    Side,
+    Work,
+    combining,
+    plan_tiles,
+    split_results,
+)
 from tracegrad.codegen.lower import Buffer, same_memory
 from tracegrad.codegen.plan import Parameter
 from tracegrad.ir.graph import Node, Value
@@ -62,7 +69,7 @@ class Convolution:
         images, groups: how many there are; filters, channels: of one group.
         first, second, out: the operands and the result. arguments: their buffers.
         index: the C type of positions.
-        x, w, ct: the element at the named indices, in C: `image`, `batch` (the group), `channel`,
+        x, w, ct: the element at the named indices, in C: `image`, `group`, `channel`,
             `filter`, outputs `o0`, inputs `i0`, taps `k0`.
     """
 
@@ -91,19 +98,19 @@ class Convolution:
     def image_element(self, name: str, place: str, channel: str = "channel") -> str:
         """The element of an array like x at a position of its plane."""
         s, c, g = self.space.in_plane, self.channels, self.groups
-        terms = [("image", self.images, g * c * s), ("batch", g, c * s), (channel, c, s)]
+        terms = [("image", self.images, g * c * s), ("group", g, c * s), (channel, c, s)]
         return self._at(name, terms, place)
 
     def result_element(self, name: str, place: str, filter: str = "filter") -> str:
         """The element of an array like the convolution's result."""
         s, f, g = self.space.out_plane, self.filters, self.groups
-        terms = [("image", self.images, g * f * s), ("batch", g, f * s), (filter, f, s)]
+        terms = [("image", self.images, g * f * s), ("group", g, f * s), (filter, f, s)]
         return self._at(name, terms, place)
 
     def weight(self, name: str, filter: str, channel: str, tap: str) -> str:
         """The element of an array like w."""
         t, c, f = self.space.taps, self.channels, self.filters
-        terms = [("batch", self.groups, f * c * t), (filter, f, c * t), (channel, c, t)]
+        terms = [("group", self.groups, f * c * t), (filter, f, c * t), (channel, c, t)]
         return self._at(name, terms, tap)
 
 
@@ -144,7 +151,9 @@ def _convolution(
         "conv": shapes, "conv_input_grad": [shapes[2], shapes[1], shapes[0]],
         "conv_weight_grad": [shapes[0], shapes[2], shapes[1]],
     }[op]  # fmt: skip
-    names = {"conv": ("x", "w"), "conv_input_grad": ("ct", "w"), "conv_weight_grad": ("x", "ct")}[op]
+    names = {"conv": ("x", "w"), "conv_input_grad": ("ct", "w"), "conv_weight_grad": ("x", "ct")}[
+        op
+    ]
     axes = window_axes(x[2:], w[2:], p["stride"], p["padding"], p["dilation"])
     operands = [buffers[v if v in buffers else same_memory(v, producer)] for v in node.inputs]
     out = buffers[node.out]
@@ -166,7 +175,7 @@ def _work(conv: Convolution, sizes: tuple[int, int, int]) -> Work:
     }[conv.op](conv)  # fmt: skip
     s = conv.space
     if conv.op == "conv_weight_grad":  # the result lies as the products do
-        at = position([("batch", conv.groups, m * n), ("row", m, n), ("column", n, 1)])
+        at = position([("group", conv.groups, m * n), ("row", m, n), ("column", n, 1)])
         lines, text = [], at
     else:
         plane = s.out_plane if conv.op == "conv" else s.in_plane
@@ -175,15 +184,10 @@ def _work(conv: Convolution, sizes: tuple[int, int, int]) -> Work:
         element = conv.result_element if conv.op == "conv" else conv.image_element
         text = element("out", place if plane > 1 else "0", "row")[4:-1]
         lines = lines if conv.images > 1 else []
-    weights = conv.op != "conv_weight_grad"
-    arguments = conv.arguments
-    if weights:  # the weights are the left matrix
-        arguments = (arguments[1], arguments[0], arguments[2])
-    else:
-        arguments = (arguments[1], arguments[0], arguments[2])
+    arguments = (conv.arguments[1], conv.arguments[0], conv.arguments[2])
     return Work(
         m, n, k, conv.groups, conv.element, (left, right), conv.out, text, arguments, conv.index,
-        (), tuple(lines),
+        "group", (), tuple(lines),
     )  # fmt: skip
 
 
@@ -191,7 +195,7 @@ def _forward(conv: Convolution) -> tuple[Side, Side]:
     """Weights, and the taps that each position sees."""
     s = conv.space
     k = conv.channels * s.taps
-    at = position([("batch", conv.groups, conv.filters * k), ("row", conv.filters, k), ("k", k, 1)])
+    at = position([("group", conv.groups, conv.filters * k), ("row", conv.filters, k), ("k", k, 1)])
     columns = Side(
         conv.first, "outer", conv.image_element("x", s.image),
         tuple(parts_of("column", [("image", conv.images), *s.sizes("outputs")])),
@@ -268,7 +272,7 @@ def _positions(
     s, forward = conv.space, conv.op == "conv"
     plane = s.out_plane if forward else s.in_plane
     size = conv.images * conv.groups * plane
-    parts = parts_of("at", [("image", conv.images), ("batch", conv.groups), ("place", plane)])
+    parts = parts_of("at", [("image", conv.images), ("group", conv.groups), ("place", plane)])
     alone = conv.images * conv.groups == 1
     place = "0" if plane == 1 else "at" if alone else "place"
     parts = [line.replace("const int place = at;", "") for line in parts]
@@ -305,7 +309,7 @@ def _weights(
         splits = min(ceil_div(4 * target.multiprocessors, size), k // (LEAST_SHARE * THREADS))
     part = ceil_div(k, max(1, min(splits, MOST_SPLITS)))
     splits = ceil_div(k, part)
-    numbers = [("batch", conv.groups), ("filter", m), ("channel", conv.channels), *s.sizes("taps")]
+    numbers = [("group", conv.groups), ("filter", m), ("channel", conv.channels), *s.sizes("taps")]
     lines = parts_of("k", [("image", conv.images), *s.sizes("outputs")])
     plan = DirectPlan(
         conv, size, tuple(parts_of("number", numbers)), 1, "k", k, (*lines, *s.reads), s.inside,

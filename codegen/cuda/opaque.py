@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from tracegrad.codegen.cuda.convolutions import plan_convolution
 from tracegrad.codegen.cuda.plan import CudaKernel, CudaTarget
 from tracegrad.codegen.cuda.products import plan_product
-from tracegrad.codegen.cuda.convolutions import plan_convolution
 from tracegrad.codegen.cuda.scatters import plan_scatter
 from tracegrad.codegen.cuda.windows import plan_window
 from tracegrad.codegen.lower import Buffer

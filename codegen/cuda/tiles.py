@@ -83,7 +83,7 @@ class Work:
 
     Attributes:
         m, n, k: rows, columns and contracted size.
-        batch: how many products; `batch_lines` need the number `batch`.
+        batch: how many products; `batch_lines` need the number of one, `batch_name`.
         sides: how the operands are read.
         out: the result; `out_lines` need `row` and `column`, `out_text` is the element.
         index: the C type of positions.
@@ -100,6 +100,7 @@ class Work:
     out_text: str
     arguments: tuple[str, str, str]
     index: str = "int"
+    batch_name: str = "batch"
     batch_lines: tuple[str, ...] = ()
     out_lines: tuple[str, ...] = ()
 
