@@ -28,6 +28,7 @@ THREADS = 256  # of a block, where nothing asks for another number
 LEVELS = 4  # outside, in a row, in the loop along it, in its lanes; some without a loop
 LANE = "u"  # the loop variable of lanes
 REACH = 2**30  # indices up to here are int: a stride of the grid beyond it fits too
+_ATOM = re.compile(r"[\w.]+")
 _WORD = re.compile(r"\b[A-Za-z_]\w*\b")
 
 
@@ -96,7 +97,9 @@ class Span:
         """A number of parts, in C, as the counter counts them."""
         if len(self.axes) != 1 or self.lanes == 1:
             return parts
-        return f"{self.lanes} * {parts}" if parts.isidentifier() else f"{self.lanes} * ({parts})"
+        if parts.isdigit():
+            return str(self.lanes * int(parts))
+        return f"{self.lanes} * {parts if _ATOM.fullmatch(parts) else f'({parts})'}"
 
     def definitions(self) -> list[tuple[str, str]]:
         """The variables of the loops by the counter: (name, expression)."""
@@ -139,6 +142,33 @@ def words(items: Items) -> set[str]:
     return found
 
 
+class Held:
+    """What several loops over the same elements read from memory: each thread keeps its share.
+
+    Args:
+        worth: the addresses that more than one loop reads; None to find out which these are.
+    """
+
+    def __init__(self, worth: set[Any] | None = None) -> None:
+        self.worth = worth
+        self.seen: dict[Any, set[int]] = {}
+        self.names: dict[Any, str] = {}
+        self.loop: tuple[Any, int, str] | None = None  # its elements, its number, its place
+
+    def place(self, buffer: str, first: Affine) -> tuple[str, bool] | None:
+        """The array for an address in the loop at hand, and whether it is still to be read."""
+        if self.loop is None:
+            return None
+        elements, number, slot = self.loop
+        key = (buffer, first, elements)
+        self.seen.setdefault(key, set()).add(number)
+        if self.worth is None or key not in self.worth:
+            return None
+        new = key not in self.names
+        name = self.names.setdefault(key, f"{buffer}_row" if new else "")
+        return f"{name}[{slot}]", new
+
+
 class DeviceBody(Body):
     """The body of one nest of a kernel, whose innermost loop may have lanes.
 
@@ -147,12 +177,15 @@ class DeviceBody(Body):
         along: the loop variable that has lanes, at level `depths[along]`; lanes are one deeper.
         index: the type of indices.
         count: how many of the lanes there are, as C, where they may be fewer.
+        slots: for arrays that a thread has to itself, the place of the element at hand.
+        held: what loops over the same elements read for each other.
     """
 
     def __init__(
         self, lowering: Lowering, affine: Callable[[Affine], Affine], depths: Mapping[str, int],
         extents: Mapping[str, int], *, lanes: int = 1, along: str = "", index: str = "int",
-        count: str = "", row: int = 0, named: int = 0, arrays: dict[str, str] | None = None,
+        count: str = "", row: int = 0, named: int = 0,
+        slots: Mapping[str, str] | None = None, held: Held | None = None,
     ) -> None:  # fmt: skip
         depths, extents = dict(depths), dict(extents)
         self.lanes, self.along, self.index_type, self.count = lanes, along, index, count
@@ -163,8 +196,8 @@ class DeviceBody(Body):
         super().__init__(lowering, self._with_lane, depths, extents, row, named)
         self.statements += [[] for _ in range(LEVELS - len(self.statements))]
         self.arrays: dict[tuple[str, Affine], str] = {}
-        self.taken = {} if arrays is None else arrays  # names of arrays in the whole kernel
         self.put: list[Line] = []
+        self.slots, self.held = slots or {}, held
 
     def _with_lane(self, a: Affine) -> Affine:
         a = self.plain(a)
@@ -203,19 +236,28 @@ class DeviceBody(Body):
         if found is not None:
             return found, False
         name = f"{buffer}_{LANE}"
-        while name in self.taken:
+        while name in self.arrays.values():
             name += LANE
-        self.taken[name] = buffer
         self.arrays[buffer, first] = name
         return name, True
 
     def _load(self, term: Term, at: int) -> Expr:
+        if term.template in self.slots:
+            return self._loaded(f"{term.template}[{self.slots[term.template]}]", term)
         first = None if term.guards or term.is_variable else self._moves(term.affine)
         if first is None:
             return super()._load(term, at)
         for symbol in first.symbols:
             if symbol not in self.depths:
                 self.emit(self.lowering.symbols[symbol], self.level)
+        kept = None if self.held is None else self.held.place(term.template, first)
+        if kept is not None:
+            array, new = kept
+            if new:
+                self.statements[self.level].append(
+                    Line(f"tg_fetch({array}, &{term.template}[{first.text()}]);")
+                )
+            return self._loaded(f"{array}[{LANE}]", term)
         name, new = self._array(term.template, first)
         if new:
             count = f", {self.count}" if self.count else ""
@@ -223,7 +265,9 @@ class DeviceBody(Body):
                 Line(f"{term.dtype.c_type} {name}[{self.lanes}];"),
                 Line(f"tg_fetch({name}, &{term.template}[{first.text()}]{count});"),
             ]
-        text = f"{name}[{LANE}]"
+        return self._loaded(f"{name}[{LANE}]", term)
+
+    def _loaded(self, text: str, term: Term) -> Expr:
         if term.dtype.c_compute != term.dtype.c_type:
             text = f"tg_load_{term.dtype.name}({text})"
         return Expr(text, ATOM)
@@ -231,16 +275,23 @@ class DeviceBody(Body):
     def store(self, depth: int, buffer: Buffer, at: Affine, term: Term) -> None:
         """Add `buffer[at] = term`, of all lanes together where they are neighbours."""
         first = None if buffer.scalar else self._moves(at)
-        if first is None:
+        slot = self.slots.get(buffer.name)
+        if first is None and slot is None:
             super().store(depth, buffer, at, term)
             return
-        name, _ = self._array(buffer.name, first)
-        self.statements[self.level].append(Line(f"{buffer.dtype.c_type} {name}[{self.lanes}];"))
+        place = f"{buffer.name}[{slot}]"
+        if slot is None:
+            assert first is not None
+            name, _ = self._array(buffer.name, first)
+            self.statements[self.level].append(Line(f"{buffer.dtype.c_type} {name}[{self.lanes}];"))
+            place = f"{name}[{LANE}]"
         text = self.emit(term, depth).text
         line = where(term.location, term.op) if not text.isidentifier() else ""
         if buffer.dtype.c_compute != buffer.dtype.c_type:
             text = f"tg_store_{buffer.dtype.name}({text})"
-        self.statements[depth].append(Line(f"{name}[{LANE}] = {text};", line))
+        self.statements[depth].append(Line(f"{place} = {text};", line))
+        if slot is not None or first is None:
+            return
         count = f", {self.count}" if self.count else ""
         self.put.append(Line(f"tg_put(&{buffer.name}[{first.text()}], {name}{count});"))
 

@@ -31,6 +31,8 @@ def plan_group(
     from tracegrad.codegen.cuda.maps import plan_map
     from tracegrad.codegen.cuda.reductions import plan_empty, plan_reductions
 
+    if not group.values:
+        return ()
     splits: dict[str, int] = {}
     while True:
         axes, index = domain_loops(group.domain, group.reduced, splits)

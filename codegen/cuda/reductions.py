@@ -309,16 +309,9 @@ def combine(
     """
     varies = isinstance(rows, Size) or isinstance(chunks, Size)
     index = "int64_t" if varies or chunks * rows >= 2**30 else "int"
-    wide = "(int64_t)" if index == "int64_t" else ""
-    width = THREADS if not isinstance(rows, Size) and rows <= 64 else WARP if rows < 4096 else 1
-    if not isinstance(chunks, Size) and chunks <= WARP:
-        width = 1 if chunks <= 8 or rows >= 4096 else WARP
-    team = Team(width, THREADS)
-    named = [
-        (s.name, cell) for s, (_, cell) in
-        zip(scratch, [c for r, acc in accumulators for c in cells(r, acc)], strict=True)
-    ]  # fmt: skip
-    places = {cell: f"{s}[chunk * {rows} + row]" for s, cell in named}
+    named = zip(scratch, [c for r, acc in accumulators for c in cells(r, acc)], strict=True)
+    scale = "" if not isinstance(rows, Size) and rows == 1 else f" * {rows} + row"
+    places = {cell: f"{s.name}[chunk{scale}]" for s, (_, cell) in named}
     inside = [
         line for r, acc in accumulators
         for line in join(r, acc, [places[cell] for _, cell in cells(r, acc)])
@@ -327,13 +320,20 @@ def combine(
         Line(f"{out}[row] = {r.result(acc)};")
         for (out, _), (r, acc) in zip(outs, accumulators, strict=True)
     ]
-    items: list[Line | Loop | Block] = [
-        Line(f"const {index} row = {wide}{team.number()};"),
-        *([Line(f"if (row >= {rows})"), Line("    return;")] if team.per_block > 1 else []),
-        *team.head(), *_declared(accumulators),
-        Loop("chunk", str(chunks), tuple(inside), team.lane, str(team.width)),
-        *team.combine(accumulators, everyone=False), *team.first(finish),
-    ]  # fmt: skip
+    few = not isinstance(chunks, Size) and chunks <= 8
+    if not isinstance(rows, Size) and rows <= 32 and not few:  # a block for each result
+        team = Team(THREADS, THREADS)
+        loop = Loop(
+            "chunk", str(chunks), tuple(inside), team.lane, str(team.width), pragmas=("unroll 4",)
+        )
+        items: list[Line | Loop | Block] = [
+            Line(f"const {index} row = blockIdx.x;"), *_declared(accumulators), loop,
+            *team.combine(accumulators, everyone=False), *team.first(finish),
+        ]  # fmt: skip
+        grid = int(rows)
+    else:
+        items, across = _joined_columns(accumulators, inside, finish, chunks, rows, index, few)
+        grid = -(-int(rows) // across)
     parameters = [Parameter(s.name, s.c_type, False, "one part a block") for s in scratch]
     written = sorted(outs, key=lambda o: natural(o[0]))
     parameters += [Parameter(out, c_type, True) for out, c_type in written]
@@ -341,6 +341,31 @@ def combine(
     return CudaKernel(
         f"{name}_combine", (f"The parts of {chunks} chunks, joined in their order.",),
         tuple(parameters), tuple(items), index, "", tuple(p.name for p in parameters),
-        (-(-int(rows) // team.per_block), 1, 1), (team.threads, 1, 1), nbytes=int(nbytes),
+        (grid, 1, 1), (THREADS, 1, 1), nbytes=int(nbytes),
         ops=int(chunks * rows * len(accumulators)),
     )  # fmt: skip
+
+
+def _joined_columns(
+    accumulators: Sequence[Accumulator], inside: Items, finish: Items, chunks: int, rows: int,
+    index: str, few: bool,
+) -> tuple[list[Line | Loop | Block], int]:  # fmt: skip
+    """Results side by side in a warp, their chunks shared by the threads below each other."""
+    across = THREADS if few else WARP if isinstance(rows, Size) or rows >= 4096 else 8
+    down = THREADS // across
+    wide = "(int64_t)" if index == "int64_t" else ""
+    place = "threadIdx.x" if down == 1 else f"threadIdx.x % {across}"
+    items: list[Line | Loop | Block] = [
+        Line(f"const {index} row = {wide}blockIdx.x * {across} + {place};")
+    ]
+    if down > 1:
+        items.append(Line(f"const int down = threadIdx.x / {across};"))
+    loop = Loop(
+        "chunk", str(chunks), tuple(inside), "down" if down > 1 else "0", str(down),
+        pragmas=("unroll 4",) if down > 1 else (),
+    )  # fmt: skip
+    items += [*_declared(accumulators), Block(f"if (row < {rows})", (loop,))]
+    if down > 1:
+        items += _joined_down(accumulators, across, down)
+    condition = f"down == 0 && row < {rows}" if down > 1 else f"row < {rows}"
+    return [*items, Block(f"if ({condition})", tuple(finish))], across
