@@ -170,17 +170,18 @@ class Operand:
 
 def _merged(at: Affine, symbols: Sequence[str], sizes: Sequence[int]) -> int | None:
     """The stride of several axes taken as one; None where they do not merge. 0 if of size 1."""
-    stride, reach = 0, 0
+    stride: int | None = None
+    reach = 0
     for s, n in zip(reversed(symbols), reversed(sizes), strict=True):
         if n == 1:
             continue
         c = at.coefficient(s)
-        if reach and c != reach:
-            return None
-        if not reach:
+        if stride is None:
             stride = c
+        elif c != reach:
+            return None
         reach = c * n
-    return stride
+    return stride or 0
 
 
 def _matrix(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from tracegrad.codegen.cuda.convolutions import plan_convolution
 from tracegrad.codegen.cuda.plan import CudaKernel, CudaTarget
 from tracegrad.codegen.cuda.products import plan_product
 from tracegrad.codegen.cuda.scatters import plan_scatter
@@ -28,6 +29,7 @@ def plan_node(
     planners = {
         "contraction": plan_product,
         "window": plan_window,
+        "convolution": plan_convolution,
         "indexing": plan_scatter,
     }
     return planners[node.primitive.family](name, node, producer, buffers, target)

@@ -182,7 +182,7 @@ def _work(layout: Layout, numbers: Element) -> Work:
     return Work(
         m, n, layout.k, batch, numbers, sides, described("c", layout.out, True),
         f"{wide}{at}{wide}row * {n} + column",
-        (left.buffer.name, right.buffer.name, layout.out.name), index,
+        (left.buffer.name, right.buffer.name, layout.out.name), index, "batch",
         tuple(line for line in lines if line.split()[2] in used),
     )  # fmt: skip
 

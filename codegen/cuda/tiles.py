@@ -18,7 +18,8 @@ from tracegrad.codegen.cuda.elements import Element, ceil_div, own_kernel
 from tracegrad.codegen.cuda.plan import CudaKernel, CudaTarget
 from tracegrad.codegen.plan import Parameter, Scratch
 
-LEAST_SPLIT = 256  # products in a row below which a further part costs more than it saves
+LEAST_SPLIT = 128  # products in a row below which a further part costs more than it saves
+STARTING = 64  # products in a row that take as long as starting and ending a block
 MOST_SPLITS = 64
 COMBINE_THREADS = 256
 
@@ -31,12 +32,14 @@ class Tile:
         rows, columns: of the tile of the result.
         depth: how many products are taken between two barriers.
         per_thread: rows and columns of one thread.
+        speed: products a second on one multiprocessor, against the fastest tile; rough on purpose.
     """
 
     rows: int
     columns: int
     depth: int
     per_thread: tuple[int, int]
+    speed: float
 
     @property
     def threads(self) -> int:
@@ -48,13 +51,21 @@ class Tile:
         return ceil_div(m, self.rows) * ceil_div(n, self.columns)
 
 
-LARGE = Tile(128, 128, 8, (8, 8))
-MEDIUM = Tile(64, 64, 16, (4, 4))
-SMALL = Tile(32, 32, 16, (2, 2))
-TALL = Tile(128, 16, 16, (4, 2))  # few columns
-WIDE = Tile(16, 128, 16, (2, 4))  # few rows
-NARROW = 16
-NARROW_WIDE_TYPE = Tile(64, 16, 16, (2, 2)), Tile(16, 64, 16, (2, 2))  # TALL and WIDE of 8 bytes
+_TILES = (
+    Tile(128, 128, 8, (8, 8), 1.0),
+    Tile(64, 128, 8, (4, 8), 0.9),
+    Tile(128, 64, 8, (8, 4), 0.9),
+    Tile(64, 64, 16, (4, 4), 0.75),
+    Tile(32, 32, 16, (2, 2), 0.4),
+    Tile(128, 16, 16, (4, 2), 0.5),
+    Tile(16, 128, 16, (2, 4), 0.5),
+)
+_WIDE_TYPE_TILES = (  # of types of 8 bytes, whose sums take two registers
+    Tile(64, 64, 16, (4, 4), 1.0),
+    Tile(32, 32, 16, (2, 2), 0.6),
+    Tile(64, 16, 16, (2, 2), 0.6),
+    Tile(16, 64, 16, (2, 2), 0.6),
+)
 
 
 @dataclass(frozen=True)
@@ -83,7 +94,7 @@ class Work:
 
     Attributes:
         m, n, k: rows, columns and contracted size.
-        batch: how many products; `batch_lines` need the number `batch`.
+        batch: how many products; `batch_lines` need the number of one, `batch_name`.
         sides: how the operands are read.
         out: the result; `out_lines` need `row` and `column`, `out_text` is the element.
         index: the C type of positions.
@@ -100,6 +111,7 @@ class Work:
     out_text: str
     arguments: tuple[str, str, str]
     index: str = "int"
+    batch_name: str = "batch"
     batch_lines: tuple[str, ...] = ()
     out_lines: tuple[str, ...] = ()
 
@@ -145,30 +157,24 @@ class TilePlan:
 def choose(
     m: int, n: int, k: int, batch: int, element: Element, target: CudaTarget
 ) -> tuple[Tile, int]:
-    """The tile, and into how many parts the sum is cut.
+    """The tile that should be done first, and into how many parts its sums are cut."""
+    tiles = _TILES if element.nbytes == 4 else _WIDE_TYPE_TILES
+    found = [(tile, _splits(tile, m, n, k, batch, target)) for tile in tiles]
 
-    The largest tile whose blocks, parts of the sum counted, fill the device.
-    """
-    if min(m, n) <= NARROW < max(m, n):
-        tile = (NARROW_WIDE_TYPE if element.nbytes > 4 else (TALL, WIDE))[n > m]
-    else:
-        tile = SMALL
-        for larger in (LARGE, MEDIUM):
-            if element.nbytes > 4 and larger is LARGE:
-                continue  # its sums would not fit the registers
-            if not element.is_float or min(m, n) <= larger.rows // 2:
-                continue
-            if (
-                larger.count(m, n) * batch * max(1, k // (2 * LEAST_SPLIT))
-                >= target.multiprocessors
-            ):
-                tile = larger
-                break
+    def cost(choice: tuple[Tile, int]) -> float:
+        tile, splits = choice
+        rounds = ceil_div(tile.count(m, n) * batch * splits, target.multiprocessors)
+        return rounds * tile.rows * tile.columns * (ceil_div(k, splits) + STARTING) / tile.speed
+
+    return min(found, key=cost)
+
+
+def _splits(tile: Tile, m: int, n: int, k: int, batch: int, target: CudaTarget) -> int:
     blocks = tile.count(m, n) * batch
-    splits = 1
-    if blocks < target.multiprocessors:
-        splits = min(ceil_div(2 * target.multiprocessors, blocks), k // LEAST_SPLIT, MOST_SPLITS)
-    return tile, max(1, splits)
+    if blocks >= target.multiprocessors:
+        return 1
+    wanted = ceil_div(2 * target.multiprocessors, blocks)
+    return max(1, min(wanted, k // LEAST_SPLIT, MOST_SPLITS))
 
 
 def plan_tiles(

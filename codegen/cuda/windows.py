@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 from tracegrad.codegen.cuda.elements import (
     Element,
@@ -117,7 +118,7 @@ def plan_window(
 
 def _windows(
     node: Node, image: tuple[int, ...], producer: Callable[[Value], Node | None]
-) -> tuple[tuple[int, ...], ...] | None:
+) -> tuple[Any, ...] | None:
     """Window, stride, padding and dilation: the node's, or those that made its indices."""
     names = ("window", "stride", "padding", "dilation")
     if "window" in node.params:
