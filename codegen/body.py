@@ -70,6 +70,10 @@ class Body:
             return self.depths[symbol]
         return self.depth(self.lowering.symbols[symbol])
 
+    def type_of(self, term: Term) -> str:
+        """The C type of a variable that holds a term."""
+        return variable_type(term)
+
     # ---- printing -------------------------------------------------------------------------------
 
     def emit(self, term: Term, at: int) -> Expr:
@@ -90,8 +94,8 @@ class Body:
         self.named[id(term)] = name
         if term.hint.isidentifier() and term.hint not in self.shown.values():
             self.shown[name] = term.hint
-        declaration = f"const {variable_type(term)} {name} = {expr.text};"
-        self.statements[level].append(Line(declaration, _where(term.location, term.op)))
+        declaration = f"const {self.type_of(term)} {name} = {expr.text};"
+        self.statements[level].append(Line(declaration, where(term.location, term.op)))
         return Expr(name)
 
     def _expression(self, term: Term, at: int) -> Expr:
@@ -157,15 +161,15 @@ class Body:
         """Add `buffer[at] = term`."""
         value = self.emit(term, depth)
         text = value.text
-        where = _where(term.location, term.op) if not text.isidentifier() else ""
+        line = where(term.location, term.op) if not text.isidentifier() else ""
         if buffer.scalar:
-            declaration = f"const {variable_type(term)} {buffer.name} = {text};"
-            self.statements[depth].append(Line(declaration, where))
+            declaration = f"const {self.type_of(term)} {buffer.name} = {text};"
+            self.statements[depth].append(Line(declaration, line))
             return
         if buffer.dtype.c_compute != buffer.dtype.c_type:
             text = f"tg_store_{buffer.dtype.name}({text})"
         self.statements[depth].append(
-            Line(f"{buffer.name}[{self.index(at, depth)}] = {text};", where)
+            Line(f"{buffer.name}[{self.index(at, depth)}] = {text};", line)
         )
 
     def at(self, depth: int, *items: Item) -> None:
@@ -184,7 +188,7 @@ class Body:
 
     def comment(self, node: Node) -> str:
         """The Python line of a node."""
-        return _where(node.location, node.primitive.name)
+        return where(node.location, node.primitive.name)
 
     def nest(self, headers: Sequence[Loop], outermost: int = 0) -> list[Item]:
         """The statements from level `outermost` on, inside their loops.
@@ -210,7 +214,7 @@ def variable_type(term: Term) -> str:
     return term.dtype.c_compute
 
 
-def _where(location: Location | None, op: str) -> str:
+def where(location: Location | None, op: str) -> str:
     """The Python line; with the operation where the line's text cannot be looked up."""
     if location is None:
         return ""

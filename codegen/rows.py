@@ -20,6 +20,7 @@ from tracegrad.codegen.body import Body
 from tracegrad.codegen.loops import MAX_BLOCKS, PARALLEL_SECONDS
 from tracegrad.codegen.lower import Buffer, Guard, Lowering, SplitRequest, Term
 from tracegrad.codegen.nest import (
+    Axis,
     Lowered,
     Merges,
     domain_loops,
@@ -51,13 +52,20 @@ def plan_rows(
         buffers: of everything in memory, the group's own values included.
         target: what the compiler can do.
     """
-    known = {**buffers, **_local_buffers(group)}
+    known = {**buffers, **local_buffers(group)}
+    return _RowKernel(name, group, lower_stages(group, producer, known), known, target).plan()
+
+
+def lower_stages(
+    group: RowGroup, producer: Callable[[Value], Node | None], known: Mapping[Value, Buffer]
+) -> list[Stage]:
+    """The loops and terms of all stages; `known` has the buffers of all that they read and write."""
     splits: list[dict[str, int]] = [{} for _ in group.stages]
-    stages: list[_Stage] = []
+    stages: list[Stage] = []
     while len(stages) < len(group.stages):
         at = len(stages)
         try:
-            stages.append(_Stage(group, at, splits[at], producer, known))
+            stages.append(Stage(group, at, splits[at], producer, known))
         except SplitRequest as request:
             if _axis_of(request.variable) < len(group.rows):  # then it is split in all stages
                 stages = []
@@ -65,7 +73,7 @@ def plan_rows(
                     each[request.variable] = request.divisor
             else:
                 splits[at][request.variable] = request.divisor
-    return _RowKernel(name, group, stages, known, target).plan()
+    return stages
 
 
 def _axis_of(variable: str) -> int:
@@ -75,7 +83,7 @@ def _axis_of(variable: str) -> int:
     return int(found[1])
 
 
-def _local_buffers(group: RowGroup) -> dict[Value, Buffer]:
+def local_buffers(group: RowGroup) -> dict[Value, Buffer]:
     """Arrays of one row, or variables, for the values that get no memory."""
     k = len(group.rows)
     made: dict[Value, Buffer] = {}
@@ -118,7 +126,7 @@ class _RowLowering(Lowering):
         return term
 
 
-class _Stage:
+class Stage:
     """One stage: a group, its loops and its terms."""
 
     def __init__(
@@ -143,30 +151,36 @@ class _Stage:
         self.result_within = offset([index[d] for d in kept], inner)
 
     def affines(self) -> list[Affine]:
+        """Every index expression that the loops must serve."""
         return [*self.lowered.affines(), self.within, self.result_within]
+
+
+def merge_loops(stages: list[Stage]) -> tuple[list[Axis], list[Merges]]:
+    """The loops over rows, which all stages share, and of each stage its final loop variables."""
+    every = [a for s in stages for a in s.affines()]
+    shared = Merges()
+    rows = shared.merge([replace(a, reduced=False) for a in stages[0].row_axes], every)
+    shared.rename(rows)
+    merges: list[Merges] = []
+    for stage in stages:
+        own = Merges(list(shared.pairs), dict(shared.names))
+        stage.inner = own.merge(stage.inner, stage.affines())
+        kept = [a for a in stage.inner if not a.reduced]
+        own.rename([*kept, *(a for a in stage.inner if a.reduced)], len(rows))
+        merges.append(own)
+    return rows, merges
 
 
 class _RowKernel:
     """The planning of one row group."""
 
     def __init__(
-        self, name: str, group: RowGroup, stages: list[_Stage], buffers: Mapping[Value, Buffer],
+        self, name: str, group: RowGroup, stages: list[Stage], buffers: Mapping[Value, Buffer],
         target: Target,
     ) -> None:  # fmt: skip
         self.name, self.group, self.stages = name, group, stages
         self.buffers, self.target = buffers, target
-        every = [a for s in stages for a in s.affines()]
-        shared = Merges()
-        rows = [replace(a, reduced=False) for a in stages[0].row_axes]
-        self.rows = shared.merge(rows, every)
-        shared.rename(self.rows)
-        self.merges: list[Merges] = []
-        for stage in stages:
-            own = Merges(list(shared.pairs), dict(shared.names))
-            stage.inner = own.merge(stage.inner, stage.affines())
-            kept = [a for a in stage.inner if not a.reduced]
-            own.rename([*kept, *(a for a in stage.inner if a.reduced)], len(self.rows))
-            self.merges.append(own)
+        self.rows, self.merges = merge_loops(stages)
         self.head: list[list[Item]] = [[] for _ in self.rows]  # statements outside the row
         self.row: list[Item] = []
         self.accumulators: list[_Accumulator] = []
@@ -192,7 +206,7 @@ class _RowKernel:
             for s in self.stages
         )
         plan = kernel_plan(
-            self.name, self._summary(), body, read, written, self.buffers.values(), operations,
+            self.name, summary(self.group, self.stages), body, read, written, self.buffers.values(), operations,
             any(s.lowered.lowering.uses_status for s in self.stages), tuple(self.shown.items()),
         )  # fmt: skip
         scratch = tuple(a.scratch for a in self.accumulators if a.scratch is not None)
@@ -202,17 +216,9 @@ class _RowKernel:
             arguments=plan.arguments + tuple(s.name for s in scratch),
         )  # fmt: skip
 
-    def _summary(self) -> tuple[str, ...]:
-        count = " x ".join(map(str, self.group.rows))
-        made = {n.primitive.name for s in self.stages for n in s.group.reductions}
-        done = f", with {' and '.join(sorted(made))}" if made else ""
-        lines = {k: v for s in self.stages for k, v in s.lowered.locations().items()}
-        where = [f"{k}: {v.text}" if v.text else k for k, v in sorted(lines.items())]
-        return (f"{count} rows, each in {len(self.stages)} stages{done}.", *where)
-
     # ---- stages ---------------------------------------------------------------------------------
 
-    def _add(self, stage: _Stage, merges: Merges) -> None:
+    def _add(self, stage: Stage, merges: Merges) -> None:
         """Add the statements of one stage."""
         kept = [a for a in stage.inner if not a.reduced]
         inner = kept + [a for a in stage.inner if a.reduced]
@@ -261,7 +267,7 @@ class _RowKernel:
         self.row.append(Line(f"{buffer.dtype.c_type} {buffer.name}[{size}];"))
 
     def _result(
-        self, stage: _Stage, body: Body, node: Node, at: Affine, r: Reducer, acc: str
+        self, stage: Stage, body: Body, node: Node, at: Affine, r: Reducer, acc: str
     ) -> Line:
         """Where the reduction of a row goes."""
         buffer = self.buffers[node.out]
@@ -274,7 +280,7 @@ class _RowKernel:
         return Line(f"{buffer.name}[{body.affine(at).text()}] = {r.result(acc)};")
 
     def _accumulate(
-        self, body: Body, stage: _Stage, node: Node, term: Term, scalar: Reducer, acc: str,
+        self, body: Body, stage: Stage, node: Node, term: Term, scalar: Reducer, acc: str,
         depth: int,
     ) -> str | None:  # fmt: skip
         """A reduction over the rows: into an array along the row, or a variable."""
@@ -347,6 +353,16 @@ class _RowKernel:
 
 
 FEWEST_PER_BLOCK = 8  # rows
+
+
+def summary(group: RowGroup, stages: list[Stage]) -> tuple[str, ...]:
+    """What a row kernel computes, and the Python lines."""
+    count = " x ".join(map(str, group.rows))
+    made = {n.primitive.name for s in stages for n in s.group.reductions}
+    done = f", with {' and '.join(sorted(made))}" if made else ""
+    lines = {k: v for s in stages for k, v in s.lowered.locations().items()}
+    places = [f"{k}: {v.text}" if v.text else k for k, v in sorted(lines.items())]
+    return (f"{count} rows, each in {len(stages)} stages{done}.", *places)
 
 
 class _Accumulator:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tracegrad.codegen import contraction
 from tracegrad.codegen.checks import Check, check_lines
@@ -22,7 +22,7 @@ from tracegrad.codegen.loops import plan_group
 from tracegrad.codegen.lower import Buffer, same_memory
 from tracegrad.codegen.nest import natural
 from tracegrad.codegen.opaque import plan_opaque
-from tracegrad.codegen.plan import KernelPlan, Scratch, Slot, Target
+from tracegrad.codegen.plan import KernelPlan, Parameter, Scratch, Slot, Target
 from tracegrad.codegen.prelude import prelude, without_comments
 from tracegrad.codegen.rows import plan_rows
 from tracegrad.codegen.scatter import plan_scatter
@@ -156,12 +156,12 @@ def plan_unit(
     returned = len(graph.outputs) if returned is None else returned
     assert len(set(graph.outputs)) == len(graph.outputs), "outputs must be distinct"
     assert not set(graph.outputs) & set(graph.inputs), "an output must not be an input"
-    title = f"{graph.name}: {_signature(graph, returned)}"
+    title = f"{graph.name}: {signature(graph, returned)}"
     sizes = symbols(graph)
     graph = prepared(graph, strides)
     graph = with_sized_constants(graph) if sizes else graph
     steps = schedule(graph, strides)
-    buffers = _name_buffers(graph, steps, strides, returned)
+    buffers = name_buffers(graph, steps, strides, returned)
     checked = _check_positions(graph, steps, checks)
     kernels: list[KernelPlan] = []
     texts: dict[int, str] = {}
@@ -193,7 +193,7 @@ def plan_unit(
             kernels.append(plan)
     values = [(graph.outputs if c.kind == "output" else graph.inputs)[c.at] for c in checks]
     until = dict(zip(values, checked, strict=True))
-    slots, arena, temporaries = _place(graph, steps, buffers, scratch, returned, until)
+    slots, arena, temporaries = place(graph, steps, buffers, scratch, returned, until)
     lines: dict[int, list[str]] = {}
     for number, (check, v, at) in enumerate(zip(checks, values, checked, strict=True)):
         lines.setdefault(at, []).extend(check_lines(number, check, buffers[v]))
@@ -221,9 +221,10 @@ def prepared(graph: Graph, strides: Mapping[Value, Shape]) -> Graph:
     return contraction.canonical_operands(expanded, strides)
 
 
-def _name_buffers(
+def name_buffers(
     graph: Graph, steps: Sequence[Step], strides: Mapping[Value, Shape], returned: int
 ) -> dict[Value, Buffer]:
+    """The buffers of all that the steps read and write."""
     buffers: dict[Value, Buffer] = {}
 
     def add(value: Value, name: str) -> None:
@@ -243,13 +244,14 @@ def _name_buffers(
 # ---- the arena ----------------------------------------------------------------------------------
 
 
-def _place(
+def place(
     graph: Graph, steps: Sequence[Step], buffers: Mapping[Value, Buffer],
     scratch: Mapping[int, tuple[Scratch, ...]], returned: int, until: Mapping[Value, int],
+    align: int = ALIGN,
 ) -> tuple[list[Slot], int, int]:  # fmt: skip
     """Give each buffer its place; temporaries share the arena by the times at which they live.
 
-    `until` has values that are looked at after a later kernel.
+    `until` has values that are looked at after a later kernel. Places are multiples of `align` bytes.
     """
     slots = []
     for k, v in enumerate(graph.inputs):
@@ -273,7 +275,7 @@ def _place(
             wanted.append((s.name, s.c_type, s.nbytes, position, position))
     placed: list[tuple[int, int, int, int]] = []  # offset, end, first, last
     for name, c_type, nbytes, first, last in sorted(wanted, key=lambda w: -w[2]):
-        size = -(-max(int(nbytes), 1) // ALIGN) * ALIGN
+        size = -(-max(int(nbytes), 1) // align) * align
         at = 0
         for start, end, begins, stops in placed:
             if begins <= last and first <= stops and at < end and start < at + size:
@@ -314,10 +316,10 @@ def render_unit(plan: UnitPlan, target: Target) -> Unit:
         plan.texts[k] if k in plan.texts else render("kernel.c.j2", plan=kernel).strip()
         for k, kernel in enumerate(plan.kernels)
     ]
-    sizes = [_words(t) & plan.sizes.keys() for t in rendered]
+    sizes = [words(t) & plan.sizes.keys() for t in rendered]
     rendered = [_with_sizes(t, k.name, used) for t, k, used in zip(rendered, plan.kernels, sizes)]
     uses_status = bool(plan.checks) or any(k.uses_status for k in plan.kernels)
-    firsts = _first_alike(plan.kernels, rendered)
+    firsts = first_alike(plan.kernels, rendered)
     calls = [*plan.checks.get(-1, ())]
     for position, k in enumerate(plan.kernels):
         arguments = (
@@ -345,7 +347,16 @@ def render_unit(plan: UnitPlan, target: Target) -> Unit:
     )  # fmt: skip
 
 
-def _first_alike(kernels: Sequence[KernelPlan], texts: Sequence[str]) -> list[int]:
+class Named(Protocol):
+    """A kernel as `first_alike` needs it."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def parameters(self) -> tuple[Parameter, ...]: ...  # noqa: D102
+
+
+def first_alike(kernels: Sequence[Named], texts: Sequence[str]) -> list[int]:
     """For each kernel the first one with the same code, be it for other buffers: one function does."""
     seen: dict[str, int] = {}
     firsts = []
@@ -361,7 +372,7 @@ def _first_alike(kernels: Sequence[KernelPlan], texts: Sequence[str]) -> list[in
     return firsts
 
 
-def _words(text: str) -> set[str]:
+def words(text: str) -> set[str]:
     """The names in C text."""
     return set(_WORD.findall(without_comments(text)))
 
@@ -397,8 +408,8 @@ def with_names(text: str, names: Sequence[tuple[str, str]]) -> str:
         >>> with_names("const float t0 = in_0[i]; t1 = t0;", [("t0", "speed"), ("t1", "i")])
         'const float speed = in_0[i]; t1 = speed;'
     """
-    words = _words(text) | _KEYWORDS
-    chosen = {old: new for old, new in names if new not in words}
+    taken = words(text) | _KEYWORDS
+    chosen = {old: new for old, new in names if new not in taken}
     lines = []
     for line in text.split("\n"):
         code, mark, comment = line.partition("  //")
@@ -438,7 +449,8 @@ def _bindings(plan: UnitPlan, uses_status: bool) -> list[str]:
     return lines
 
 
-def _signature(graph: Graph, returned: int) -> str:
+def signature(graph: Graph, returned: int) -> str:
+    """The types of a graph, for the head of its source."""
     inputs = ", ".join(f"{v.name} {v.type}".strip() for v in graph.inputs)
     outputs = ", ".join(str(v.type) for v in graph.outputs[:returned])
     return f"({inputs}) -> ({outputs})"

@@ -6,7 +6,7 @@ or more `CudaKernel`s, run one after another. `CudaUnit` is what the runtime loa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tracegrad.codegen.plan import Line, Loop, Parameter, Scratch
 
@@ -58,6 +58,16 @@ class Product:
 
 
 @dataclass(frozen=True)
+class Block:
+    """Statements in braces behind a head, such as `if (lane == 0)`."""
+
+    head: str
+    body: tuple[Line | Loop | Block, ...]
+    comment: str = ""
+    is_loop: bool = field(default=False, init=False)
+
+
+@dataclass(frozen=True)
 class CudaKernel:
     """One `__global__` function and how it is launched, or one call of the library.
 
@@ -67,6 +77,7 @@ class CudaKernel:
         parameters: its buffers, as `const T *__restrict__`; the planner says which are written.
         body: lines and loops of the function, where the template lays them out; or empty, with
             `text`.
+        index: the type of the loops' variables: "int", or "int64_t" where sizes are large or vary.
         text: the whole function, rendered by a planner of its own.
         arguments: names of the buffers passed, one per parameter; "status" comes last where
             `uses_status`.
@@ -78,7 +89,8 @@ class CudaKernel:
     name: str
     summary: tuple[str, ...] = ()
     parameters: tuple[Parameter, ...] = ()
-    body: tuple[Line | Loop, ...] = ()
+    body: tuple[Line | Loop | Block, ...] = ()
+    index: str = "int"
     text: str = ""
     arguments: tuple[str, ...] = ()
     grid: Dim3 = (1, 1, 1)

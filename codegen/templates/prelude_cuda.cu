@@ -54,3 +54,48 @@ static inline double tg_lgamma_f64(double x)
 {
     return lgamma(x);
 }
+
+/*[tg_fetch] Neighbouring elements from memory, with accesses of up to 128 bits where the address allows;
+ * beyond `count` there is nothing to read, and they are 0. */
+template <class T, int N>
+__device__ inline void tg_fetch(T (&lanes)[N], const T *from, int64_t count = N)
+{
+    constexpr int each = sizeof(T) * N < 16 ? N : 16 / sizeof(T);
+    struct alignas(each * sizeof(T)) Part { T at[each]; };
+    if (count >= N && (uint64_t)from % sizeof(Part) == 0) {
+#pragma unroll
+        for (int k = 0; k < N; k += each) {
+            const Part part = *(const Part *)(from + k);
+#pragma unroll
+            for (int j = 0; j < each; j++)
+                lanes[k + j] = part.at[j];
+        }
+    } else {
+#pragma unroll
+        for (int k = 0; k < N; k++)
+            lanes[k] = k < count ? from[k] : T(0);
+    }
+}
+
+/*[tg_put] Neighbouring elements to memory, the first `count` of them, as tg_fetch reads them. */
+template <class T, int N>
+__device__ inline void tg_put(T *to, const T (&lanes)[N], int64_t count = N)
+{
+    constexpr int each = sizeof(T) * N < 16 ? N : 16 / sizeof(T);
+    struct alignas(each * sizeof(T)) Part { T at[each]; };
+    if (count >= N && (uint64_t)to % sizeof(Part) == 0) {
+#pragma unroll
+        for (int k = 0; k < N; k += each) {
+            Part part;
+#pragma unroll
+            for (int j = 0; j < each; j++)
+                part.at[j] = lanes[k + j];
+            *(Part *)(to + k) = part;
+        }
+    } else {
+#pragma unroll
+        for (int k = 0; k < N; k++)
+            if (k < count)
+                to[k] = lanes[k];
+    }
+}
