@@ -242,7 +242,8 @@ def _vector(
     total = rows * work.batch
     lanes = VECTOR_THREADS // WARP
     if lane_first:
-        lanes = WARP if total > FEW_ROWS else VECTOR_THREADS
+        few = total <= FEW_ROWS and layout.k >= LEAST_SHARE * VECTOR_THREADS
+        lanes = VECTOR_THREADS if few else WARP
     each = VECTOR_THREADS // lanes
     blocks = ceil_div(total, each)
     splits = 1
