@@ -21,6 +21,7 @@ from tracegrad.ir.graph import Value
 from tracegrad.ir.sizes import Size, ceil_div
 
 SHARE = 8  # elements of a row for each thread, about
+MANY = 6  # arrays of a row, with which it is half of that
 UNROLLED = 8  # steps of a loop along a row that are written out, so that arrays can be registers
 REGISTERS = 72  # for arrays of one thread that live at the same time
 ACCUMULATORS = 40  # of these, for what accumulates over rows
@@ -89,11 +90,12 @@ def _lanes(stage: Stage, merges: Merges, last: Axis) -> int:
     return lanes if whole and takes_lanes(terms, merges.affine, last.variable) else 1
 
 
-def _team(rows: int, longest: int) -> Team:
-    """How many threads share a row."""
+def _team(rows: int, longest: int, arrays: int) -> Team:
+    """How many threads share a row: more where each has parts of many arrays to keep."""
     if isinstance(longest, Size):
         return Team(THREADS, THREADS)
-    width = 1 << max((-(-int(longest) // SHARE) - 1).bit_length(), 0)
+    share = SHARE if arrays <= MANY else SHARE // 2
+    width = 1 << max((-(-int(longest) // share) - 1).bit_length(), 0)
     if width > WARP:
         width = max(64, min(width, 512))
         return Team(width, width)
@@ -138,7 +140,11 @@ class RowLayout:
         self.rows, self.merges = merge_loops(stages)
         self.count = prod(group.rows)
         longest = max(prod(a.extent for a in s.inner) for s in stages)
-        self.team = _team(self.count, longest)
+        self.many = sum(
+            n.out.type.size > 1 for t in stages if t.accumulates for n in t.group.reductions
+        )
+        self.own = {v: b for v, b in buffers.items() if b.local and not b.scalar}
+        self.team = _team(self.count, longest, len(self.own) + 2 * self.many)
         both = list(zip(stages, self.merges, strict=True))
         self.forms = [_form(s, m, self.team) for s, m in both]
         extents: dict[str, int] = {a.variable: a.extent for a in self.rows}
@@ -162,11 +168,7 @@ class RowLayout:
                 self.made[buffers[v].name] = (k, m.affine(s.within))
             for node in s.group.reductions:
                 self.made[buffers[node.out].name] = (k, None)
-        self.own = {v: b for v, b in buffers.items() if b.local and not b.scalar}
         self.registers = Registers(len(stages))
-        self.many = sum(
-            n.out.type.size > 1 for t in stages if t.accumulates for n in t.group.reductions
-        )
         for stage, form in zip(stages, self.forms, strict=True):
             if stage.accumulates and self.accumulators_in_registers(form):
                 self.registers.take(0, len(stages) - 1, 2 * form.mine * len(stage.group.reductions))
