@@ -41,7 +41,6 @@ from tracegrad.codegen.cuda.tiles import (
 from tracegrad.codegen.lower import Buffer
 from tracegrad.ir.graph import Node, Value
 
-PRODUCT_DTYPES = frozenset({"float32", "float64", "float16", "bfloat16"})
 MOST_CALLS = 16  # calls of cuBLAS for one node whose batches do not lie evenly
 VECTOR_THREADS = 256
 FEW_ROWS = 256  # rows up to which a block, not a warp, takes each
