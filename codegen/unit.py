@@ -214,17 +214,12 @@ def _check_positions(graph: Graph, steps: Sequence[Step], checks: Sequence[Check
 
 
 def prepared(
-    graph: Graph, strides: Mapping[Value, Shape],
-    products: Collection[str] = contraction.BLAS_DTYPES,
-) -> Graph:  # fmt: skip
-    """The graph as it is scheduled: small products and small axes of sums written out, operands of
-    the other products canonical.
-
-    Args:
-        strides: of inputs that are not contiguous, in elements.
-        products: the dtypes of which large products stay what they are.
+    graph: Graph, strides: Mapping[Value, Shape], floats: Collection[str] = contraction.BLAS_FLOATS
+) -> Graph:
+    """The graph as it is scheduled: small products, products of other dtypes than `floats`, and
+    small axes of sums written out, operands of the other products canonical.
     """
-    expanded = unrolled(contraction.expand_small(without_detach(graph), products))
+    expanded = unrolled(contraction.expand_small(without_detach(graph), floats))
     return contraction.canonical_operands(expanded, strides)
 
 

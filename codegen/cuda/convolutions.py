@@ -35,7 +35,8 @@ from tracegrad.codegen.cuda.elements import (
     reach,
     summary_of,
 )
-from tracegrad.codegen.cuda.plan import CudaKernel, CudaTarget
+from tracegrad.codegen.cuda.plan import CudaKernel, CudaTarget, Product
+from tracegrad.codegen.cuda.products import MOST_CALLS
 from tracegrad.codegen.cuda.spatial import Space, space
 from tracegrad.codegen.cuda.tiles import (
     MOST_SPLITS,
@@ -135,6 +136,8 @@ def plan_convolution(
     ops = 2 * conv.groups * m * n * k
     if k == 0:
         return (_zeros(name, node, conv, size),)
+    if target.cublas and _is_product(conv):
+        return _products(name, node, conv, sizes, nbytes, ops)
     if min(m, n if op == "conv_weight_grad" else m) < FEW:
         direct = _weights if op == "conv_weight_grad" else _positions
         return direct(name, node, conv, sizes, target, nbytes, ops)
@@ -233,6 +236,52 @@ def _weight_grad(conv: Convolution) -> tuple[Side, Side]:
         (*parts_of("k", [("image", conv.images), *s.sizes("outputs")]), *s.reads), s.inside,
     )  # fmt: skip
     return cotangents, columns
+
+
+def _is_product(conv: Convolution) -> bool:
+    """Whether cuBLAS can compute it: windows of one tap, side by side, are the images as they lie."""
+    plain_axes = all(
+        (a.axis.kernel, a.axis.stride, a.axis.low, a.axis.high) == (1, 1, 0, 0)
+        for a in conv.space.axes
+    )
+    summed = conv.op == "conv_weight_grad" and conv.images > 1  # over images: no single product
+    return plain_axes and conv.element.is_float and conv.groups <= MOST_CALLS and not summed
+
+
+def _products(
+    name: str, node: Node, conv: Convolution, sizes: tuple[int, int, int], nbytes: int, ops: int
+) -> tuple[CudaKernel, ...]:
+    """A call of cuBLAS for each group, its images a batch."""
+    m, n, k = sizes
+    s, f, c, g = conv.space.out_plane, conv.filters, conv.channels, conv.groups
+    x, ct, w = (
+        g * c * s,
+        g * f * s,
+        f * c,
+    )  # elements of an image, of a result, of a group's weights
+    arguments = (conv.arguments[1], conv.arguments[0], conv.arguments[2])
+    turned = (False, False)
+    if conv.op == "conv":
+        leading, apart, steps = (c, s, s), (0, x, ct), (w, c * s, f * s)
+    elif conv.op == "conv_input_grad":
+        leading, apart, steps = (c, s, s), (0, ct, x), (w, f * s, c * s)
+        turned = (True, False)
+    else:
+        leading, apart, steps = (s, s, c), (0, 0, 0), (f * s, c * s, w)
+        turned = (False, True)
+    kernels = []
+    batch = conv.images if conv.op != "conv_weight_grad" else 1
+    columns = n // conv.images if conv.op != "conv_weight_grad" else n
+    for group in range(g):
+        product = Product(
+            conv.element.dtype.name, m, columns, k, batch, turned, leading, apart,
+            (group * steps[0], group * steps[1], group * steps[2]),
+        )  # fmt: skip
+        kernels.append(CudaKernel(
+            f"{name}_{group}" if g > 1 else name, summary_of(node, f"{_TITLES[conv.op]}."),
+            arguments=arguments, product=product, nbytes=nbytes // g, ops=ops // g,
+        ))  # fmt: skip
+    return tuple(kernels)
 
 
 # ---- direct sums ----------------------------------------------------------------------------------

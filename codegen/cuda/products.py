@@ -41,7 +41,6 @@ from tracegrad.codegen.cuda.tiles import (
 from tracegrad.codegen.lower import Buffer
 from tracegrad.ir.graph import Node, Value
 
-PRODUCT_DTYPES = frozenset({"float32", "float64", "float16", "bfloat16"})
 MOST_CALLS = 16  # calls of cuBLAS for one node whose batches do not lie evenly
 VECTOR_THREADS = 256
 FEW_ROWS = 256  # rows up to which a block, not a warp, takes each
@@ -242,7 +241,8 @@ def _vector(
     total = rows * work.batch
     lanes = VECTOR_THREADS // WARP
     if lane_first:
-        lanes = WARP if total > FEW_ROWS else VECTOR_THREADS
+        few = total <= FEW_ROWS and layout.k >= LEAST_SHARE * VECTOR_THREADS
+        lanes = VECTOR_THREADS if few else WARP
     each = VECTOR_THREADS // lanes
     blocks = ceil_div(total, each)
     splits = 1

@@ -21,6 +21,7 @@ from tracegrad.ir.graph import Value
 from tracegrad.ir.sizes import Size, ceil_div
 
 SHARE = 8  # elements of a row for each thread, about
+MANY = 6  # arrays of a row, with which it is half of that
 UNROLLED = 8  # steps of a loop along a row that are written out, so that arrays can be registers
 REGISTERS = 72  # for arrays of one thread that live at the same time
 ACCUMULATORS = 40  # of these, for what accumulates over rows
@@ -89,11 +90,12 @@ def _lanes(stage: Stage, merges: Merges, last: Axis) -> int:
     return lanes if whole and takes_lanes(terms, merges.affine, last.variable) else 1
 
 
-def _team(rows: int, longest: int) -> Team:
-    """How many threads share a row."""
+def _team(rows: int, longest: int, arrays: int) -> Team:
+    """How many threads share a row: more where each has parts of many arrays to keep."""
     if isinstance(longest, Size):
         return Team(THREADS, THREADS)
-    width = 1 << max((-(-int(longest) // SHARE) - 1).bit_length(), 0)
+    share = SHARE if arrays <= MANY else max(SHARE // 2, 1)
+    width = 1 << max((-(-int(longest) // share) - 1).bit_length(), 0)
     if width > WARP:
         width = max(64, min(width, 512))
         return Team(width, width)
@@ -104,12 +106,12 @@ def _team(rows: int, longest: int) -> Team:
 class Registers:
     """How many registers of a thread the arrays take that live in each stage."""
 
-    def __init__(self, stages: int) -> None:
-        self.words = [0] * stages
+    def __init__(self, stages: int, most: int) -> None:
+        self.words, self.most = [0] * stages, most
 
     def take(self, first: int, last: int, words: int) -> bool:
         """Take some for the time of some stages, if they are there."""
-        if max(self.words[first : last + 1]) + words > REGISTERS:
+        if max(self.words[first : last + 1]) + words > self.most:
             return False
         for k in range(first, last + 1):
             self.words[k] += words
@@ -138,7 +140,11 @@ class RowLayout:
         self.rows, self.merges = merge_loops(stages)
         self.count = prod(group.rows)
         longest = max(prod(a.extent for a in s.inner) for s in stages)
-        self.team = _team(self.count, longest)
+        self.many = sum(
+            n.out.type.size > 1 for t in stages if t.accumulates for n in t.group.reductions
+        )
+        self.own = {v: b for v, b in buffers.items() if b.local and not b.scalar}
+        self.team = _team(self.count, longest, len(self.own) + 2 * self.many)
         both = list(zip(stages, self.merges, strict=True))
         self.forms = [_form(s, m, self.team) for s, m in both]
         extents: dict[str, int] = {a.variable: a.extent for a in self.rows}
@@ -162,10 +168,8 @@ class RowLayout:
                 self.made[buffers[v].name] = (k, m.affine(s.within))
             for node in s.group.reductions:
                 self.made[buffers[node.out].name] = (k, None)
-        self.own = {v: b for v, b in buffers.items() if b.local and not b.scalar}
-        self.registers = Registers(len(stages))
-        self.many = sum(
-            n.out.type.size > 1 for t in stages if t.accumulates for n in t.group.reductions
+        self.registers = Registers(
+            len(stages), REGISTERS if self.team.threads <= THREADS else REGISTERS // 2
         )
         for stage, form in zip(stages, self.forms, strict=True):
             if stage.accumulates and self.accumulators_in_registers(form):
@@ -240,4 +244,11 @@ class RowLayout:
             for node in stage.group.reductions if stage.accumulates else ():
                 if node.out.type.size > 1 and not self.accumulators_in_registers(form):
                     total += int(node.out.type.size) * 8
-        return total * self.team.per_block
+        return total * self.team.per_block + self._part_bytes()
+
+    def _part_bytes(self) -> int:
+        """Shared memory for what the warps of a block have reduced."""
+        if not self.team.is_block:
+            return 0
+        cells = sum(1 + (r.extra is not None) for s in self.stages for *_, r in s.lowered.reduced)
+        return cells * 8 * (self.team.width // WARP)

@@ -18,10 +18,15 @@ from tracegrad.codegen.cuda.elements import Element, ceil_div, own_kernel
 from tracegrad.codegen.cuda.plan import CudaKernel, CudaTarget
 from tracegrad.codegen.plan import Parameter, Scratch
 
-LEAST_SPLIT = 128  # products in a row below which a further part costs more than it saves
-STARTING = 64  # products in a row that take as long as starting and ending a block
-MOST_SPLITS = 64
+LEAST_SPLIT = 64  # products in a row that a part of a sum has at least
+_SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+MOST_SPLITS = _SPLITS[-1]
 COMBINE_THREADS = 256
+
+# Costs, in products of one multiprocessor: about 200 000 a microsecond. Rough on purpose.
+READING = 90_000  # a read from global memory
+COMBINING = 300_000  # another kernel
+PART = 0.6  # writing and reading one element of a part
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Tile:
         rows, columns: of the tile of the result.
         depth: how many products are taken between two barriers.
         per_thread: rows and columns of one thread.
-        speed: products a second on one multiprocessor, against the fastest tile; rough on purpose.
+        speed: products a second, against the fastest tile; rough on purpose.
     """
 
     rows: int
@@ -157,24 +162,23 @@ class TilePlan:
 def choose(
     m: int, n: int, k: int, batch: int, element: Element, target: CudaTarget
 ) -> tuple[Tile, int]:
-    """The tile that should be done first, and into how many parts its sums are cut."""
+    """The tile that should be done first, and into how many parts its sums are cut.
+
+    A slice takes as long as its products, those of all blocks that a multiprocessor gets, or as a
+    read from memory where these are few; parts cost a second kernel, and memory.
+    """
+    splits_tried = [s for s in _SPLITS if s == 1 or s * LEAST_SPLIT <= k]
     tiles = _TILES if element.nbytes == 4 else _WIDE_TYPE_TILES
-    found = [(tile, _splits(tile, m, n, k, batch, target)) for tile in tiles]
 
     def cost(choice: tuple[Tile, int]) -> float:
         tile, splits = choice
         rounds = ceil_div(tile.count(m, n) * batch * splits, target.multiprocessors)
-        return rounds * tile.rows * tile.columns * (ceil_div(k, splits) + STARTING) / tile.speed
+        slices = ceil_div(ceil_div(k, splits), tile.depth)
+        products = rounds * tile.rows * tile.columns * tile.depth / tile.speed
+        parts = COMBINING + PART * splits * batch * m * n if splits > 1 else 0
+        return slices * (max(products, READING) + products / 10) + parts
 
-    return min(found, key=cost)
-
-
-def _splits(tile: Tile, m: int, n: int, k: int, batch: int, target: CudaTarget) -> int:
-    blocks = tile.count(m, n) * batch
-    if blocks >= target.multiprocessors:
-        return 1
-    wanted = ceil_div(2 * target.multiprocessors, blocks)
-    return max(1, min(wanted, k // LEAST_SPLIT, MOST_SPLITS))
+    return min(((t, s) for t in tiles for s in splits_tried), key=cost)
 
 
 def plan_tiles(

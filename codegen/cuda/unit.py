@@ -15,7 +15,6 @@ from tracegrad.codegen.cuda.groups import plan_group
 from tracegrad.codegen.cuda.opaque import plan_node
 from tracegrad.codegen.cuda.plan import Block, CudaKernel, CudaTarget, CudaUnit, Launch, Place
 from tracegrad.codegen.cuda.prelude import prelude
-from tracegrad.codegen.cuda.products import PRODUCT_DTYPES
 from tracegrad.codegen.cuda.rows import plan_rows
 from tracegrad.codegen.plan import Line, Loop, Parameter, Scratch, Slot
 from tracegrad.codegen.schedule import Step, schedule
@@ -35,6 +34,7 @@ from tracegrad.ir.passes.sizes import symbols, with_sized_constants
 from tracegrad.ir.types import Shape
 
 ALIGN = 256  # bytes, as cuMemAlloc aligns
+PRODUCTS = ("float32", "float64", "float16", "bfloat16")  # dtypes whose products have kernels
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def plan_cuda(
     assert not set(graph.outputs) & set(graph.inputs), "an output must not be an input"
     title = f"{graph.name}: {signature(graph, returned)}"
     sizes = symbols(graph)
-    graph = prepared(graph, strides, PRODUCT_DTYPES)
+    graph = prepared(graph, strides, PRODUCTS)
     graph = with_sized_constants(graph) if sizes else graph
     steps = schedule(graph, strides)
     buffers = name_buffers(graph, steps, strides, returned)

@@ -15,6 +15,7 @@ from math import prod
 from typing import Any
 
 from tracegrad.codegen.cuda.elements import (
+    INT_MAX,
     Element,
     ceil_div,
     described,
@@ -94,6 +95,7 @@ def plan_window(
     params = _windows(node, image, producer)
     texts = space(window_axes(image[2:], *params) if params else ())
     in_plane, out_plane = prod(image[2:]), prod(windows[2:])
+    assert max(in_plane, out_plane) <= INT_MAX, f"{op}: planes beyond 32 bits have no CUDA kernel"
     index = index_type(size, *(reach(b) for b in operands))
     plane = in_plane if scatters else out_plane
     known = "inputs" if scatters else "outputs"

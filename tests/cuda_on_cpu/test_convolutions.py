@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from own_kernels import NVCC, Case, case, check, compile_with_nvcc, dtype_of
+from own_kernels import DEVICE, NVCC, Case, case, check, compile_with_nvcc, dtype_of
+
+from tracegrad.codegen.cuda.plan import CudaTarget
 
 Shape = tuple[int, ...]
 GEOMETRIES: list[tuple[Shape, Shape, dict[str, Any]]] = [
@@ -28,7 +30,9 @@ GEOMETRIES: list[tuple[Shape, Shape, dict[str, Any]]] = [
 ]  # fmt: skip
 
 
-def cases(name: str, geometries: Any = tuple(GEOMETRIES)) -> list[Case]:
+def cases(
+    name: str, geometries: Any = tuple(GEOMETRIES), target: CudaTarget = DEVICE
+) -> list[Case]:
     """The convolution of each geometry and its transposes."""
     rng = np.random.default_rng(6)
 
@@ -40,12 +44,12 @@ def cases(name: str, geometries: Any = tuple(GEOMETRIES)) -> list[Case]:
     found = []
     for xs, ws, given in geometries:
         x, w = draw(xs), draw(ws)
-        forward = case("conv", (x, w), **given)
+        forward = case("conv", (x, w), target, **given)
         ct, params = draw(forward.want.shape), dict(forward.graph.nodes[0].params)
         found += [
             forward,
-            case("conv_input_grad", (ct, w), input_size=xs[2:], **params),
-            case("conv_weight_grad", (x, ct), kernel_size=ws[2:], **params),
+            case("conv_input_grad", (ct, w), target, input_size=xs[2:], **params),
+            case("conv_weight_grad", (x, ct), target, kernel_size=ws[2:], **params),
         ]
     return found
 
@@ -58,6 +62,18 @@ def test_all_geometries(name: str) -> None:
 @pytest.mark.parametrize("name", ["bfloat16", "int64", "int8", "uint8"])
 def test_other_dtypes(name: str) -> None:
     check(cases(name, GEOMETRIES[1:7]))
+
+
+def test_windows_of_one_tap_are_products_of_the_library() -> None:
+    """Each group one call, its images a batch; sums over several images are no single product."""
+    shapes: list[Any] = [
+        ((3, 6, 5, 7), (4, 6, 1, 1), {}), ((2, 6, 9), (4, 3, 1), {"groups": 2}),
+        ((1, 6, 2, 3, 2), (9, 2, 1, 1, 1), {"groups": 3}),
+    ]  # fmt: skip
+    made = cases("float32", shapes, CudaTarget(cublas=True))
+    calls = [sum(launch.product is not None for launch in c.unit.launches) for c in made]
+    assert calls == [1, 1, 0, 2, 2, 0, 3, 3, 3]
+    check(made)
 
 
 @pytest.mark.skipif(NVCC is None, reason="no nvcc")

@@ -41,11 +41,11 @@ def draw(rng: np.random.Generator, shape: tuple[int, ...], name: str) -> np.ndar
     return array
 
 
-def cases(name: str) -> list[Case]:
+def cases(name: str, geometries: Any = tuple(GEOMETRIES)) -> list[Case]:
     """All geometries, all six operations."""
     rng = np.random.default_rng(1)
     found = []
-    for shape, given in GEOMETRIES:
+    for shape, given in geometries:
         x = draw(rng, shape, name)
         found += [case(op, (x,), **given) for op in ("window_max", "window_argmax", "window_sum")]
         index, sums = found[-2], found[-1]
