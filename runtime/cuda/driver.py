@@ -49,6 +49,11 @@ _FORKED = (
 # --- whether there is CUDA ------------------------------------------------------------------------
 
 
+_started: list[
+    int
+] = []  # the process that started the driver; a child that is forked cannot use it
+
+
 @functools.cache
 def status() -> str | None:
     """None when CUDA is usable, else one line saying why not. Never raises, makes no context."""
@@ -58,6 +63,7 @@ def status() -> str | None:
         return f"pycuda is not installed ({error.name})"
     except ImportError as error:
         return f"no CUDA driver ({error})"
+    _started.append(os.getpid())
     try:
         drv.init()
         return None if drv.Device.count() else "no CUDA device"
@@ -123,7 +129,6 @@ def total_memory(device: int) -> int:
 
 _contexts: dict[int, tuple[Any, Any]] = {}  # pycuda's object, and the handle
 _lock = threading.Lock()
-_pid = os.getpid()
 
 
 @functools.cache
@@ -140,14 +145,14 @@ def address_of(function: str) -> int:
 
 def context(device: int) -> Any:
     """The handle of the primary context, retained once and for good. See Note [Contexts]."""
+    if _started and _started[-1] != os.getpid():
+        raise AcceleratorError(_FORKED)
     found = _contexts.get(device)
     if found is None:
         with _lock:
             if device not in _contexts:
                 _contexts[device] = _retained(device)
             found = _contexts[device]
-    if os.getpid() != _pid:
-        raise AcceleratorError(_FORKED)
     return found[1]
 
 

@@ -19,19 +19,12 @@ import pytest
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent / "cuda_on_cpu" / "fake_driver"))
 import emulator  # noqa: E402
+from cuda_units import FAULTY, HEAD  # noqa: E402
 
 missing = emulator.missing()
 if importlib.util.find_spec("pycuda") is None:
     missing = "pycuda is not installed"
 pytestmark = pytest.mark.skipif(bool(missing), reason=missing or "all is there")
-
-HEAD = """\
-import sys, threading
-import numpy as np
-from cuda_units import *
-from tracegrad.ir.errors import *
-from tracegrad.runtime.cuda import driver, events, memory
-"""
 
 
 @pytest.fixture(scope="module")
@@ -157,23 +150,6 @@ def test_handlers_at_exit_may_use_the_device(machine: dict[str, str]) -> None:
 
 # --- faults ---------------------------------------------------------------------------------------
 
-FAULTY = """
-    from tracegrad.codegen.cuda.plan import Launch, Place
-    made = build(unit(FAULT, [Launch("fault", (Place("output"),))]), 0, floats(1))
-    kept = put(np.zeros(5))
-    (result,) = made.call()  # the device has not said anything yet
-    for _ in range(2):
-        try:
-            driver.synchronize(0)
-        except AcceleratorError as error:
-            print(str(error).splitlines()[0])
-    for ask in (lambda: get(kept, (5,), np.float64), lambda: memory.allocate(64 << 20, 0), made.call):
-        try:
-            ask()
-        except AcceleratorError as error:
-            print(str(error).splitlines()[0])
-"""
-
 
 @pytest.mark.parametrize("extra", [{}, {"FAKE_CUDA_POP_FAILS": "1"}])
 def test_a_fault_in_a_kernel_is_told_by_every_later_call(
@@ -247,6 +223,19 @@ def test_a_child_that_was_forked_is_told(machine: dict[str, str]) -> None:
         os.waitpid(child, 0)
     """
     assert "Cannot re-initialize CUDA in forked subprocess" in works(program, machine)
+
+
+def test_a_child_that_is_forked_before_the_first_use_may_use_it(machine: dict[str, str]) -> None:
+    program = """
+        import os, warnings
+        warnings.simplefilter("ignore")
+        child = os.fork()
+        if child == 0:
+            print(get(put(np.arange(5.0)), (5,), np.float64)[4], flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+    """
+    assert works(program, machine) == "4.0"
 
 
 @pytest.mark.parametrize(
