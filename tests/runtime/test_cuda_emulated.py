@@ -1,4 +1,4 @@
-"""The CUDA runtime with the real pycuda on an emulated driver, in processes of their own.
+"""The CUDA runtime on an emulated driver, in processes of their own, with pycuda or a double of it.
 
 `test_cuda_device.py` runs here as a whole; the rest are programs whose end, or fault, is what is
 looked at. See `tests/cuda_on_cpu/fake_driver/emulator.py`.
@@ -22,9 +22,11 @@ import emulator  # noqa: E402
 from cuda_units import FAULTY, HEAD  # noqa: E402
 
 missing = emulator.missing()
-if importlib.util.find_spec("pycuda") is None:
-    missing = "pycuda is not installed"
+HAS_PYCUDA = importlib.util.find_spec("pycuda") is not None
 pytestmark = pytest.mark.skipif(bool(missing), reason=missing or "all is there")
+
+
+DOUBLE = str(HERE.parent / "cuda_on_cpu" / "fake_driver" / "double")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     extra = {
         "FAKE_CUDA_MEMORY": str(256 << 20),
         "TRACEGRAD_CACHE_DIR": str(folder / "cache"),
-        "PYTHONPATH": str(HERE),
+        "PYTHONPATH": os.pathsep.join([str(HERE)] if HAS_PYCUDA else [str(HERE), DOUBLE]),
     }
     return {**os.environ, **emulator.environment(folder), **extra}
 
@@ -55,7 +57,11 @@ def works(program: str, machine: dict[str, str], **extra: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("extra", [{}, {"TRACEGRAD_NO_CUDA_MEMORY_CACHING": "1"}])
+@pytest.mark.parametrize(
+    "extra",
+    [{}, {"TRACEGRAD_NO_CUDA_MEMORY_CACHING": "1"}, {"PYTHONPATH": f"{HERE}:{DOUBLE}"}],
+    ids=["pooled", "without caching", "double of pycuda"],
+)
 def test_everything_that_is_asked_of_a_device(
     machine: dict[str, str], extra: dict[str, str]
 ) -> None:
