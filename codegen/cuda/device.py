@@ -230,6 +230,15 @@ class DeviceBody(Body):
             return None
         return first
 
+    def _at_vectors(self, buffer: str, first: Affine) -> str:
+        """The template argument for lanes that certainly begin at the alignment of vectors.
+
+        Inputs may begin anywhere; all other memory begins at a multiple of 16 bytes.
+        """
+        steps = [first.const, *(c for s, c in first.terms if s != self.along)]
+        whole = all(not isinstance(c, Size) and c % self.lanes == 0 for c in steps)
+        return "<true>" if whole and not buffer.startswith("in_") else ""
+
     def _array(self, buffer: str, first: Affine) -> tuple[str, bool]:
         """The array of the lanes at an address, and whether it is new."""
         found = self.arrays.get((buffer, first))
@@ -250,12 +259,13 @@ class DeviceBody(Body):
         for symbol in first.symbols:
             if symbol not in self.depths:
                 self.emit(self.lowering.symbols[symbol], self.level)
+        at_vectors = self._at_vectors(term.template, first)
         kept = None if self.held is None else self.held.place(term.template, first)
         if kept is not None:
             array, new = kept
             if new:
                 self.statements[self.level].append(
-                    Line(f"tg_fetch({array}, &{term.template}[{first.text()}]);")
+                    Line(f"tg_fetch{at_vectors}({array}, &{term.template}[{first.text()}]);")
                 )
             return self._loaded(f"{array}[{LANE}]", term)
         name, new = self._array(term.template, first)
@@ -263,7 +273,7 @@ class DeviceBody(Body):
             count = f", {self.count}" if self.count else ""
             self.statements[self.level] += [
                 Line(f"{term.dtype.c_type} {name}[{self.lanes}];"),
-                Line(f"tg_fetch({name}, &{term.template}[{first.text()}]{count});"),
+                Line(f"tg_fetch{at_vectors}({name}, &{term.template}[{first.text()}]{count});"),
             ]
         return self._loaded(f"{name}[{LANE}]", term)
 
@@ -293,7 +303,8 @@ class DeviceBody(Body):
         if slot is not None or first is None:
             return
         count = f", {self.count}" if self.count else ""
-        self.put.append(Line(f"tg_put(&{buffer.name}[{first.text()}], {name}{count});"))
+        at_vectors = self._at_vectors(buffer.name, first)
+        self.put.append(Line(f"tg_put{at_vectors}(&{buffer.name}[{first.text()}], {name}{count});"))
 
     def inside(self, depth: int, extra: Items = ()) -> list[Item]:
         """The statements inside the loop at level `depth`, lanes and all."""

@@ -140,7 +140,8 @@ class CudaUnit:
         source: CUDA with comments, for people.
         code: CUDA without comments, for the compiler and the cache key; every kernel is
             `extern "C" __global__`. Empty where all launches are products.
-        launches: in order, all in one stream.
+        launches: in order, all in one stream. Inputs may begin at any element; outputs and the arena
+            begin at a multiple of 16 bytes.
         arena_bytes: size of the temporaries, which start at a multiple of 256 bytes.
         temporaries: what they would take side by side.
         uses_status: whether launches write to a status of four int64: (0, ...) where all is well;

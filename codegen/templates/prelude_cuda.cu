@@ -55,14 +55,14 @@ static inline double tg_lgamma_f64(double x)
     return lgamma(x);
 }
 
-/*[tg_fetch] Neighbouring elements from memory, with accesses of up to 128 bits where the address allows;
- * beyond `count` there is nothing to read, and they are 0. */
-template <class T, int N>
+/*[tg_fetch] Neighbouring elements from memory, with accesses of up to 128 bits where the address allows
+ * (ALIGNED: it does). Beyond `count` there is nothing to read, and they are 0. */
+template <bool ALIGNED = false, class T, int N>
 __device__ inline void tg_fetch(T (&lanes)[N], const T *from, int64_t count = N)
 {
     constexpr int each = sizeof(T) * N < 16 ? N : 16 / sizeof(T);
     struct alignas(each * sizeof(T)) Part { T at[each]; };
-    if (count >= N && (uint64_t)from % sizeof(Part) == 0) {
+    if (count >= N && (ALIGNED || (uint64_t)from % sizeof(Part) == 0)) {
 #pragma unroll
         for (int k = 0; k < N; k += each) {
             const Part part = *(const Part *)(from + k);
@@ -78,12 +78,12 @@ __device__ inline void tg_fetch(T (&lanes)[N], const T *from, int64_t count = N)
 }
 
 /*[tg_put] Neighbouring elements to memory, the first `count` of them, as tg_fetch reads them. */
-template <class T, int N>
+template <bool ALIGNED = false, class T, int N>
 __device__ inline void tg_put(T *to, const T (&lanes)[N], int64_t count = N)
 {
     constexpr int each = sizeof(T) * N < 16 ? N : 16 / sizeof(T);
     struct alignas(each * sizeof(T)) Part { T at[each]; };
-    if (count >= N && (uint64_t)to % sizeof(Part) == 0) {
+    if (count >= N && (ALIGNED || (uint64_t)to % sizeof(Part) == 0)) {
 #pragma unroll
         for (int k = 0; k < N; k += each) {
             Part part;
