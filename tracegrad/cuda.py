@@ -80,6 +80,11 @@ def _need_cuda() -> None:
     problem = driver.status()
     if problem is None:
         return
+    if problem.startswith("pycuda was built"):
+        raise AcceleratorError(
+            f"The NVIDIA driver on your system is too old: {problem}. Update it, or build pycuda with "
+            "the headers of the CUDA toolkit that the driver is for."
+        )
     if problem.startswith("pycuda"):
         raise AcceleratorError(
             f"tracegrad has no CUDA here: {problem}. `pip install pycuda` beside a CUDA toolkit, or "

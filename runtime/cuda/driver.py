@@ -24,6 +24,7 @@ import functools
 import os
 import sys
 import threading
+import warnings
 from typing import Any
 
 import numpy as np
@@ -58,10 +59,14 @@ _started: list[
 def status() -> str | None:
     """None when CUDA is usable, else one line saying why not. Never raises, makes no context."""
     try:
-        import pycuda.driver as drv
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the answer says the same
+            import pycuda.driver as drv
     except ModuleNotFoundError as error:
         return f"pycuda is not installed ({error.name})"
     except ImportError as error:
+        if "undefined symbol" in str(error):
+            return f"pycuda was built for a newer CUDA driver ({error})"
         return f"no CUDA driver ({error})"
     _started.append(os.getpid())
     try:

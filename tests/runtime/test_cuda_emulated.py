@@ -269,6 +269,15 @@ def test_why_there_is_no_cuda(machine: dict[str, str], extra: dict[str, str], te
     assert ("NVIDIA driver" if "driver" in text else "No CUDA GPUs are available") in second
 
 
+@pytest.mark.skipif(not HAS_PYCUDA, reason="pycuda is not installed")
+def test_a_driver_that_lacks_what_pycuda_wants(machine: dict[str, str], tmp_path: Path) -> None:
+    library = tmp_path / "libcuda.so.1"
+    command = ["gcc", "-shared", "-Wl,-soname,libcuda.so.1", "-x", "c", "-", "-o", str(library)]
+    subprocess.run(command, input="int cuInit(unsigned f) { return 0; }", text=True, check=True)
+    said = works("print(driver.status())", machine, LD_LIBRARY_PATH=str(tmp_path))
+    assert said.startswith("pycuda was built for a newer CUDA driver (")
+
+
 def test_the_doctor_says_what_there_is(machine: dict[str, str]) -> None:
     said = works("from tracegrad.runtime import doctor; print(doctor._cuda())", machine)
     assert "usable: CUDA on CPU (fake) (sm_90); nvcc (" in said
