@@ -22,7 +22,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import sys
 import threading
 import warnings
 from typing import Any
@@ -36,7 +35,6 @@ LIBRARY = "libcuda.so.1"
 SHARED_BYTES = 48 * 1024  # of a block, without asking
 STREAM = ffi.NULL  # the default stream
 _OUT_OF_MEMORY = 2  # of CUresult
-_PORTABLE = 1  # CU_MEMHOSTALLOC_PORTABLE
 _ASYNCHRONOUS = (
     "CUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace "
     "below might be incorrect. For debugging consider passing CUDA_LAUNCH_BLOCKING=1."
@@ -50,9 +48,8 @@ _FORKED = (
 # --- whether there is CUDA ------------------------------------------------------------------------
 
 
-_started: list[
-    int
-] = []  # the process that started the driver; a child that is forked cannot use it
+# The process that started the driver: a child that is forked after that cannot use it.
+_started: list[int] = []
 
 
 @functools.cache
@@ -330,26 +327,6 @@ def fill_bytes(address: int, value: int, nbytes: int, device: int) -> None:
     """Set bytes on the device, asynchronously."""
     if nbytes:
         ask(device, "cuMemsetD8Async", address, value, nbytes, STREAM)
-
-
-class Pinned:
-    """Page-locked host memory, which copies can run beside; freed with the last array made of it.
-
-    Example, on a device: `np.asarray(Pinned(4096, 0))` has 4096 bytes.
-    """
-
-    def __init__(self, nbytes: int, device: int) -> None:
-        self._device, self._address = device, ffi.new("void **")
-        ask(device, "cuMemHostAlloc", self._address, nbytes, _PORTABLE)
-        place = int(ffi.cast("uintptr_t", self._address[0]))
-        self.__array_interface__ = {
-            "shape": (nbytes,), "typestr": "|u1", "data": (place, False), "version": 3,
-        }  # fmt: skip
-
-    def __del__(self) -> None:
-        if hasattr(self, "__array_interface__") and not sys.is_finalizing():
-            synchronize(self._device)
-            ask(self._device, "cuMemFreeHost", self._address[0])
 
 
 # --- launches by pycuda ---------------------------------------------------------------------------

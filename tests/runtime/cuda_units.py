@@ -50,6 +50,7 @@ import numpy as np
 from cuda_units import *
 from tracegrad.ir.errors import *
 from tracegrad.runtime.cuda import driver, events, memory
+from tracegrad.runtime.cuda.pinned import Pinned
 """
 FAULTY = """
     from tracegrad.codegen.cuda.plan import Launch, Place

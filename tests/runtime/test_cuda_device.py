@@ -42,6 +42,7 @@ from tracegrad.ir.types import TensorType
 from tracegrad.runtime import history, toolchain
 from tracegrad.runtime.cuda import cubins, cublas, driver, events, memory
 from tracegrad.runtime.cuda.memory import ROUND
+from tracegrad.runtime.cuda.pinned import Pinned
 
 problem = driver.status()
 pytestmark = [
@@ -107,7 +108,7 @@ def test_copies_need_contiguous_arrays() -> None:
 
 
 def test_copies_from_and_to_pinned_memory_need_not_wait() -> None:
-    source, target = (np.asarray(driver.Pinned(4096, 0)) for _ in range(2))
+    source, target = (np.asarray(Pinned(4096, 0)) for _ in range(2))
     source[:] = np.arange(4096) % 251
     there = memory.allocate(4096, 0)
     driver.to_device(there.address, source, 0, wait=False)

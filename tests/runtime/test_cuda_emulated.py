@@ -94,7 +94,7 @@ def test_a_program_ends_well_with_memory_and_kernels_alive(machine: dict[str, st
         made = build(scale_unit(100), 1, floats(100))
         x = put(np.zeros(100, np.float32))
         result = made.call(x.address)
-        event, pinned = events.Event(0), driver.Pinned(100, 0)
+        event, pinned = events.Event(0), Pinned(100, 0)
         cycle = [result, event]; cycle.append(cycle)
     """
     works(program, machine)
