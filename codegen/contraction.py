@@ -7,7 +7,7 @@ broadcast multiply and a sum, which the loop planner then fuses like anything el
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -21,6 +21,7 @@ from tracegrad.ir.sizes import Size, ceil_div
 from tracegrad.ir.types import Shape, contiguous_strides
 
 SMALL = 8 * 8 * 8  # multiplications per product below which a BLAS call costs more than it saves
+BLAS_FLOATS = ("float32", "float64")
 PANEL_FLOPS = 4_000_000  # above this the rows are cut into panels for threads
 PANELS = 8
 PANEL_ROWS = 128  # fewer rows and a panel's time goes into packing the other operand again
@@ -37,20 +38,23 @@ def _sizes(node: Node) -> tuple[list[int], list[int], list[int], list[int]]:
     return free_x, free_y, [x.shape[a] for a in bx], [x.shape[a] for a in cx]
 
 
-def uses_blas(node: Node) -> bool:
-    """Whether a `dot_general` node becomes a gemm call: always where its size varies."""
+def uses_blas(node: Node, floats: Collection[str] = BLAS_FLOATS) -> bool:
+    """Whether a `dot_general` node becomes a gemm call: always where its size varies.
+
+    `floats` are the names of the dtypes that there are calls for.
+    """
     x, y = node.inputs
     free_x, free_y, batch, contract = _sizes(node)
     m = prod(x.shape[a] for a in free_x)
     n = prod(y.shape[a] for a in free_y)
     k = prod(contract)
     large = isinstance(m * n * k, Size) or m * n * k > SMALL
-    return x.dtype.name in ("float32", "float64") and large and min(m, n, k) >= 1
+    return x.dtype.name in floats and large and min(m, n, k) >= 1
 
 
-def expand_small(graph: Graph) -> Graph:
+def expand_small(graph: Graph, floats: Collection[str] = BLAS_FLOATS) -> Graph:
     """Write contractions that do not go to BLAS as multiply and sum. Pure; idempotent."""
-    if all(n.primitive.name != "dot_general" or uses_blas(n) for n in graph.nodes):
+    if all(n.primitive.name != "dot_general" or uses_blas(n, floats) for n in graph.nodes):
         return graph
     builder = GraphBuilder(graph.name)
     builder.inputs.extend(graph.inputs)
@@ -58,7 +62,7 @@ def expand_small(graph: Graph) -> Graph:
     for node in graph.nodes:
         inputs = tuple(new.get(v, v) for v in node.inputs)
         builder.location = node.location
-        if node.primitive.name == "dot_general" and not uses_blas(node):
+        if node.primitive.name == "dot_general" and not uses_blas(node, floats):
             with builder:
                 new[node.out] = _as_loops(node, *inputs)
         else:

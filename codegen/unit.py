@@ -11,7 +11,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
@@ -213,11 +213,13 @@ def _check_positions(graph: Graph, steps: Sequence[Step], checks: Sequence[Check
     return positions
 
 
-def prepared(graph: Graph, strides: Mapping[Value, Shape]) -> Graph:
-    """The graph as it is scheduled: small products and small axes of sums written out, operands of
-    the other products canonical.
+def prepared(
+    graph: Graph, strides: Mapping[Value, Shape], floats: Collection[str] = contraction.BLAS_FLOATS
+) -> Graph:
+    """The graph as it is scheduled: small products, products of other dtypes than `floats`, and
+    small axes of sums written out, operands of the other products canonical.
     """
-    expanded = unrolled(contraction.expand_small(without_detach(graph)))
+    expanded = unrolled(contraction.expand_small(without_detach(graph), floats))
     return contraction.canonical_operands(expanded, strides)
 
 

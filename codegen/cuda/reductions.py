@@ -25,6 +25,7 @@ FULL = 1024  # blocks that fill any device; fixed, so that results do not depend
 CHUNK = 4096  # elements of a chunk of a row, at least
 FEW = 256  # rows, below which long ones are cut
 WIDE = 2**15  # columns that fill the device with one thread each
+MOST_SHARED = 40 * 1024  # bytes of a block
 MOST_GRID = 65535  # in the second and third direction
 
 Result = tuple[Node, Reducer, str]  # with the name of its accumulator
@@ -143,7 +144,7 @@ def _row_number(
 
 def _columns(nest: GroupNest) -> tuple[CudaKernel, ...]:
     columns, length = prod(a.extent for a in nest.kept), prod(a.extent for a in nest.inner)
-    across, down, chunk = _tile(columns, length)
+    across, down, chunk = _tile(columns, length, sum(len(cells(r, "")) for *_, r in nest.reduced))
     threads = across * down
     body = nest.body({**{a.variable: 1 for a in nest.kept}, **{a.variable: 2 for a in nest.inner}})
     results = _take_in(nest, body, 2)
@@ -180,8 +181,11 @@ def _columns(nest: GroupNest) -> tuple[CudaKernel, ...]:
     return _with_combine(nest, body, items, grid, threads, results, scratch, chunks, columns)
 
 
-def _tile(columns: int, length: int) -> tuple[int, int, int]:
-    """Columns and rows of a block's threads, and reduced elements of a chunk (0: not cut)."""
+def _tile(columns: int, length: int, many: int) -> tuple[int, int, int]:
+    """Columns and rows of a block's threads, and reduced elements of a chunk (0: not cut).
+
+    `many` variables of each thread go through shared memory.
+    """
     if not isinstance(columns, Size) and (
         columns >= WIDE or not isinstance(length, Size) and length <= 8
     ):
@@ -189,13 +193,21 @@ def _tile(columns: int, length: int) -> tuple[int, int, int]:
     across = WARP
     if not isinstance(columns, Size):
         across = min(WARP, 1 << max(int(columns) - 1, 0).bit_length())
-    down = THREADS // across
+    down = _down(across, many)
     if isinstance(length, Size):
-        return across, down, 1024
+        return across, down, 1024 if length <= 1024 * MOST_GRID // 2 else 2**20
     blocks = 64 if isinstance(columns, Size) else ceil_div(columns, across)
     chunk = max(ceil_div(length * blocks, FULL), down * 8)
     chunk = ceil_div(chunk, down) * down
     return across, down, 0 if chunk >= length else chunk
+
+
+def _down(across: int, many: int) -> int:
+    """How many threads below each other share columns, so that what they have fits in a block."""
+    down = THREADS // across
+    while down > 1 and across * down * many * 8 > MOST_SHARED:
+        down //= 2
+    return down
 
 
 def _joined_down(accumulators: Sequence[Accumulator], across: int, down: int) -> list[Line | Block]:
@@ -321,18 +333,21 @@ def combine(
         for (out, _), (r, acc) in zip(outs, accumulators, strict=True)
     ]
     few = not isinstance(chunks, Size) and chunks <= 8
+    unrolled = ("unroll 4",) if len(accumulators) <= 8 else ()
     if not isinstance(rows, Size) and rows <= 32 and not few:  # a block for each result
         team = Team(THREADS, THREADS)
         loop = Loop(
-            "chunk", str(chunks), tuple(inside), team.lane, str(team.width), pragmas=("unroll 4",)
+            "chunk", str(chunks), tuple(inside), team.lane, str(team.width), pragmas=unrolled
         )
         items: list[Line | Loop | Block] = [
             Line(f"const {index} row = blockIdx.x;"), *_declared(accumulators), loop,
             *team.combine(accumulators, everyone=False), *team.first(finish),
         ]  # fmt: skip
-        grid = int(rows)
+        grid, threads = int(rows), THREADS
     else:
-        items, across = _joined_columns(accumulators, inside, finish, chunks, rows, index, few)
+        items, across, threads = _joined_columns(
+            accumulators, inside, finish, chunks, rows, index, few
+        )
         grid = -(-int(rows) // across)
     parameters = [Parameter(s.name, s.c_type, False, "one part a block") for s in scratch]
     written = sorted(outs, key=lambda o: natural(o[0]))
@@ -341,7 +356,7 @@ def combine(
     return CudaKernel(
         f"{name}_combine", (f"The parts of {chunks} chunks, joined in their order.",),
         tuple(parameters), tuple(items), index, "", tuple(p.name for p in parameters),
-        (grid, 1, 1), (THREADS, 1, 1), nbytes=int(nbytes),
+        (grid, 1, 1), (threads, 1, 1), nbytes=int(nbytes),
         ops=int(chunks * rows * len(accumulators)),
     )  # fmt: skip
 
@@ -349,10 +364,13 @@ def combine(
 def _joined_columns(
     accumulators: Sequence[Accumulator], inside: Items, finish: Items, chunks: int, rows: int,
     index: str, few: bool,
-) -> tuple[list[Line | Loop | Block], int]:  # fmt: skip
-    """Results side by side in a warp, their chunks shared by the threads below each other."""
+) -> tuple[list[Line | Loop | Block], int, int]:  # fmt: skip
+    """Results side by side in a warp, their chunks shared by the threads below each other.
+
+    Also how many lie side by side, and how many threads there are.
+    """
     across = THREADS if few else WARP if isinstance(rows, Size) or rows >= 4096 else 8
-    down = THREADS // across
+    down = _down(across, sum(len(cells(r, acc)) for r, acc in accumulators))
     wide = "(int64_t)" if index == "int64_t" else ""
     place = "threadIdx.x" if down == 1 else f"threadIdx.x % {across}"
     items: list[Line | Loop | Block] = [
@@ -362,10 +380,10 @@ def _joined_columns(
         items.append(Line(f"const int down = threadIdx.x / {across};"))
     loop = Loop(
         "chunk", str(chunks), tuple(inside), "down" if down > 1 else "0", str(down),
-        pragmas=("unroll 4",) if down > 1 else (),
+        pragmas=("unroll 4",) if down > 1 and len(accumulators) <= 8 else (),
     )  # fmt: skip
     items += [*_declared(accumulators), Block(f"if (row < {rows})", (loop,))]
     if down > 1:
         items += _joined_down(accumulators, across, down)
     condition = f"down == 0 && row < {rows}" if down > 1 else f"row < {rows}"
-    return [*items, Block(f"if ({condition})", tuple(finish))], across
+    return [*items, Block(f"if ({condition})", tuple(finish))], across, across * down

@@ -94,7 +94,7 @@ def _team(rows: int, longest: int, arrays: int) -> Team:
     """How many threads share a row: more where each has parts of many arrays to keep."""
     if isinstance(longest, Size):
         return Team(THREADS, THREADS)
-    share = SHARE if arrays <= MANY else SHARE // 2
+    share = SHARE if arrays <= MANY else max(SHARE // 2, 1)
     width = 1 << max((-(-int(longest) // share) - 1).bit_length(), 0)
     if width > WARP:
         width = max(64, min(width, 512))
@@ -106,12 +106,12 @@ def _team(rows: int, longest: int, arrays: int) -> Team:
 class Registers:
     """How many registers of a thread the arrays take that live in each stage."""
 
-    def __init__(self, stages: int) -> None:
-        self.words = [0] * stages
+    def __init__(self, stages: int, most: int) -> None:
+        self.words, self.most = [0] * stages, most
 
     def take(self, first: int, last: int, words: int) -> bool:
         """Take some for the time of some stages, if they are there."""
-        if max(self.words[first : last + 1]) + words > REGISTERS:
+        if max(self.words[first : last + 1]) + words > self.most:
             return False
         for k in range(first, last + 1):
             self.words[k] += words
@@ -168,7 +168,9 @@ class RowLayout:
                 self.made[buffers[v].name] = (k, m.affine(s.within))
             for node in s.group.reductions:
                 self.made[buffers[node.out].name] = (k, None)
-        self.registers = Registers(len(stages))
+        self.registers = Registers(
+            len(stages), REGISTERS if self.team.threads <= THREADS else REGISTERS // 2
+        )
         for stage, form in zip(stages, self.forms, strict=True):
             if stage.accumulates and self.accumulators_in_registers(form):
                 self.registers.take(0, len(stages) - 1, 2 * form.mine * len(stage.group.reductions))
@@ -242,4 +244,11 @@ class RowLayout:
             for node in stage.group.reductions if stage.accumulates else ():
                 if node.out.type.size > 1 and not self.accumulators_in_registers(form):
                     total += int(node.out.type.size) * 8
-        return total * self.team.per_block
+        return total * self.team.per_block + self._part_bytes()
+
+    def _part_bytes(self) -> int:
+        """Shared memory for what the warps of a block have reduced."""
+        if not self.team.is_block:
+            return 0
+        cells = sum(1 + (r.extra is not None) for s in self.stages for *_, r in s.lowered.reduced)
+        return cells * 8 * (self.team.width // WARP)

@@ -32,7 +32,7 @@ from tracegrad.ir.sizes import Size
 from tracegrad.ir.types import contiguous_strides
 
 FEW, LONG = 64, 16384  # fewer rows than this, longer than that: one team each would leave most idle
-SPARE = 2048  # bytes of shared memory for what else a block keeps there
+SPARE = 256  # bytes of shared memory that are left, for the alignment of arrays
 
 
 def plan_rows(

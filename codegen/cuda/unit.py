@@ -34,6 +34,7 @@ from tracegrad.ir.passes.sizes import symbols, with_sized_constants
 from tracegrad.ir.types import Shape
 
 ALIGN = 256  # bytes, as cuMemAlloc aligns
+PRODUCTS = ("float32", "float64", "float16", "bfloat16")  # dtypes whose products have kernels
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def plan_cuda(
     assert not set(graph.outputs) & set(graph.inputs), "an output must not be an input"
     title = f"{graph.name}: {signature(graph, returned)}"
     sizes = symbols(graph)
-    graph = prepared(graph, strides)
+    graph = prepared(graph, strides, PRODUCTS)
     graph = with_sized_constants(graph) if sizes else graph
     steps = schedule(graph, strides)
     buffers = name_buffers(graph, steps, strides, returned)

@@ -97,6 +97,25 @@ def map_and_sum(x: Any) -> Any:
     return y, total(y, 1, keepdims=False), total(y, 0, keepdims=False)
 
 
+def many_sums(*axes: int) -> Callable[[Any], Any]:
+    """As many results as one kernel has: what they share must fit in a block."""
+
+    def f(x: Any) -> Any:
+        return [total(x * (k + 0.5), *axes, keepdims=False) for k in range(32)]
+
+    return f
+
+
+def many_stages(x: Any) -> Any:
+    for k in range(14):
+        x = (
+            ops.sin(x)
+            + total(x, 1) * 0.01
+            + ops.reduce_max(x, axes=(1,), keepdims=True) * (k * 0.001)
+        )
+    return x
+
+
 def flipped(x: Any) -> Any:
     e = ops.exp(x - total(x, 1) * 0.01)
     return ops.flip(e, axes=(1,)) + total(e, 1)
@@ -172,6 +191,10 @@ def cases() -> dict[str, Case]:
     ]:
         found[f"positions along {axis} of {shape}"] = case(drawn(positions(axis), shape))
     found["sum of nothing"] = case(drawn(lambda x: total(x, 1, keepdims=False), (5, 0)))
+    for axes in ((0,), (1,), (0, 1)):
+        found[f"many sums over {axes}"] = case(drawn(many_sums(*axes), (900, 70)))
+    found["many stages"] = case(drawn(many_stages, (70, 3000)))
+    found["gradients of many stages"] = case(gradients(many_stages, (70, 3000)))
     found["truths"] = case(drawn(truths, (90, 40)))
     found["map and sums"] = case(drawn(map_and_sum, (64, 256)))
     found["flipped rows"] = case(drawn(flipped, (40, 256)))
