@@ -22,8 +22,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import sys
 import threading
+import warnings
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,6 @@ LIBRARY = "libcuda.so.1"
 SHARED_BYTES = 48 * 1024  # of a block, without asking
 STREAM = ffi.NULL  # the default stream
 _OUT_OF_MEMORY = 2  # of CUresult
-_PORTABLE = 1  # CU_MEMHOSTALLOC_PORTABLE
 _ASYNCHRONOUS = (
     "CUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace "
     "below might be incorrect. For debugging consider passing CUDA_LAUNCH_BLOCKING=1."
@@ -49,15 +48,24 @@ _FORKED = (
 # --- whether there is CUDA ------------------------------------------------------------------------
 
 
+# The process that started the driver: a child that is forked after that cannot use it.
+_started: list[int] = []
+
+
 @functools.cache
 def status() -> str | None:
     """None when CUDA is usable, else one line saying why not. Never raises, makes no context."""
     try:
-        import pycuda.driver as drv
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the answer says the same
+            import pycuda.driver as drv
     except ModuleNotFoundError as error:
         return f"pycuda is not installed ({error.name})"
     except ImportError as error:
+        if "undefined symbol" in str(error):
+            return f"pycuda was built for a newer CUDA driver ({error})"
         return f"no CUDA driver ({error})"
+    _started.append(os.getpid())
     try:
         drv.init()
         return None if drv.Device.count() else "no CUDA device"
@@ -123,7 +131,6 @@ def total_memory(device: int) -> int:
 
 _contexts: dict[int, tuple[Any, Any]] = {}  # pycuda's object, and the handle
 _lock = threading.Lock()
-_pid = os.getpid()
 
 
 @functools.cache
@@ -140,14 +147,14 @@ def address_of(function: str) -> int:
 
 def context(device: int) -> Any:
     """The handle of the primary context, retained once and for good. See Note [Contexts]."""
+    if _started and _started[-1] != os.getpid():
+        raise AcceleratorError(_FORKED)
     found = _contexts.get(device)
     if found is None:
         with _lock:
             if device not in _contexts:
                 _contexts[device] = _retained(device)
             found = _contexts[device]
-    if os.getpid() != _pid:
-        raise AcceleratorError(_FORKED)
     return found[1]
 
 
@@ -320,26 +327,6 @@ def fill_bytes(address: int, value: int, nbytes: int, device: int) -> None:
     """Set bytes on the device, asynchronously."""
     if nbytes:
         ask(device, "cuMemsetD8Async", address, value, nbytes, STREAM)
-
-
-class Pinned:
-    """Page-locked host memory, which copies can run beside; freed with the last array made of it.
-
-    Example, on a device: `np.asarray(Pinned(4096, 0))` has 4096 bytes.
-    """
-
-    def __init__(self, nbytes: int, device: int) -> None:
-        self._device, self._address = device, ffi.new("void **")
-        ask(device, "cuMemHostAlloc", self._address, nbytes, _PORTABLE)
-        place = int(ffi.cast("uintptr_t", self._address[0]))
-        self.__array_interface__ = {
-            "shape": (nbytes,), "typestr": "|u1", "data": (place, False), "version": 3,
-        }  # fmt: skip
-
-    def __del__(self) -> None:
-        if hasattr(self, "__array_interface__") and not sys.is_finalizing():
-            synchronize(self._device)
-            ask(self._device, "cuMemFreeHost", self._address[0])
 
 
 # --- launches by pycuda ---------------------------------------------------------------------------

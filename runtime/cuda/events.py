@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 
+from tracegrad.ir.errors import AcceleratorError
 from tracegrad.runtime._abi import ffi
 from tracegrad.runtime.cuda import driver
 
@@ -43,5 +45,5 @@ class Event:
 
     def __del__(self) -> None:
         if hasattr(self, "_event") and not sys.is_finalizing():
-            with driver.on(self.device) as cuda:
+            with contextlib.suppress(AcceleratorError), driver.on(self.device) as cuda:
                 cuda.cuEventDestroy_v2(self._event)

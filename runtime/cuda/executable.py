@@ -12,6 +12,7 @@ The loop is then Python's, over prepared functions of pycuda: some microseconds 
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,15 +98,17 @@ def build(
         CompileError: the compiler refused the code.
         AcceleratorError: there is no CUDA, or it refused the machine code.
     """
+    start = time.perf_counter()
     bases = Bases(len(graph.inputs), len(outputs))
     found = _cubin(unit, graph.name, device)
+    run, head, keep = _runner(unit, bases, found, device)
+    elapsed = (time.perf_counter() - start) * 1e3
     record = history.KernelRecord(
-        found.key, graph.name, found.origin, codegen_ms, found.compile_ms, found.compile_ms,
+        found.key, graph.name, found.origin, codegen_ms, found.compile_ms, elapsed,
         unit.nbytes, bases.inputs, bases.outputs, len(graph.nodes),
         source=str(found.path.with_name(SOURCE)) if unit.code else "",
     )  # fmt: skip
-    run, head, keep = _runner(unit, bases, found, device)
-    text = call_text(name, unit, bases, [t.nbytes for t in outputs], device)
+    text = call_text(name, unit, bases, [int(t.nbytes) for t in outputs], device)
     namespace: dict[str, Any] = {
         "slots": [],
         "new_slot": lambda: Slot(head, bases, device, unit.uses_status),

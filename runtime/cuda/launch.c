@@ -7,8 +7,8 @@
           base -1: the number `value`; else the address base[base] + value
        1, type, op of b, op of a, n, m, k, ld of b, ld of a, ld of c, apart of b, of a, of c, batch,
           then (base, value) of b, a and c: a product of cuBLAS, which sees transposes of all three
-   Gives 0; -1 where the status reports a fault; else 65536 * (1 + the launch) + the error's number,
-   and 32768 more where it is cuBLAS's. */
+   Gives 0; -1 where the status reports a fault; else 65536 * (1 + the launch, of at most 30000) + the
+   error's number, and 32768 more where it is cuBLAS's. */
 #include <stddef.h>
 #include <stdint.h>
 
@@ -30,7 +30,7 @@ typedef struct {
     const int *tf32;
 } api_t;
 enum { MOST = 1024, STATUS = 32, R_64F = 1, R_32F = 0, F32 = 68, TF32 = 77, F64 = 70, ORDER = 65536,
-       LIBRARY = 32768 };
+       LIBRARY = 32768, LAST = 30000 };
 
 static uintptr_t place(const number *pair, const uintptr_t *bases) {
     return pair[0] < 0 ? (uintptr_t)pair[1] : bases[pair[0]] + (uintptr_t)pair[1];
@@ -69,12 +69,12 @@ static int run(const api_t *api, const number *row, number *status, uintptr_t on
     if (code) return ORDER + code;
     for (number i = 0; i < count; i++) {
         code = row[0] ? product(api, row, bases) : kernel(api, row, bases);
-        if (code) return ORDER * (int)(i + 1) + code;
+        if (code) return ORDER * (int)(i < LAST ? i + 1 : LAST) + code;
         row += row[0] ? 20 : 10 + 2 * row[9];
     }
     if (on_device) {
         code = api->to_host(status, on_device, STATUS);
-        if (code) return ORDER * (int)(count + 1) + code;
+        if (code) return ORDER * (int)(count < LAST ? count + 1 : LAST) + code;
         if (status[0]) return -1;
     }
     return 0;

@@ -44,6 +44,31 @@ extern "C" __global__ void reverse(const float *__restrict__ x, float *__restric
 }
 """
 
+HEAD = """\
+import sys, threading
+import numpy as np
+from cuda_units import *
+from tracegrad.ir.errors import *
+from tracegrad.runtime.cuda import driver, events, memory
+from tracegrad.runtime.cuda.pinned import Pinned
+"""
+FAULTY = """
+    from tracegrad.codegen.cuda.plan import Launch, Place
+    made = build(unit(FAULT, [Launch("fault", (Place("output"),))]), 0, floats(1))
+    kept = put(np.zeros(5))
+    (result,) = made.call()  # the device has not said anything yet
+    for _ in range(2):
+        try:
+            driver.synchronize(0)
+        except AcceleratorError as error:
+            print(str(error).splitlines()[0])
+    for ask in (lambda: get(kept, (5,), np.float64), lambda: memory.allocate(64 << 20, 0), made.call):
+        try:
+            ask()
+        except AcceleratorError as error:
+            print(str(error).splitlines()[0])
+"""
+
 
 def unit(
     code: str, launches: Sequence[Launch], arena: int = 0, uses_status: bool = False

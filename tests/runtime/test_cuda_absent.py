@@ -69,6 +69,10 @@ def test_the_driver_says_what_is_missing() -> None:
     "problem, text",
     [
         ("no CUDA driver (libcuda.so.1: gone)", "Found no NVIDIA driver on your system.*gone"),
+        (
+            "pycuda was built for a newer CUDA driver (undefined symbol)",
+            "driver .* is too old: pycuda",
+        ),
         ("no CUDA device (cuInit failed)", r"No CUDA GPUs are available \(no CUDA device"),
     ],
 )

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import textwrap
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 from cuda_units import (
+    FAULTY,
+    HEAD,
     REVERSE,
     SCALE,
     build,
@@ -37,6 +42,7 @@ from tracegrad.ir.types import TensorType
 from tracegrad.runtime import history, toolchain
 from tracegrad.runtime.cuda import cubins, cublas, driver, events, memory
 from tracegrad.runtime.cuda.memory import ROUND
+from tracegrad.runtime.cuda.pinned import Pinned
 
 problem = driver.status()
 pytestmark = [
@@ -90,6 +96,11 @@ def test_copies_keep_every_bit(dtype: Any, shape: tuple[int, ...]) -> None:
     assert get(put(array), shape, dtype).tobytes() == array.tobytes()
 
 
+def test_a_copy_outside_of_the_memory_is_refused() -> None:
+    with pytest.raises(AcceleratorError, match=r"invalid argument \(code 1, in cuMemcpyHtoD_v2\)"):
+        driver.to_device(64, np.zeros(4), 0)
+
+
 def test_copies_need_contiguous_arrays() -> None:
     there = put(np.zeros(8, np.float32))
     with pytest.raises(AcceleratorError, match="contiguous"):
@@ -97,7 +108,7 @@ def test_copies_need_contiguous_arrays() -> None:
 
 
 def test_copies_from_and_to_pinned_memory_need_not_wait() -> None:
-    source, target = (np.asarray(driver.Pinned(4096, 0)) for _ in range(2))
+    source, target = (np.asarray(Pinned(4096, 0)) for _ in range(2))
     source[:] = np.arange(4096) % 251
     there = memory.allocate(4096, 0)
     driver.to_device(there.address, source, 0, wait=False)
@@ -295,9 +306,28 @@ def test_outputs_die_where_a_call_fails() -> None:
     assert memory.memory_allocated(0) <= before + 1024  # a status
 
 
-def test_a_context_of_another_library_stays_current() -> None:
-    import pycuda.driver as drv
+@caching
+def test_a_call_for_which_there_is_no_memory_can_be_made_again_later() -> None:
+    memory.empty_cache()
+    n = 1 << 20
+    made, there = build(scale_unit(n), 1, floats(n)), put(np.ones(n, np.float32))
+    ballast = []
+    with pytest.raises(OutOfMemoryError, match="Tried to allocate 4.00 MiB"):
+        while True:  # the last of it in small pieces, so that nothing is left
+            free = driver.memory_info(0)[0]
+            ballast.append(
+                memory.allocate(free // 2, 0) if free > 64 << 20 else made.call(there.address)
+            )
+    assert made.record.launches == sum(isinstance(b, tuple) for b in ballast)
+    ballast.clear()
+    np.testing.assert_array_equal(get(made.call(there.address)[0], (n,)), np.full(n, 7))
+    memory.empty_cache()
 
+
+def test_a_context_of_another_library_stays_current() -> None:
+    drv = pytest.importorskip("pycuda.driver")
+    if not hasattr(drv, "mem_alloc"):
+        pytest.skip("pycuda is a double")
     made = build(scale_unit(10), 1, floats(10))
     there = put(np.zeros(10, np.float32))
     theirs = drv.Device(0).make_context()
@@ -466,3 +496,39 @@ def test_another_device_is_current_inside_its_block() -> None:
         assert result.device == 1
         assert get(result, (100,))[99] == 3
     assert tg.cuda.current_device() == 0
+
+
+# --- processes ------------------------------------------------------------------------------------
+
+
+def test_a_fault_in_a_kernel_is_told_by_every_later_call() -> None:
+    command = [sys.executable, "-c", HEAD + textwrap.dedent(FAULTY)]
+    done = subprocess.run(command, capture_output=True, text=True, env=child())
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 5
+    assert all("an illegal memory access was encountered" in line for line in lines)
+
+
+def test_a_process_ends_well_while_threads_use_the_device() -> None:
+    program = """
+        made = build(scale_unit(100), 1, floats(100))
+        begun = threading.Event()
+        def work():
+            while True:
+                x = put(np.zeros(100, np.float32))
+                get(made.call(x.address)[0], (100,))
+                begun.set()
+        for _ in range(3):
+            threading.Thread(target=work, daemon=True).start()
+        begun.wait()
+    """
+    command = [sys.executable, "-c", HEAD + textwrap.dedent(program)]
+    done = subprocess.run(command, capture_output=True, text=True, env=child())
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def child() -> dict[str, str]:
+    """The environment of a process that finds `cuda_units`."""
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)}

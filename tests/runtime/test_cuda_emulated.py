@@ -1,4 +1,4 @@
-"""The CUDA runtime with the real pycuda on an emulated driver, in processes of their own.
+"""The CUDA runtime on an emulated driver, in processes of their own, with pycuda or a double of it.
 
 `test_cuda_device.py` runs here as a whole; the rest are programs whose end, or fault, is what is
 looked at. See `tests/cuda_on_cpu/fake_driver/emulator.py`.
@@ -19,19 +19,14 @@ import pytest
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent / "cuda_on_cpu" / "fake_driver"))
 import emulator  # noqa: E402
+from cuda_units import FAULTY, HEAD  # noqa: E402
 
 missing = emulator.missing()
-if importlib.util.find_spec("pycuda") is None:
-    missing = "pycuda is not installed"
+HAS_PYCUDA = importlib.util.find_spec("pycuda") is not None
 pytestmark = pytest.mark.skipif(bool(missing), reason=missing or "all is there")
 
-HEAD = """\
-import sys, threading
-import numpy as np
-from cuda_units import *
-from tracegrad.ir.errors import *
-from tracegrad.runtime.cuda import driver, events, memory
-"""
+
+DOUBLE = str(HERE.parent / "cuda_on_cpu" / "fake_driver" / "double")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +37,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     extra = {
         "FAKE_CUDA_MEMORY": str(256 << 20),
         "TRACEGRAD_CACHE_DIR": str(folder / "cache"),
-        "PYTHONPATH": str(HERE),
+        "PYTHONPATH": os.pathsep.join([str(HERE)] if HAS_PYCUDA else [str(HERE), DOUBLE]),
     }
     return {**os.environ, **emulator.environment(folder), **extra}
 
@@ -62,7 +57,11 @@ def works(program: str, machine: dict[str, str], **extra: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("extra", [{}, {"TRACEGRAD_NO_CUDA_MEMORY_CACHING": "1"}])
+@pytest.mark.parametrize(
+    "extra",
+    [{}, {"TRACEGRAD_NO_CUDA_MEMORY_CACHING": "1"}, {"PYTHONPATH": f"{HERE}:{DOUBLE}"}],
+    ids=["pooled", "without caching", "double of pycuda"],
+)
 def test_everything_that_is_asked_of_a_device(
     machine: dict[str, str], extra: dict[str, str]
 ) -> None:
@@ -95,7 +94,7 @@ def test_a_program_ends_well_with_memory_and_kernels_alive(machine: dict[str, st
         made = build(scale_unit(100), 1, floats(100))
         x = put(np.zeros(100, np.float32))
         result = made.call(x.address)
-        event, pinned = events.Event(0), driver.Pinned(100, 0)
+        event, pinned = events.Event(0), Pinned(100, 0)
         cycle = [result, event]; cycle.append(cycle)
     """
     works(program, machine)
@@ -156,23 +155,6 @@ def test_handlers_at_exit_may_use_the_device(machine: dict[str, str]) -> None:
 
 
 # --- faults ---------------------------------------------------------------------------------------
-
-FAULTY = """
-    from tracegrad.codegen.cuda.plan import Launch, Place
-    made = build(unit(FAULT, [Launch("fault", (Place("output"),))]), 0, floats(1))
-    kept = put(np.zeros(5))
-    (result,) = made.call()  # the device has not said anything yet
-    for _ in range(2):
-        try:
-            driver.synchronize(0)
-        except AcceleratorError as error:
-            print(str(error).splitlines()[0])
-    for ask in (lambda: get(kept, (5,), np.float64), lambda: memory.allocate(64 << 20, 0), made.call):
-        try:
-            ask()
-        except AcceleratorError as error:
-            print(str(error).splitlines()[0])
-"""
 
 
 @pytest.mark.parametrize("extra", [{}, {"FAKE_CUDA_POP_FAILS": "1"}])
@@ -249,6 +231,19 @@ def test_a_child_that_was_forked_is_told(machine: dict[str, str]) -> None:
     assert "Cannot re-initialize CUDA in forked subprocess" in works(program, machine)
 
 
+def test_a_child_that_is_forked_before_the_first_use_may_use_it(machine: dict[str, str]) -> None:
+    program = """
+        import os, warnings
+        warnings.simplefilter("ignore")
+        child = os.fork()
+        if child == 0:
+            print(get(put(np.arange(5.0)), (5,), np.float64)[4], flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+    """
+    assert works(program, machine) == "4.0"
+
+
 @pytest.mark.parametrize(
     "extra, text",
     [
@@ -272,6 +267,15 @@ def test_why_there_is_no_cuda(machine: dict[str, str], extra: dict[str, str], te
     assert first.startswith(text)
     assert first.endswith(" False")
     assert ("NVIDIA driver" if "driver" in text else "No CUDA GPUs are available") in second
+
+
+@pytest.mark.skipif(not HAS_PYCUDA, reason="pycuda is not installed")
+def test_a_driver_that_lacks_what_pycuda_wants(machine: dict[str, str], tmp_path: Path) -> None:
+    library = tmp_path / "libcuda.so.1"
+    command = ["gcc", "-shared", "-Wl,-soname,libcuda.so.1", "-x", "c", "-", "-o", str(library)]
+    subprocess.run(command, input="int cuInit(unsigned f) { return 0; }", text=True, check=True)
+    said = works("print(driver.status())", machine, LD_LIBRARY_PATH=str(tmp_path))
+    assert said.startswith("pycuda was built for a newer CUDA driver (")
 
 
 def test_the_doctor_says_what_there_is(machine: dict[str, str]) -> None:
