@@ -42,10 +42,12 @@ def cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 def python() -> Callable[..., subprocess.Popen[str]]:
     """Start a Python process on a program text; variables are added to its environment."""
 
+    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+
     def start(text: str, **environ: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(text)],
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), **environ},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environ},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -152,8 +152,9 @@ def test_a_compiler_that_makes_nothing_is_an_error(
 
 
 def test_without_any_compiler_the_error_has_the_remedy(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.delenv("TRACEGRAD_NVCC", raising=False)
     monkeypatch.setattr(libraries, "find_library", lambda *_: None)
     monkeypatch.setattr(libraries, "find_nvcc", lambda: None)
     with pytest.raises(CompilerNotFound, match=r"neither .*libnvrtc nor nvcc.*TRACEGRAD_NVCC"):

@@ -26,7 +26,9 @@ HAS_PYCUDA = importlib.util.find_spec("pycuda") is not None
 pytestmark = pytest.mark.skipif(bool(missing), reason=missing or "all is there")
 
 
-DOUBLE = str(HERE.parent / "cuda_on_cpu" / "fake_driver" / "double")
+DOUBLE = HERE.parent / "cuda_on_cpu" / "fake_driver" / "double"
+WITH_PYCUDA = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+WITH_DOUBLE = f"{DOUBLE}{os.pathsep}{WITH_PYCUDA}"
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     extra = {
         "FAKE_CUDA_MEMORY": str(256 << 20),
         "TRACEGRAD_CACHE_DIR": str(folder / "cache"),
-        "PYTHONPATH": os.pathsep.join([str(HERE)] if HAS_PYCUDA else [str(HERE), DOUBLE]),
+        "PYTHONPATH": WITH_PYCUDA if HAS_PYCUDA else WITH_DOUBLE,
     }
     return {**os.environ, **emulator.environment(folder), **extra}
 
@@ -59,7 +61,7 @@ def works(program: str, machine: dict[str, str], **extra: str) -> str:
 
 @pytest.mark.parametrize(
     "extra",
-    [{}, {"TRACEGRAD_NO_CUDA_MEMORY_CACHING": "1"}, {"PYTHONPATH": f"{HERE}:{DOUBLE}"}],
+    [{}, {"TRACEGRAD_NO_CUDA_MEMORY_CACHING": "1"}, {"PYTHONPATH": WITH_DOUBLE}],
     ids=["pooled", "without caching", "double of pycuda"],
 )
 def test_everything_that_is_asked_of_a_device(
