@@ -283,7 +283,7 @@ def submit(
         process can write to, no way to start one, or the graph cannot be sent.
     """
     global _worker
-    if graph.device != "cpu":
+    if isinstance(graph, Graph) and graph.device != "cpu":
         return None
     try:
         frozen = getattr(sys, "frozen", False)  # a program of its own, that would start once more

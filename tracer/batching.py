@@ -16,6 +16,7 @@ import numpy as np
 from tracegrad.ir.errors import GradientError
 from tracegrad.ir.passes.batch import batched_result
 from tracegrad.ir.primitive import TABLE, bind
+from tracegrad.runtime.cuda.array import DeviceArray
 from tracegrad.tracer import function_batch, inplace
 from tracegrad.tracer.joining import stack
 from tracegrad.tracer.lockstep import Lockstep, own_array
@@ -93,7 +94,10 @@ class Examples(Lockstep):
         array = many._array
         shape = array.shape[:dim] + array.shape[dim + 1 :]
         if self.size:
-            made = wrap(array[(slice(None),) * dim + (0,)].copy(order="C"))
+            first: Any = array[(slice(None),) * dim + (0,)]
+            made = wrap(
+                first.copy() if first.__class__ is DeviceArray else np.array(first, order="C")
+            )
         else:
             made = wrap(np.zeros_like(array, shape=shape))
         self.accompany(made, batch)

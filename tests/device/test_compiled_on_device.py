@@ -63,7 +63,7 @@ def test_a_replay_is_eager_mode(name: str, device: str) -> None:
 def _training(where: str, compiled: bool) -> tuple[list[float], list[Any]]:
     tg.manual_seed(0)
     model = tg.nn.Sequential(
-        tg.nn.Linear(6, 8),
+        tg.nn.Linear(6, 8, bias=False),
         tg.nn.BatchNorm1d(8),
         tg.nn.ReLU(),
         tg.nn.Dropout(0.2),
