@@ -154,16 +154,8 @@ class RowText:
         span, team, index = form.span, self.team, self.k.index
         inside = [*used(span.definitions(), index, inside), *inside]
         if not form.steps:
-            start = span.counted(team.lane)
-            return [
-                Loop(
-                    span.counter,
-                    str(span.stop),
-                    tuple(inside),
-                    start,
-                    span.counted(str(team.width)),
-                )
-            ]
+            start, step = span.counted(team.lane), span.counted(str(team.width))
+            return [Loop(span.counter, str(span.stop), tuple(inside), start, step)]
         lane = "" if team.lane == "0" else f" + {team.lane}"
         part = f"s * {team.width}{lane}" if team.width > 1 else "s"
         items = used([(span.counter, span.counted(part))], index, inside)
