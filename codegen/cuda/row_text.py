@@ -124,6 +124,7 @@ class RowText:
             stage.lowered.lowering, merges.affine, {**rows, **along, **serial}, extents,
             lanes=form.span.lanes, along=form.span.axes[-1].variable if form.span.axes else "",
             index=self.k.index, row=1, named=self.named, slots=slots, held=self.held,
+            aligned=self.k.aligned,
         )  # fmt: skip
         body.shown = self.shown
         return body

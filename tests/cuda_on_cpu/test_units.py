@@ -37,6 +37,27 @@ def test_unit_computes_its_graph(name: str) -> None:
         assert differs(value, want) is None, differs(value, want)
 
 
+def test_inputs_that_are_aligned_need_no_look() -> None:
+    names = [
+        "chain",
+        "map (600, 250)",
+        "map, bias",
+        "sums over (1,) of (3, 20000)",
+        "softmax float16",
+    ]
+    graphs = [cases()[name].graph for name in names]
+    units = [build_cuda(graph, target=CudaTarget(aligned=True)) for graph in graphs]
+    assert all("tg_fetch<true>(" in u.code and "tg_fetch(in_" not in u.code for u in units)
+    emulated = Emulated(units)
+    for k, name in enumerate(names):
+        c = cases()[name]
+        got, _ = run_both_ways(emulated, k, [v.type for v in c.graph.outputs], c.arrays)
+        before, _ = run_both_ways(
+            compiled(), NAMES.index(name), [v.type for v in c.graph.outputs], c.arrays
+        )
+        assert [a.tobytes() for a in got] == [a.tobytes() for a in before]
+
+
 def test_nothing_depends_on_the_device() -> None:
     for name in ("chain", "sums over (0, 1) of (300, 500)", "map (600, 250)"):
         graph = cases()[name].graph
