@@ -8,9 +8,12 @@ thread takes several neighbours at once. Start reading at `plan_map`.
 
 from __future__ import annotations
 
+from math import prod
+
 from tracegrad.codegen.cuda.device import THREADS, Span, takes_lanes, used
 from tracegrad.codegen.cuda.groups import GroupNest
 from tracegrad.codegen.cuda.plan import CudaKernel
+from tracegrad.codegen.cuda.turned import plan_turned, turned_axis
 from tracegrad.codegen.plan import Loop
 from tracegrad.ir.sizes import Size
 
@@ -25,6 +28,9 @@ def plan_map(nest: GroupNest) -> tuple[CudaKernel, ...]:
         for value, at, term in nest.stored:
             body.store(0, nest.buffers[value], at, term)
         return (nest.kernel(body.statements[0], (1, 1, 1), 1, body.shown),)
+    axis = turned_axis(nest)
+    if axis is not None and prod(nest.group.domain) >= FEWEST:
+        return (plan_turned(nest, axis),)
     span = Span.over(nest.axes, "e", map_lanes(nest))
     rest = f"{span.size} - {span.counter}" if span.has_rest else ""
     body = nest.body(

@@ -158,6 +158,12 @@ def cases() -> dict[str, Case]:
     for shape in [(7,), (600, 250), (150_001,), (400, 400), (3, 0, 5), (1, 1)]:
         found[f"map {shape}"] = case(drawn(wave, shape, shape))
     found["map, unaligned"] = case(drawn(wave, (500, 300), (500, 300)), unaligned)
+    found["map, transposed"] = case(
+        drawn(lambda x, y: ops.permute(x, axes=(1, 0)) * y + ops.exp(y), (300, 500), (500, 300))
+    )
+    found["map, heads turned"] = case(
+        drawn(lambda x: ops.permute(x, axes=(0, 3, 2, 1)) * 2.0, (3, 50, 7, 160))
+    )
     found["map, one value"] = case(drawn(wave, (), ()))
     found["map, bias"] = case(drawn(wave, (512, 300), (300,)))
     found["map, turned"] = case(drawn(wave, (40, 60), (40, 60)), turned)

@@ -19,12 +19,14 @@ from test_golden_sources import pointwise
 from test_row_groups import layer_norm, softmax, total
 
 from tracegrad.codegen.cuda.unit import build_cuda
+from tracegrad.ir import ops
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES: dict[str, Any] = {
     "pointwise": (pointwise, (600, 400), (600, 400)),
     "full_sum": (lambda x: total(x * x, 0, keepdims=False), (1_000_000,)),
     "column_sum": (lambda x: total(x, 0, keepdims=False), (128, 48)),
+    "transposed": (lambda x: ops.permute(x, axes=(1, 0)) + 1.0, (3000, 400)),
     "row_softmax": (softmax, (64, 32)),
     "layer_norm": (layer_norm, (256, 1024), (1024,), (1024,)),
 }

@@ -5,9 +5,11 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
-from cases import cases
+from cases import cases, gradients, sums, varying, wave
 from compiled import reference
+from drawing import graph as drawn
 from emulated import Emulated, run_both_ways
+from test_row_groups import layer_norm
 
 from tracegrad.codegen.cuda.plan import CudaTarget
 from tracegrad.codegen.cuda.unit import build_cuda
@@ -37,6 +39,20 @@ def test_nothing_depends_on_the_device() -> None:
         graph = cases()[name].graph
         made = {build_cuda(graph, target=CudaTarget(multiprocessors=n)).code for n in (1, 132)}
         assert len(made) == 1
+
+
+def test_all_numbers_of_rows_have_one_text() -> None:
+    texts: dict[str, set[str]] = {}
+    for rows in (2, 5, 70, 1000, 90_000):
+        graphs = {
+            "gradients": varying(gradients(layer_norm, (rows, 64), (64,), (64,)), (0, 0), (3, 0)),
+            "map": varying(drawn(wave, (rows, 48), (rows, 48)), (0, 0), (1, 0)),
+            "columns": varying(drawn(sums(0), (rows, 48)), (0, 0)),
+            "all": varying(drawn(sums(0, 1), (rows, 48)), (0, 0)),
+        }
+        for name, graph in graphs.items():
+            texts.setdefault(name, set()).add(build_cuda(graph).code)
+    assert {name: len(found) for name, found in texts.items()} == dict.fromkeys(texts, 1)
 
 
 def test_what_is_aligned_moves_in_vectors_and_what_is_cut_is_joined() -> None:
