@@ -179,6 +179,7 @@ class DeviceBody(Body):
         count: how many of the lanes there are, as C, where they may be fewer.
         slots: for arrays that a thread has to itself, the place of the element at hand.
         held: what loops over the same elements read for each other.
+        aligned: whether inputs begin at the alignment of vectors, as all other memory does.
     """
 
     def __init__(
@@ -186,6 +187,7 @@ class DeviceBody(Body):
         extents: Mapping[str, int], *, lanes: int = 1, along: str = "", index: str = "int",
         count: str = "", row: int = 0, named: int = 0,
         slots: Mapping[str, str] | None = None, held: Held | None = None,
+        aligned: bool = False,
     ) -> None:  # fmt: skip
         depths, extents = dict(depths), dict(extents)
         self.lanes, self.along, self.index_type, self.count = lanes, along, index, count
@@ -197,7 +199,7 @@ class DeviceBody(Body):
         self.statements += [[] for _ in range(LEVELS - len(self.statements))]
         self.arrays: dict[tuple[str, Affine], str] = {}
         self.put: list[Line] = []
-        self.slots, self.held = slots or {}, held
+        self.slots, self.held, self.aligned = slots or {}, held, aligned
 
     def _with_lane(self, a: Affine) -> Affine:
         a = self.plain(a)
@@ -231,13 +233,11 @@ class DeviceBody(Body):
         return first
 
     def _at_vectors(self, buffer: str, first: Affine) -> str:
-        """The template argument for lanes that certainly begin at the alignment of vectors.
-
-        Inputs may begin anywhere; all other memory begins at a multiple of 16 bytes.
-        """
+        """The template argument for lanes that certainly begin at the alignment of vectors."""
         steps = [first.const, *(c for s, c in first.terms if s != self.along)]
         whole = all(not isinstance(c, Size) and c % self.lanes == 0 for c in steps)
-        return "<true>" if whole and not buffer.startswith("in_") else ""
+        anywhere = buffer.startswith("in_") and not self.aligned
+        return "<true>" if whole and not anywhere else ""
 
     def _array(self, buffer: str, first: Affine) -> tuple[str, bool]:
         """The array of the lanes at an address, and whether it is new."""

@@ -81,7 +81,8 @@ class GroupNest:
         """An empty body with loops at these levels."""
         extents = {a.variable: a.extent for a in self.axes}
         return DeviceBody(
-            self.lowering, self.affine, depths, extents, index=self.index, **how  # type: ignore[arg-type]
+            self.lowering, self.affine, depths, extents, index=self.index,
+            aligned=self.target.aligned, **how  # type: ignore[arg-type]
         )  # fmt: skip
 
     def widest(self) -> int:

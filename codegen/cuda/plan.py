@@ -23,6 +23,7 @@ class CudaTarget:
         arch: the architecture that kernels are compiled for, such as "sm_90".
         multiprocessors: how many the device has; grids of loops are sized by it.
         shared_bytes: shared memory of a block, without asking for more.
+        aligned: whether all inputs begin at a multiple of 16 bytes, so that no kernel has to look.
         cublas: whether the runtime can call cuBLAS, so that products may be `Product`s.
     """
 
@@ -30,6 +31,7 @@ class CudaTarget:
     multiprocessors: int = 132
     shared_bytes: int = 48 * 1024
     cublas: bool = False
+    aligned: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,8 @@ class CudaUnit:
         source: CUDA with comments, for people.
         code: CUDA without comments, for the compiler and the cache key; every kernel is
             `extern "C" __global__`. Empty where all launches are products.
-        launches: in order, all in one stream. Inputs may begin at any element; outputs and the arena
-            begin at a multiple of 16 bytes.
+        launches: in order, all in one stream. Inputs may begin at any element, unless the target
+            says otherwise; outputs and the arena begin at a multiple of 16 bytes.
         arena_bytes: size of the temporaries, which start at a multiple of 256 bytes.
         temporaries: what they would take side by side.
         uses_status: whether launches write to a status of four int64: (0, ...) where all is well;

@@ -260,7 +260,8 @@ def _reduced_loop(
     if not span.axes:
         return inside
     inside = [*used(span.definitions(), nest.index, inside), *inside]
-    pragmas = ("unroll 4",) if span.lanes == 1 and nest.cost <= 16 else ()
+    straight = span.lanes == 1 or nest.target.aligned  # nothing between one load and the next
+    pragmas = ("unroll 4",) if straight and nest.cost <= 16 else ()
     return [Loop(span.counter, stop, tuple(inside), start, step, pragmas=pragmas)]
 
 

@@ -129,14 +129,16 @@ class RowLayout:
         index: the type of indices.
         parts, per_part: where something accumulates over rows, in how many blocks of how many.
         made: what the kernel makes: the stage, and where its elements are in a row.
+        aligned: whether inputs begin at the alignment of vectors.
         own: the local arrays; `in_registers` those of them that are arrays of each thread.
     """
 
     def __init__(
-        self, name: str, group: RowGroup, stages: list[Stage], buffers: Mapping[Value, Buffer]
-    ) -> None:
+        self, name: str, group: RowGroup, stages: list[Stage], buffers: Mapping[Value, Buffer],
+        aligned: bool,
+    ) -> None:  # fmt: skip
         self.name, self.group, self.stages = name, group, stages
-        self.buffers = buffers
+        self.buffers, self.aligned = buffers, aligned
         self.rows, self.merges = merge_loops(stages)
         self.count = prod(group.rows)
         longest = max(prod(a.extent for a in s.inner) for s in stages)

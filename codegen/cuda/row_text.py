@@ -124,6 +124,7 @@ class RowText:
             stage.lowered.lowering, merges.affine, {**rows, **along, **serial}, extents,
             lanes=form.span.lanes, along=form.span.axes[-1].variable if form.span.axes else "",
             index=self.k.index, row=1, named=self.named, slots=slots, held=self.held,
+            aligned=self.k.aligned,
         )  # fmt: skip
         body.shown = self.shown
         return body
@@ -154,16 +155,8 @@ class RowText:
         span, team, index = form.span, self.team, self.k.index
         inside = [*used(span.definitions(), index, inside), *inside]
         if not form.steps:
-            start = span.counted(team.lane)
-            return [
-                Loop(
-                    span.counter,
-                    str(span.stop),
-                    tuple(inside),
-                    start,
-                    span.counted(str(team.width)),
-                )
-            ]
+            start, step = span.counted(team.lane), span.counted(str(team.width))
+            return [Loop(span.counter, str(span.stop), tuple(inside), start, step)]
         lane = "" if team.lane == "0" else f" + {team.lane}"
         part = f"s * {team.width}{lane}" if team.width > 1 else "s"
         items = used([(span.counter, span.counted(part))], index, inside)

@@ -93,7 +93,7 @@ def _fused(
     while True:
         known = {**buffers, **local}
         stages = lower_stages(group, producer, known)
-        layout = RowLayout(name, group, stages, known)
+        layout = RowLayout(name, group, stages, known, target.aligned)
         if layout.shared_bytes() <= target.shared_bytes - SPARE:
             return _planned(layout, tuple(moved.values()))
         arrays = [v for v, b in local.items() if b.local and not b.scalar]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
+import numpy as np
 import pytest
 from cases import cases, gradients, sums, varying, wave
 from compiled import reference
@@ -13,6 +14,8 @@ from test_row_groups import layer_norm
 
 from tracegrad.codegen.cuda.plan import CudaTarget
 from tracegrad.codegen.cuda.unit import build_cuda
+from tracegrad.ir import dtypes, ops
+from tracegrad.ir.types import TensorType
 from tracegrad.tracer.verification import differs
 
 NAMES = sorted(cases())
@@ -32,6 +35,27 @@ def test_unit_computes_its_graph(name: str) -> None:
     assert not any(status)
     for value, want in zip(got, reference(c.graph, c.arrays), strict=True):
         assert differs(value, want) is None, differs(value, want)
+
+
+def test_inputs_that_are_aligned_need_no_look() -> None:
+    names = [
+        "chain",
+        "map (600, 250)",
+        "map, bias",
+        "sums over (1,) of (3, 20000)",
+        "softmax float16",
+    ]
+    graphs = [cases()[name].graph for name in names]
+    units = [build_cuda(graph, target=CudaTarget(aligned=True)) for graph in graphs]
+    assert all("tg_fetch<true>(" in u.code and "tg_fetch(in_" not in u.code for u in units)
+    emulated = Emulated(units)
+    for k, name in enumerate(names):
+        c = cases()[name]
+        got, _ = run_both_ways(emulated, k, [v.type for v in c.graph.outputs], c.arrays)
+        before, _ = run_both_ways(
+            compiled(), NAMES.index(name), [v.type for v in c.graph.outputs], c.arrays
+        )
+        assert [a.tobytes() for a in got] == [a.tobytes() for a in before]
 
 
 def test_nothing_depends_on_the_device() -> None:
@@ -73,3 +97,25 @@ def test_an_output_that_nobody_asks_for_is_a_temporary() -> None:
     }
     assert all(p.position % 256 == 0 for launch in unit.launches for p in launch.arguments
                if p.kind == "arena")  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", [99, -21])
+def test_an_index_out_of_bounds_goes_to_the_status(bad: int) -> None:
+    picks = TensorType((10,), dtypes.int64)
+    graph = drawn(lambda x, i: ops.gather(x, i, axes=(0,)), (20, 6), picks)
+    x, i = np.ones((20, 6), np.float32), np.arange(10)
+    i[7] = bad
+    outputs, status = run_both_ways(
+        Emulated([build_cuda(graph)]), 0, [v.type for v in graph.outputs], [x, i]
+    )
+    assert status == [1, bad, 0, 20]
+    assert (outputs[0] == 1).all()
+
+
+def test_an_integer_divided_by_zero_goes_to_the_status() -> None:
+    graph = drawn(lambda x, y: ops.floor_divide(x, y), (300,), (300,), dtype=dtypes.int64)
+    x, y = np.arange(300), np.arange(300) - 5
+    _, status = run_both_ways(
+        Emulated([build_cuda(graph)]), 0, [v.type for v in graph.outputs], [x, y]
+    )
+    assert status[0] == 2
