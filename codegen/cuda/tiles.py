@@ -38,6 +38,7 @@ class Tile:
         depth: how many products are taken between two barriers.
         per_thread: rows and columns of one thread.
         speed: products a second, against the fastest tile; rough on purpose.
+        blocks: how many are to fit a multiprocessor, for its registers.
     """
 
     rows: int
@@ -45,6 +46,7 @@ class Tile:
     depth: int
     per_thread: tuple[int, int]
     speed: float
+    blocks: int
 
     @property
     def threads(self) -> int:
@@ -57,19 +59,19 @@ class Tile:
 
 
 _TILES = (
-    Tile(128, 128, 8, (8, 8), 1.0),
-    Tile(64, 128, 8, (4, 8), 0.9),
-    Tile(128, 64, 8, (8, 4), 0.9),
-    Tile(64, 64, 16, (4, 4), 0.75),
-    Tile(32, 32, 16, (2, 2), 0.4),
-    Tile(128, 16, 16, (4, 2), 0.5),
-    Tile(16, 128, 16, (2, 4), 0.5),
+    Tile(128, 128, 8, (8, 8), 1.0, 2),
+    Tile(64, 128, 8, (4, 8), 0.9, 2),
+    Tile(128, 64, 8, (8, 4), 0.9, 2),
+    Tile(64, 64, 16, (4, 4), 0.75, 3),
+    Tile(32, 32, 16, (2, 2), 0.4, 4),
+    Tile(128, 16, 16, (4, 2), 0.5, 4),
+    Tile(16, 128, 16, (2, 4), 0.5, 4),
 )
 _WIDE_TYPE_TILES = (  # of types of 8 bytes, whose sums take two registers
-    Tile(64, 64, 16, (4, 4), 1.0),
-    Tile(32, 32, 16, (2, 2), 0.6),
-    Tile(64, 16, 16, (2, 2), 0.6),
-    Tile(16, 64, 16, (2, 2), 0.6),
+    Tile(64, 64, 16, (4, 4), 1.0, 2),
+    Tile(32, 32, 16, (2, 2), 0.6, 3),
+    Tile(64, 16, 16, (2, 2), 0.6, 3),
+    Tile(16, 64, 16, (2, 2), 0.6, 3),
 )
 
 
