@@ -76,7 +76,8 @@ class CudaKernel:
     Attributes:
         name: its name in CUDA, `kernel_3` or, for several of one step, `kernel_3_combine`.
         summary: comment lines above it: what it computes, and the Python lines.
-        parameters: its buffers, as `const T *__restrict__`; the planner says which are written.
+        parameters: its buffers, `const T *__restrict__`, or `T *` where the planner says that they
+            are written.
         body: lines and loops of the function, where the template lays them out; or empty, with
             `text`.
         index: the type of the loops' variables: "int", or "int64_t" where sizes are large or vary.

@@ -57,15 +57,28 @@ class DeviceDType:
 class _Flags:
     """What is asked of `ndarray.flags`."""
 
-    __slots__ = ("c_contiguous", "f_contiguous", "owndata", "writeable")
+    __slots__ = ("array", "writeable")
     aligned = True
 
     def __init__(self, array: DeviceArray) -> None:
-        step = array.dtype.itemsize
-        self.c_contiguous = array.contiguous
-        self.f_contiguous = _is_packed(array.shape[::-1], array.strides[::-1], step)
-        self.owndata = array.base is None
+        self.array = array
         self.writeable = True
+
+    @property
+    def c_contiguous(self) -> bool:
+        """Row-major without gaps."""
+        return self.array.contiguous
+
+    @property
+    def f_contiguous(self) -> bool:
+        """Column-major without gaps."""
+        x = self.array
+        return _is_packed(x.shape[::-1], x.strides[::-1], x.itemsize)
+
+    @property
+    def owndata(self) -> bool:
+        """Whether it is nobody's view."""
+        return self.array.base is None
 
 
 def _is_packed(shape: Shape, strides: Shape, itemsize: int) -> bool:
@@ -178,9 +191,21 @@ class DeviceArray:
         return cls(held, held.address, sizes, None, dtype)
 
     @classmethod
-    def over(cls, held: Any, shape: Shape, numpy: Any) -> DeviceArray:
-        """Row-major elements over memory that a kernel has filled."""
-        return cls(held, held.address, shape, None, DeviceDType.of(numpy, held.device))
+    def maker(cls, shape: Shape, numpy: Any, index: int) -> Callable[[Any], DeviceArray]:
+        """A function from memory that a kernel has filled to row-major arrays of one kind."""
+        dtype = DeviceDType.of(numpy, index)
+        strides, ndim, size = packed_strides(shape, dtype.itemsize), len(shape), prod(shape)
+        new = cls.__new__
+
+        def make(held: Any) -> DeviceArray:
+            made = new(cls)
+            made.memory, made.address = held, held.address
+            made.shape, made.strides, made.dtype = shape, strides, dtype
+            made.base, made.contiguous = None, True
+            made.ndim, made.size = ndim, size
+            return made
+
+        return make
 
     @classmethod
     def from_host(cls, array: np.ndarray[Any, Any], index: int) -> DeviceArray:

@@ -92,7 +92,7 @@ def _flat(
         builder.input(replace(t, shape=row if t.shape else (), device=out.device)) for t in types
     ]
     program = Program(builder.finish([builder.append(op, inputs, params)]), out.device)
-    program.kinds = [(out.shape, out.dtype.numpy)]
+    program.makers = [DeviceArray.maker(out.shape, out.dtype.numpy, program.index)]
     return program
 
 

@@ -59,7 +59,10 @@ class Program:
         self.places = [
             (True, inputs[v]) if v in inputs else (False, computed.index(v)) for v in graph.outputs
         ]
-        self.kinds = [(tuple(map(int, v.shape)), v.dtype.numpy) for v in computed]
+        self.makers = [
+            DeviceArray.maker(tuple(map(int, v.shape)), v.dtype.numpy, self.index)
+            for v in computed
+        ]  # fmt: skip
         plain = contiguous_inputs(self.graph)
         self.plain = tuple(k for k, v in enumerate(graph.inputs) if v in plain)
         self.loaded: dict[Any, Callable[..., tuple[Any, ...]]] = {}
@@ -76,7 +79,7 @@ class Program:
 
     def computed(self, arrays: Sequence[Any]) -> list[DeviceArray]:
         """The distinct results that are no operands."""
-        if not self.kinds:
+        if not self.makers:
             return []
         index = self.index
         given = [x if x.__class__ is DeviceArray else resident(x, index) for x in arrays]
@@ -87,9 +90,8 @@ class Program:
         call = self.loaded.get(layout)
         if call is None:
             call = self.loaded[layout] = self._built(layout)
-        over = DeviceArray.over
         held = call(*[x.address for x in given])
-        return [over(m, *kind) for m, kind in zip(held, self.kinds)]
+        return [make(m) for make, m in zip(self.makers, held)]
 
     def _built(self, layout: Sequence[Any]) -> Callable[..., tuple[Any, ...]]:
         """The launches for operands of one layout."""

@@ -41,16 +41,21 @@ def build(
     """Generate, compile and load a graph; arguments and errors as of `runtime.executable.build`."""
     made = graphs.build(graph, name, strides)
     shown = len(graph.outputs) if returned is None else returned
-    kinds = [(tuple(map(int, v.shape)), v.dtype.numpy) for v in graph.outputs]
-    launch, over = made.call, DeviceArray.over
+    index = int(graph.device.partition(":")[2] or 0)
+    makers = [
+        DeviceArray.maker(tuple(map(int, v.shape)), v.dtype.numpy, index) for v in graph.outputs
+    ]
+    launch = made.call
 
     def call(*addresses: int) -> tuple[DeviceArray, ...]:
-        arrays = [over(m, *kind) for m, kind in zip(launch(*addresses), kinds, strict=True)]
-        if checks:
-            _compare(graph, checks, addresses, arrays)
-        return tuple(arrays[:shown])
+        return tuple([make(m) for make, m in zip(makers, launch(*addresses))])
 
-    return DeviceTrace(call, made.text, made.unit)
+    def checked(*addresses: int) -> tuple[DeviceArray, ...]:
+        arrays = call(*addresses)
+        _compare(graph, checks, addresses, arrays)
+        return arrays[:shown]
+
+    return DeviceTrace(checked if checks else call, made.text, made.unit)
 
 
 def _compare(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 
 import numpy as np
@@ -119,3 +120,10 @@ def test_an_integer_divided_by_zero_goes_to_the_status() -> None:
         Emulated([build_cuda(graph)]), 0, [v.type for v in graph.outputs], [x, y]
     )
     assert status[0] == 2
+
+
+def test_what_is_written_is_not_restrict() -> None:
+    """A thread may read behind a barrier what another has written; see Note [What is restrict]."""
+    for c in cases().values():
+        written = re.findall(r"(?<!const )\b\w+ \*__restrict__ \w+", c.unit.code)
+        assert not written

@@ -9,7 +9,7 @@
  */
 extern "C" __global__ void __launch_bounds__(256) kernel_0(
     const float *__restrict__ in_0,  // float32[128, 48]
-    double *__restrict__ partial0_0)  // one part a block
+    double *partial0_0)  // one part a block
 {
     const int row = blockIdx.x * 32 + threadIdx.x % 32;  // its column
     const int down = threadIdx.x / 32;
@@ -41,7 +41,7 @@ extern "C" __global__ void __launch_bounds__(256) kernel_0(
  */
 extern "C" __global__ void __launch_bounds__(256) kernel_0_combine(
     const double *__restrict__ partial0_0,  // one part a block
-    float *__restrict__ out_0)
+    float *out_0)
 {
     const int row = blockIdx.x * 256 + threadIdx.x;
     double acc0 = 0;

@@ -35,7 +35,7 @@ __device__ inline void tg_fetch(T (&lanes)[N], const T *from, int64_t count = N)
  */
 extern "C" __global__ void __launch_bounds__(256) kernel_0(
     const float *__restrict__ in_0,  // float32[1000000]
-    double *__restrict__ partial0_0)  // one part a block
+    double *partial0_0)  // one part a block
 {
     const int begin = blockIdx.x * 4096;  // its chunk
     const int end = begin + 4096 < 1000000 ? begin + 4096 : 1000000;
@@ -75,7 +75,7 @@ extern "C" __global__ void __launch_bounds__(256) kernel_0(
  */
 extern "C" __global__ void __launch_bounds__(256) kernel_0_combine(
     const double *__restrict__ partial0_0,  // one part a block
-    float *__restrict__ out_0)
+    float *out_0)
 {
     const int row = blockIdx.x;
     double acc0 = 0;

@@ -60,7 +60,7 @@ extern "C" __global__ void __launch_bounds__(128) kernel_0(
     const float *__restrict__ in_0,  // float32[256, 1024]
     const float *__restrict__ in_1,  // float32[1024]
     const float *__restrict__ in_2,  // float32[1024]
-    float *__restrict__ out_0)  // float32[256, 1024]
+    float *out_0)  // float32[256, 1024]
 {
     const int row = blockIdx.x;
     const int i = row;

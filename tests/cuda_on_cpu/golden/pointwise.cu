@@ -57,7 +57,7 @@ __device__ inline void tg_put(T *to, const T (&lanes)[N], int64_t count = N)
 extern "C" __global__ void __launch_bounds__(256) kernel_0(
     const float *__restrict__ in_0,  // float32[600, 400]
     const float *__restrict__ in_1,  // float32[600, 400]
-    float *__restrict__ out_0)  // float32[600, 400]
+    float *out_0)  // float32[600, 400]
 {
     for (int i = 4 * (blockIdx.x * blockDim.x + threadIdx.x); i < 240000; i += 4 * (gridDim.x * blockDim.x)) {
         float out_0_u[4];

@@ -58,7 +58,7 @@ __device__ inline void tg_put(T *to, const T (&lanes)[N], int64_t count = N)
  */
 extern "C" __global__ void __launch_bounds__(64) kernel_0(
     const float *__restrict__ in_0,  // float32[64, 32]
-    float *__restrict__ out_0)  // float32[64, 32]
+    float *out_0)  // float32[64, 32]
 {
     const int row = blockIdx.x * 16 + threadIdx.x / 4;
     if (row >= 64)

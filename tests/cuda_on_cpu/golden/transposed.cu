@@ -9,7 +9,7 @@
  */
 extern "C" __global__ void __launch_bounds__(256) kernel_0(
     const float *__restrict__ in_0,  // float32[3000, 400]
-    float *__restrict__ out_0)  // float32[400, 3000]
+    float *out_0)  // float32[400, 3000]
 {
     __shared__ float tile0[32][33];
     const int across = threadIdx.x % 32;
