@@ -23,11 +23,11 @@ from tracegrad.ir.passes import optimize
 from tracegrad.ir.primitive import type_of
 from tracegrad.ir.types import Shape
 from tracegrad.runtime import background, executable
-from tracegrad.runtime.cuda import eager
-from tracegrad.runtime.cuda.array import DeviceArray, host, row_major
+from tracegrad.runtime.cuda.array import host
 from tracegrad.runtime.executable import Executable
 from tracegrad.runtime.kernels import pointer
 from tracegrad.tracer import tape, verification
+from tracegrad.tracer.resident import like_device, on_device_of, plain_memory
 from tracegrad.tracer.state import state
 from tracegrad.tracer.storage import Storage
 from tracegrad.tracer.tensor import Tensor, wrap
@@ -242,18 +242,6 @@ class CompiledBackward(tape.BackwardNode):
         ], wrt
 
 
-def on_device_of(graph: Graph, arrays: Sequence[Any]) -> list[Any]:
-    """The arrays where the graph computes: numbers in host memory are copied to its device."""
-    if graph.device == "cpu":
-        return list(arrays)
-    return [eager.resident(a, eager.device_index(graph.device)) for a in arrays]
-
-
-def like_device(array: np.ndarray, graph: Graph) -> Any:
-    """A host array, where the graph computes."""
-    return on_device_of(graph, [array])[0]
-
-
 class FreedBackward(tape.BackwardNode):
     """The tape node of a result whose history a backward inside of the function has used up."""
 
@@ -281,10 +269,3 @@ def passed_through(graph: Graph) -> tuple[tuple[Value, ...], list[tuple[str, int
             distinct.append(v)
         places.append(("array", distinct.index(v)))
     return tuple(distinct), places
-
-
-def plain_memory(array: np.ndarray) -> np.ndarray:
-    """The array itself where it is row-major without gaps and aligned, else a copy that is."""
-    if array.__class__ is DeviceArray:
-        return row_major(array)
-    return np.require(array, requirements=("C", "A"))

@@ -20,8 +20,9 @@ from tracegrad.tracer.capture import Source
 from tracegrad.tracer.capture_grads import unhooked
 from tracegrad.tracer.capture_memory import apart, write_back
 from tracegrad.tracer.capture_state import number_tensor
-from tracegrad.tracer.compiled_backward import CompiledBackward, FreedBackward, plain_memory
+from tracegrad.tracer.compiled_backward import CompiledBackward, FreedBackward
 from tracegrad.tracer.known_layout import KnownLayout, inverse
+from tracegrad.tracer.resident import plain_memory
 from tracegrad.tracer.tensor import wrap
 
 if TYPE_CHECKING:

@@ -29,11 +29,12 @@ from tracegrad.runtime.cuda import eager
 from tracegrad.runtime.executable import Executable, Strayed
 from tracegrad.runtime.kernels import pointer
 from tracegrad.tracer.capture import Capture
-from tracegrad.tracer.compiled_backward import Backward, on_device_of, passed_through, plain_memory
+from tracegrad.tracer.compiled_backward import Backward, passed_through
 from tracegrad.tracer.known_layout import inverse
 from tracegrad.tracer.launcher import GRADIENT, MISS, OVERLAP, LauncherBuilder
 from tracegrad.tracer.predicates import in_words
 from tracegrad.tracer.pytree import LEAF, Structure
+from tracegrad.tracer.resident import on_device_of, plain_memory
 from tracegrad.tracer.tensor import Tensor
 
 if TYPE_CHECKING:

@@ -35,7 +35,7 @@ from tracegrad.runtime import executable
 from tracegrad.runtime.cuda.array import host
 from tracegrad.runtime.kernels import pointer
 from tracegrad.tracer.array_rules import as_array
-from tracegrad.tracer.compiled_backward import like_device, on_device_of
+from tracegrad.tracer.resident import like_device, on_device_of
 
 if TYPE_CHECKING:
     from tracegrad.tracer.compiled_backward import Backward

@@ -100,8 +100,8 @@ def build(
     """
     start = time.perf_counter()
     bases = Bases(len(graph.inputs), len(outputs))
-    found = _cubin(unit, graph.name, device)
-    run, head, keep = _runner(unit, bases, found, device)
+    found = machine_code(unit, graph.name, device)
+    run, head, keep = runner(unit, bases, found, device)
     elapsed = (time.perf_counter() - start) * 1e3
     record = history.KernelRecord(
         found.key, graph.name, found.origin, codegen_ms, found.compile_ms, elapsed,
@@ -127,7 +127,8 @@ def build(
     return CudaExecutable(namespace[name], listing, unit, record, found.key)
 
 
-def _cubin(unit: CudaUnit, label: str, device: int) -> cubins.Cubin:
+def machine_code(unit: CudaUnit, label: str, device: int) -> cubins.Cubin:
+    """The compiled module of a unit."""
     if unit.code:
         return cubins.cubin(unit.code, driver.arch(device), label=label, listing=unit.source)
     key = cache.make_key({"launches": repr(unit.launches)})  # products only: nothing to compile
@@ -173,7 +174,7 @@ def call_text(name: str, unit: CudaUnit, bases: Bases, outputs: Sequence[int], d
 Run = Callable[[Any], int]
 
 
-def _runner(
+def runner(
     unit: CudaUnit, bases: Bases, found: cubins.Cubin, device: int
 ) -> tuple[Run, list[int], tuple[Any, ...]]:
     """What runs the launches, the first words of its arguments, and what must stay alive."""
