@@ -18,7 +18,7 @@ from tracegrad.ir import dtypes
 from tracegrad.ir.graph import GraphBuilder, Value
 from tracegrad.ir.location import Location
 from tracegrad.ir.primitive import TABLE, Primitive
-from tracegrad.runtime.cuda.array import DeviceArray, host
+from tracegrad.runtime.cuda.array import DeviceArray, all_apart, host
 from tracegrad.tracer.inplace import check_layout
 from tracegrad.tracer.storage import announce, before_write
 from tracegrad.tracer.tensor import Tensor
@@ -163,6 +163,9 @@ def apart(written: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     """Whether no tensor that is written to shares memory with another input, nor is refused."""
     for x in written:
         check_layout(x)
+    if all_apart([x._array for x in (*written, *others)]):
+        return True
+    for x in written:
         array, token = x._array, x._storage.memory
         for y in (*written, *others):
             if y is not x and (y._storage.memory is token or np.may_share_memory(array, y._array)):

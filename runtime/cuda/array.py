@@ -21,6 +21,7 @@ from tracegrad.ir.errors import OperandError
 from tracegrad.runtime.cuda import driver, memory
 
 Shape = tuple[int, ...]
+STAGED = 1 << 16  # bytes up to which a copy to the device does not wait for it
 
 
 class DeviceDType:
@@ -215,8 +216,10 @@ class DeviceArray:
             turned = cls.from_host(np.ascontiguousarray(array.transpose(order)), index)
             return turned.transpose(inverse(order))
         made = cls.empty(array.shape, array.dtype, index)
-        if made.size:
+        if made.nbytes > STAGED:
             driver.to_device(made.address, np.ascontiguousarray(array), index)
+        elif made.size:  # a copy of our own, which the driver stages at once: nobody waits
+            driver.to_device(made.address, np.array(array, order="C"), index, wait=False)
         return made
 
     @classmethod
@@ -474,6 +477,19 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     np.zeros_like: _zeros_like, np.ones_like: _ones_like, np.empty_like: _empty_like,
     np.copyto: _copyto, np.diagonal: lambda a, *how: a._seen(np.diagonal(a._ghost(), *how)),
 }  # fmt: skip
+
+
+def all_apart(arrays: Sequence[Any]) -> bool:
+    """Whether arrays are known to have no memory in common: each has a piece of the pool's for itself.
+
+    False says nothing.
+    """
+    pieces = {id(x.memory) for x in arrays if x.__class__ is DeviceArray and _of_pool(x)}
+    return len(pieces) == len(arrays)
+
+
+def _of_pool(array: DeviceArray) -> bool:
+    return array.memory.__class__ is memory.Memory
 
 
 def filled(shape: Sequence[int], value: np.ndarray[Any, Any], index: int) -> DeviceArray:

@@ -14,7 +14,6 @@ import numpy as np
 from tracegrad.codegen.cuda.plan import CudaUnit
 from tracegrad.ir.graph import Graph, Value
 from tracegrad.ir.types import Shape
-from tracegrad.runtime import kernels
 from tracegrad.runtime._abi import ffi
 from tracegrad.runtime.cuda import driver, executable, memory
 from tracegrad.runtime.cuda.array import DeviceArray
