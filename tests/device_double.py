@@ -97,10 +97,10 @@ class Double:
 
     # ---- what stands in the place of the runtime ------------------------------------------------
 
-    def to_device(self, address: int, array: np.ndarray, index: int = 0) -> None:
+    def to_device(self, address: int, array: np.ndarray, index: int = 0, wait: bool = True) -> None:
         self.array(address, array.shape, array.dtype)[...] = array
 
-    def to_host(self, array: np.ndarray, address: int, index: int = 0) -> None:
+    def to_host(self, array: np.ndarray, address: int, index: int = 0, wait: bool = True) -> None:
         array[...] = self.array(address, array.shape, array.dtype)
 
     def copy(self, target: int, source: int, nbytes: int, index: int, other: Any = None) -> None:

@@ -31,6 +31,7 @@ class Viewer:
         self.view = view
 
     def __call__(self, x: DeviceArray) -> DeviceArray:
+        """The view."""
         return self.view(x)
 
 
