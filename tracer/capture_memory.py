@@ -163,7 +163,7 @@ def apart(written: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     """Whether no tensor that is written to shares memory with another input, nor is refused."""
     for x in written:
         check_layout(x)
-    if all_apart([x._array for x in (*written, *others)]):
+    if all_apart([x._array for x in written], [x._array for x in others]):
         return True
     for x in written:
         array, token = x._array, x._storage.memory

@@ -1,8 +1,8 @@
 """Products: calls of cuBLAS, or kernels in tiles, by rows or by columns.
 
 `dot_general` reads its operands as they lie, through the same strided views as in C
-(`contraction.matrices`). With cuBLAS every product of floats becomes a `Product`; without, a product
-of two matrices runs in tiles (`codegen.cuda.tiles`) and a matrix times a vector by a warp for each row, or,
+(`contraction.matrices`). With cuBLAS large products of floats become `Product`s; else a product of two
+matrices runs in tiles (`codegen.cuda.tiles`) and a matrix times a vector by a warp for each row, or,
 where the rows are neighbours in memory, by a thread for each. All sums are taken in an order that is fixed
 by the sizes. Start reading at `plan_product`.
 """
@@ -42,6 +42,9 @@ from tracegrad.codegen.lower import Buffer
 from tracegrad.ir.graph import Node, Value
 
 MOST_CALLS = 16  # calls of cuBLAS for one node whose batches do not lie evenly
+LEAST_OPS = {2: 1 << 23, 4: 1 << 26, 8: 1 << 26}
+"""Operations of one call, by bytes of an element, below which a kernel of ours is launched sooner: the
+host takes 10 to 15 microseconds for a call and 2 to 4 for a launch. Halves gain more from a call."""
 VECTOR_THREADS = 256
 FEW_ROWS = 256  # rows up to which a block, not a warp, takes each
 LEAST_SHARE = 8  # products of one thread below which a further part costs more than it saves
@@ -82,7 +85,7 @@ def plan_product(
         return ()
     numbers = element(node.out.dtype)
     calls = _calls(layout, numbers) if target.cublas else None
-    if calls is not None:
+    if calls is not None and layout.ops >= LEAST_OPS[numbers.dtype.itemsize] * len(calls):
         return tuple(_call(name, i, node, layout, p, len(calls)) for i, p in enumerate(calls))
     if min(layout.m, layout.n) == 1 and layout.k > 0:
         return _vector(name, node, layout, numbers, target)

@@ -25,7 +25,7 @@ MANY = 6  # arrays of a row, with which it is half of that
 UNROLLED = 8  # steps of a loop along a row that are written out, so that arrays can be registers
 REGISTERS = 72  # for arrays of one thread that live at the same time
 ACCUMULATORS = 40  # of these, for what accumulates over rows
-MOST_PARTS = 512  # blocks of rows whose accumulators are combined
+MOST_PARTS = 2048  # blocks of rows whose accumulators are combined
 FEWEST_PER_PART = 8  # rows
 
 

@@ -479,17 +479,23 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
 }  # fmt: skip
 
 
-def all_apart(arrays: Sequence[Any]) -> bool:
-    """Whether arrays are known to have no memory in common: each has a piece of the pool's for itself.
+def all_apart(written: Sequence[Any], others: Sequence[Any]) -> bool:
+    """Whether the arrays of the first kind are known to share no memory with any other.
 
-    False says nothing.
+    So they are where each has a piece of the pool's for itself. False says nothing.
     """
-    pieces = {id(x.memory) for x in arrays if x.__class__ is DeviceArray and _of_pool(x)}
-    return len(pieces) == len(arrays)
-
-
-def _of_pool(array: DeviceArray) -> bool:
-    return array.memory.__class__ is memory.Memory
+    pieces = set()
+    for x in written:
+        if x.__class__ is not DeviceArray or x.memory.__class__ is not memory.Memory:
+            return False
+        pieces.add(id(x.memory))
+    if len(pieces) < len(written):
+        return False
+    for x in others:
+        if x.__class__ is DeviceArray:
+            if x.memory.__class__ is not memory.Memory or id(x.memory) in pieces:
+                return False
+    return True
 
 
 def filled(shape: Sequence[int], value: np.ndarray[Any, Any], index: int) -> DeviceArray:
