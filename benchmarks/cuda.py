@@ -184,7 +184,7 @@ def gpt_block(lib: Any, width: int = 256, heads: int = 4) -> Any:
     """Layer norm, causal attention, layer norm, MLP with GELU, each with a residual."""
     nn, F = lib.nn, lib.nn.functional
 
-    class Block(nn.Module):
+    class Block(nn.Module):  # type: ignore[name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
@@ -206,7 +206,7 @@ def gpt_block(lib: Any, width: int = 256, heads: int = 4) -> Any:
 def training(name: str, build: Any, inputs: Any, loss: Any, flops: int) -> Work:
     """Forward, backward and a step of SGD; PyTorch starts from the same weights."""
     work = Work(name, tolerance=2e-3, flops=flops)
-    tg.manual_seed(0)
+    tg.manual_seed(0)  # type: ignore[attr-defined]
     model = build(tg).to("cuda")
     start = [p.detach().cpu().numpy() for p in model.parameters()]
     here = [tg.tensor(a, device="cuda") for a in inputs]

@@ -62,19 +62,19 @@ class Run:
     accuracy: float = 0.0
 
 
-def load_data(seed: int, dtype: tracegrad.dtype) -> Data:
+def load_data(seed: int, dtype: tracegrad.dtype, device: str) -> Data:
     """The digits in random order; a fifth of them is kept for the test."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     order = np.random.default_rng(seed).permutation(len(digits.target))
-    images = tracegrad.tensor(digits.images[order, None] / 16.0).to(dtype)
-    labels = tracegrad.tensor(digits.target[order])
+    images = tracegrad.tensor(digits.images[order, None] / 16.0).to(device, dtype)
+    labels = tracegrad.tensor(digits.target[order], device=device)
     test = len(order) // 5
     return Data(images[test:], labels[test:], images[:test], labels[:test])
 
 
-def make_model(seed: int, dtype: tracegrad.dtype) -> nn.Sequential:
+def make_model(seed: int, dtype: tracegrad.dtype, device: str) -> nn.Sequential:
     """Two convolutions and two linear layers; the same seed gives the same weights."""
     tracegrad.manual_seed(seed)
     return nn.Sequential(
@@ -83,7 +83,7 @@ def make_model(seed: int, dtype: tracegrad.dtype) -> nn.Sequential:
         nn.MaxPool2d(2), nn.Flatten(),
         nn.Linear(512, 64), nn.ReLU(),
         nn.Linear(64, 10),
-    ).to(dtype)  # fmt: skip
+    ).to(device, dtype)  # fmt: skip
 
 
 def batches(data: Data, size: int, epochs: int, seed: int) -> Iterator[tuple[Any, Any]]:
@@ -159,7 +159,7 @@ def both_runs(data: Data, options: argparse.Namespace) -> tuple[Run, Run, Any]:
     with progress:
         tasks = {name: progress.add_task(name, total=total) for name in ("eager", "compiled")}
         for name, task in tasks.items():
-            model = make_model(options.seed, getattr(tracegrad, options.dtype))
+            model = make_model(options.seed, getattr(tracegrad, options.dtype), options.device)
             step = make_loss(model)
             if name == "compiled":
                 step = tracegrad.compile(step, wait=True)  # its first call is timed
@@ -249,6 +249,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--dtype", choices=sorted(LIMITS), default="float32")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda where there is one")
     parser.add_argument("--lr", type=float, default=5e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for what is written")
@@ -265,7 +266,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run both trainings, print, draw, write; 1 where something is not as it must be."""
     options = parse(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    data = load_data(options.seed, getattr(tracegrad, options.dtype))
+    data = load_data(options.seed, getattr(tracegrad, options.dtype), options.device)
     eager, compiled, step = both_runs(data, options)
     largest = float(differences(eager, compiled)[:COMPARED].max())
     report(eager, compiled, largest, options)

@@ -65,14 +65,16 @@ def target() -> Target:
 
 def generate(
     graph: Graph, strides: Mapping[Value, Shape] | None = None, checks: Sequence[Check] = (),
-    returned: int | None = None,
+    returned: int | None = None, device: str | None = None,
 ) -> Unit:  # fmt: skip
     """The C of a graph for the compiler at hand (or, without one, for a usual one).
+
+    For a graph on a device, or where `device` asks for it, its CUDA.
 
     A unit made before, by this or another process, comes from the disk cache: scheduling and the
     template engine are then not needed.
     """
-    if graph.device != "cpu":
+    if (device or graph.device) != "cpu":
         from tracegrad.runtime.cuda import graphs
 
         return graphs.generate(graph, strides, returned)  # type: ignore[return-value]

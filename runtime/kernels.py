@@ -79,10 +79,10 @@ class LoadedKernel:
 # --- arguments ------------------------------------------------------------------------------------
 
 
-def pointer(array: np.ndarray[Any, Any]) -> int:
+def pointer(array: Any) -> int:
     """The address of an array's first element, for any strides; on its device, if it has one."""
     if array.__class__ is DeviceArray:
-        return array.address  # type: ignore[attr-defined]
+        return int(array.address)
     try:
         return int(ffi.cast("uintptr_t", ffi.from_buffer(array)))
     except (ValueError, BufferError):

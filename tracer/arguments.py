@@ -23,6 +23,7 @@ from tracegrad.ir.errors import (
     ShapeError,
     UnsupportedError,
 )
+from tracegrad.runtime.cuda import driver
 from tracegrad.tracer.device import as_device, device
 from tracegrad.tracer.layout import layout, memory_format, need_format, strided
 from tracegrad.tracer.profiling import now
@@ -304,6 +305,10 @@ def _place(function: str, given: Mapping[str, Any]) -> device | None:
             raise wrong_type(function, "layout", 0, "torch.layout", how)
         raise UnsupportedError(f"{function}(): layout {how} is not supported; use torch.strided")
     if bool_argument(function, "pin_memory", given.get("pin_memory") or False):
+        if driver.status() is None:
+            raise UnsupportedError(
+                f"{function}(): pin_memory=True is not supported; call pin_memory() on the result"
+            )
         raise DeviceError(
             "pin_memory=True requires a CUDA or other accelerator backend; no pinned memory "
             "allocator is available on this system."

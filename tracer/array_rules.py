@@ -24,7 +24,7 @@ from tracegrad.ir.primitives.contraction import MATRIX_PRODUCT
 from tracegrad.ir.types import TensorType
 from tracegrad.runtime.cuda import eager
 from tracegrad.runtime.cuda.array import DeviceArray, filled
-from tracegrad.runtime.cuda.programs import Program, resident
+from tracegrad.runtime.cuda.programs import Program, device_index, resident
 
 _CODE: dict[str, CodeType] = {}  # by text: rules of one operation differ in shapes, not in text
 
@@ -189,14 +189,14 @@ def ones_of(type: TensorType) -> Any:
     """A new array of ones."""
     if type.device == "cpu":
         return np.ones(type.shape, type.dtype.numpy)
-    return filled(type.shape, np.ones((), type.dtype.numpy), eager.device_index(type.device))
+    return filled(type.shape, np.ones((), type.dtype.numpy), device_index(type.device))
 
 
 def zeros_of(type: TensorType) -> Any:
     """A new array of zeros."""
     if type.device == "cpu":
         return np.zeros(type.shape, type.dtype.numpy)
-    return DeviceArray.zeros(type.shape, type.dtype.numpy, eager.device_index(type.device))
+    return DeviceArray.zeros(type.shape, type.dtype.numpy, device_index(type.device))
 
 
 def _compiled_rule(

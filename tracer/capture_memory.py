@@ -140,7 +140,7 @@ def put(
     return append("where", [mask, spread, value])
 
 
-def with_strides(array: np.ndarray) -> np.ndarray:
+def with_strides(array: Any) -> Any:
     """A copy that lies in memory as the array does."""
     if array.flags.c_contiguous or array.size == 0:
         return array.copy()
@@ -173,9 +173,7 @@ def apart(written: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     return True
 
 
-def write_back(
-    tensor: Tensor, array: np.ndarray, noted: Sequence[tuple[str, Location | None]]
-) -> None:
+def write_back(tensor: Tensor, array: Any, noted: Sequence[tuple[str, Location | None]]) -> None:
     """Put what a replay computed into the memory of an input, as the writes it stands for did."""
     storage = tensor._storage
     if before_write:

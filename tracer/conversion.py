@@ -57,7 +57,7 @@ def to(self: Tensor, *args: Any, **options: Any) -> Tensor:
         out = dispatch(ops.cast, (self,), {"dtype": target})
     elif given.get("copy") and where == self.device:
         out = shapes.clone(self)
-    out = moved(out, where)
+    out = moved(out, where, bool(given.get("non_blocking")))
     return shapes.contiguous(out) if given.get("memory_format") is contiguous_format else out
 
 

@@ -373,7 +373,7 @@ def _nullary(x: Tensor, op: Primitive, params: Mapping[str, Any]) -> Tensor:
 Tensor.__tracegrad_nullary__ = staticmethod(_nullary)  # type: ignore[attr-defined]
 
 
-def _aliases(out: np.ndarray, source: np.ndarray) -> bool:
+def _aliases(out: Any, source: Any) -> bool:
     """True where `out` is a view of `source` that PyTorch would make a view too."""
     if min(out.strides, default=0) < 0 or out.size == 0:
         return out.size == 0
@@ -384,12 +384,12 @@ def _shares(out: np.ndarray, arrays: Sequence[Any]) -> bool:
     return any(isinstance(a, np.ndarray) and np.may_share_memory(out, a) for a in arrays)
 
 
-def make_view(source: Tensor, array: np.ndarray, op: Any, params: Mapping[str, Any]) -> Tensor:
+def make_view(source: Tensor, array: Any, op: Any, params: Mapping[str, Any]) -> Tensor:
     """A Tensor over `array`, a view of `source` made by `op`, sharing its version counter."""
     return viewed(source, array, ((op, params, array.shape),))
 
 
-def viewed(source: Tensor, array: np.ndarray, steps: tuple[Any, ...]) -> Tensor:
+def viewed(source: Tensor, array: Any, steps: tuple[Any, ...]) -> Tensor:
     """As `make_view`, for several movement operations: (operation, parameters, shape)."""
     storage = source._storage
     out = wrap(array, storage)

@@ -43,7 +43,7 @@ def public(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def new_leaf(array: np.ndarray, requires_grad: bool) -> Tensor:
+def new_leaf(array: Any, requires_grad: bool) -> Tensor:
     """A new leaf over `array`, told to the recorder.
 
     Raises:

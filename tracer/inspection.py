@@ -62,18 +62,26 @@ class Inspection:
         """The graph from residuals and cotangents to gradients."""
         return self._trace(trace).full_backward().graph
 
-    def source(self, which: str = "forward", trace: int = -1) -> str:
-        """The generated C, commented: `"forward"` or `"backward"`.
+    def source(self, which: str = "forward", trace: int = -1, device: str | None = None) -> str:
+        """The generated C, or CUDA of a trace on a device, commented.
 
+        Args:
+            which: `"forward"` or `"backward"`.
+            device: `"cpu"` or `"cuda"` for the text that the trace would have there; a CUDA device is
+                not needed. None: where it runs.
         Raises:
-            ParameterError: `which` is something else.
+            ParameterError: `which` or `device` is something else.
             CaptureError: there is no trace yet, or nothing to differentiate.
         """
         chosen = self._trace(trace)
+        if which not in ("forward", "backward"):
+            raise ParameterError(f"source: which must be 'forward' or 'backward', got {which!r}")
+        if device not in (None, "cpu", "cuda"):
+            raise ParameterError(f"source: device must be 'cpu' or 'cuda', got {device!r}")
+        if device is not None:
+            return chosen.source_on(which, device)
         if which == "backward":
             return chosen.full_backward().unit().source
-        if which != "forward":
-            raise ParameterError(f"source: which must be 'forward' or 'backward', got {which!r}")
         unit = chosen.forward_unit()
         return unit.source if unit is not None else "/* nothing is computed */\n"
 

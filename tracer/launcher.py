@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tracegrad.codegen.launchers import GuardLine, Launcher, launcher_text
 from tracegrad.ir.errors import BoundsError, DivisionByZeroError
 from tracegrad.ir.graph import Value
-from tracegrad.runtime.cuda import eager
+from tracegrad.runtime.cuda.programs import resident
 from tracegrad.runtime.executable import Strayed
 from tracegrad.runtime.kernels import pointer
 from tracegrad.tracer import tape, verification
@@ -84,7 +84,7 @@ class LauncherBuilder:
             else:
                 namespace[name] = source.tensor
             if trace.place is not None and source.value.type.device == "cpu":
-                namespace["resident"] = eager.resident
+                namespace["resident"] = resident
                 draws.append(f"copy_{k} = resident({name}._array, {trace.place})")
                 addresses.append(f"copy_{k}.address")
             elif k in self.trace.copied:

@@ -19,6 +19,7 @@ from tracegrad.ir.errors import (
     ShapeError,
 )
 from tracegrad.ir.types import contiguous_strides
+from tracegrad.runtime.cuda import current, driver
 from tracegrad.tracer import shapes
 from tracegrad.tracer.arguments import int_argument, need_tensor
 from tracegrad.tracer.device import CPU, as_device
@@ -28,10 +29,11 @@ from tracegrad.tracer.layout import (
     memory_format,
     strided,
 )
-from tracegrad.tracer.moving import moved
+from tracegrad.tracer.moving import in_pinned_memory, moved, moved_to_pinned
 from tracegrad.tracer.once import warn_once
 from tracegrad.tracer.state import state
 from tracegrad.tracer.storage_view import TypedStorage, UntypedStorage, storage_of
+from tracegrad.tracer.tape import scalar_type_name
 from tracegrad.tracer.tensor import Tensor
 
 # ---- meta-data ----------------------------------------------------------------------------------
@@ -178,7 +180,6 @@ _NEVER = (
     _never("is_complex", "complex tensors are not supported yet"),
     _never("is_conj", "complex tensors are not supported yet"),
     _never("is_neg", "no tensor here is negated only when it is read"),
-    _never("is_pinned", "there is no pinned memory"),
     _never("is_shared", "memory is not shared between processes"),
 )
 
@@ -215,16 +216,30 @@ def cuda(
     where = as_device("cuda" if device is None else device)
     if where.type != "cuda":
         raise OptionError(f"Invalid device, must be cuda device (got {where})")
-    return moved(self, where)
+    return moved(self, where, non_blocking)
 
 
 def pin_memory(self: Tensor, device: Any = None) -> Tensor:
-    """The tensor in pinned memory.
+    """The tensor in page-locked memory of the host: itself if it is there, else a copy.
+
+    Copies from there to a device can go on beside other work: `x.to("cuda", non_blocking=True)`.
 
     Raises:
-        DeviceError: always: there is none without an accelerator.
+        DeviceError: there is no CUDA device; the tensor is on one.
     """
-    raise DeviceError("Cannot access accelerator device when none is available.")
+    if driver.status() is not None:
+        raise DeviceError("Cannot access accelerator device when none is available.")
+    if self.device is not CPU:
+        raise DeviceError(
+            f"cannot pin 'torch.cuda.{scalar_type_name(self.dtype)}Tensor' only dense CPU tensors "
+            "can be pinned"
+        )
+    return self if is_pinned(self) else moved_to_pinned(self, current.device())
+
+
+def is_pinned(self: Tensor, device: Any = None) -> bool:
+    """True in page-locked memory of the host; see `pin_memory`."""
+    return in_pinned_memory(self._array)
 
 
 # ---- properties ---------------------------------------------------------------------------------
@@ -311,5 +326,5 @@ PROPERTIES: dict[str, tuple[Callable[[Tensor], Any], str]] = {
 METHODS = (
     size, dim, numel, element_size, stride, storage_offset, is_contiguous, data_ptr,
     untyped_storage, storage, is_floating_point, is_signed, is_same_size, is_set_to,
-    get_device, *_NEVER, *_ITSELF, cpu, cuda, pin_memory,
+    get_device, *_NEVER, *_ITSELF, cpu, cuda, pin_memory, is_pinned,
 )  # fmt: skip

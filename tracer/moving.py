@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from tracegrad.runtime.cuda.array import DeviceArray, host
+from tracegrad.runtime.cuda.pinned import Pinned
 from tracegrad.tracer import tape
 from tracegrad.tracer.device import device
 from tracegrad.tracer.state import state
@@ -27,22 +30,48 @@ class ToCopyBackward0(tape.BackwardNode):
         return [None if ct is None else moved(ct, self.source)]
 
 
-def on_device(array: Any, where: device) -> Any:
-    """The array on a device: itself, or a copy."""
+def on_device(array: Any, where: device, wait: bool = True) -> Any:
+    """The array on a device: itself, or a copy.
+
+    Args:
+        wait: False: a copy from pinned memory need not be finished at the end.
+    """
     if array.__class__ is DeviceArray and array.index == where.index:
         return array
     if where.index is None:
         return host(array)
-    return DeviceArray.from_host(host(array), where.index)
+    source = host(array)
+    return DeviceArray.from_host(source, where.index, wait or not in_pinned_memory(source))
 
 
-def moved(x: Tensor, where: device) -> Tensor:
+def in_pinned_memory(array: Any) -> bool:
+    """Whether an array lies in page-locked memory of ours."""
+    while array is not None and not isinstance(array, Pinned):
+        array = getattr(array, "base", None)
+    return array is not None
+
+
+def moved_to_pinned(x: Tensor, index: int) -> Tensor:
+    """A copy in page-locked memory."""
+    if state.recorder is not None:
+        state.recorder.note("pin_memory()")
+    array = np.ascontiguousarray(x._array)
+    held = np.asarray(Pinned(max(array.nbytes, 1), index))[: array.nbytes]
+    pinned = held.view(array.dtype).reshape(array.shape)
+    pinned[...] = array
+    out = wrap(pinned)
+    if state.grad_enabled and x.requires_grad:
+        tape.attach(ToCopyBackward0(tape.gradient_edge(x), out, x.device), (out,))
+    return out
+
+
+def moved(x: Tensor, where: device, non_blocking: bool = False) -> Tensor:
     """The tensor on a device: itself if it is there, else a copy, differentiably."""
     if x.device == where:
         return x
     if state.recorder is not None:
         state.recorder.note(f"to({str(where)!r})")
-    out = wrap(on_device(x._array, where))
+    out = wrap(on_device(x._array, where, not non_blocking))
     if state.grad_enabled and x.requires_grad:
         tape.attach(ToCopyBackward0(tape.gradient_edge(x), out, x.device), (out,))
     return out

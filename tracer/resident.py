@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 
 from tracegrad.ir.graph import Graph
-from tracegrad.runtime.cuda import eager
 from tracegrad.runtime.cuda.array import DeviceArray, row_major
+from tracegrad.runtime.cuda.programs import device_index, resident
 
 
 def on_device_of(graph: Graph, arrays: Sequence[Any]) -> list[Any]:
     """The arrays where the graph computes: numbers in host memory are copied to its device."""
     if graph.device == "cpu":
         return list(arrays)
-    return [eager.resident(a, eager.device_index(graph.device)) for a in arrays]
+    return [resident(a, device_index(graph.device)) for a in arrays]
 
 
 def like_device(array: np.ndarray, graph: Graph) -> Any:
@@ -24,7 +24,7 @@ def like_device(array: np.ndarray, graph: Graph) -> Any:
     return on_device_of(graph, [array])[0]
 
 
-def plain_memory(array: np.ndarray) -> np.ndarray:
+def plain_memory(array: Any) -> Any:
     """The array itself where it is row-major without gaps and aligned, else a copy that is."""
     if array.__class__ is DeviceArray:
         return row_major(array)

@@ -86,7 +86,7 @@ class TypedStorage(UntypedStorage):
         return UntypedStorage(self._array.view(np.uint8))
 
 
-def storage_of(tensor: Tensor) -> np.ndarray:
+def storage_of(tensor: Tensor) -> Any:
     """All of the memory that a tensor and its views share, as numbers in one dimension."""
     base = tensor._array if tensor._view is None else tensor._view.base._array
     if base.size == 0:

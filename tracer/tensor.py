@@ -12,8 +12,6 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tracegrad.ir import dtypes
 from tracegrad.ir.dtypes import DType
 from tracegrad.ir.errors import GradientError, OperandError
@@ -117,7 +115,7 @@ class Tensor(Operators):
                  "_view", "_accumulator", "_address", "_moves", "__weakref__")  # fmt: skip
     __array_priority__ = 1000
 
-    _array: np.ndarray
+    _array: Any  # np.ndarray, or DeviceArray on a CUDA device
     _storage: Storage
     _requires_grad: bool
     _grad: Tensor | None
@@ -496,7 +494,7 @@ def literal(array: Any, like: Any = None) -> Tensor:
     return made
 
 
-def _fill(made: Tensor, array: np.ndarray, storage: Storage) -> None:
+def _fill(made: Tensor, array: Any, storage: Storage) -> None:
     made._array = array
     made._storage = storage
     made._requires_grad = False
@@ -510,7 +508,7 @@ def _fill(made: Tensor, array: np.ndarray, storage: Storage) -> None:
 _new = object.__new__
 
 
-def wrap(array: np.ndarray, storage: Storage | None = None) -> Tensor:
+def wrap(array: Any, storage: Storage | None = None) -> Tensor:
     """A Tensor over `array` (which it shares), with no history."""
     made = _new(Tensor)
     made._array = array

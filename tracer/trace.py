@@ -25,7 +25,7 @@ from tracegrad.ir.passes.partition import Partition, partition
 from tracegrad.ir.passes.sizes import with_sizes
 from tracegrad.ir.types import Shape, TensorType
 from tracegrad.runtime import background, executable
-from tracegrad.runtime.cuda import eager
+from tracegrad.runtime.cuda.programs import device_index
 from tracegrad.runtime.executable import Executable, Strayed
 from tracegrad.runtime.kernels import pointer
 from tracegrad.tracer.capture import Capture
@@ -78,7 +78,7 @@ class Trace:
             for k, order in zip(self.cotangent_outputs(), self.result_orders, strict=True)
         ]
         self.graph = with_sizes(optimize(capture.graph), self._input_shapes(), earlier)
-        self.place = None if self.graph.device == "cpu" else eager.device_index(self.graph.device)
+        self.place = None if self.graph.device == "cpu" else device_index(self.graph.device)
         self.copied, self.strides = self._layouts()
         self.wrt = self._wrt()
         self.cut: Partition | None = None
@@ -375,6 +375,18 @@ class Trace:
         remaining = iter(tensors)
         leaves = [next(remaining) if x is None else x[0] for x in self._leaves]
         return self._structure.build(iter(leaves))
+
+    def source_on(self, which: str, device: str) -> str:
+        """The text of the forward or backward as it would be on a device."""
+        if which == "backward":
+            backward = self.full_backward()
+            graph, strides = backward.kernel_graph(), backward.strides
+            return executable.generate(graph, strides, device=device).source
+        graph = self.kernel_graph()
+        if not graph.outputs:
+            return "/* nothing is computed */\n"
+        checks = self._checks() if device == "cpu" else ()
+        return executable.generate(graph, self.strides, checks, self.returned, device).source
 
     def forward_unit(self) -> Unit | None:
         """The generated C of the forward; None where nothing is computed."""

@@ -10,9 +10,14 @@ it to the type of the value that it replaces. Start reading at `ROWS`.
 
 from __future__ import annotations
 
-from tracegrad.ir import dtypes, ops
+from typing import Any
+
+from tracegrad.ir import dtypes
+from tracegrad.ir import ops as table
 from tracegrad.ir.dtypes import DType
 from tracegrad.ir.passes.patterns import Row
+
+ops: Any = table  # its names are made when it is imported
 
 # Note [Rewrites that are not exact]
 # x + 0.0 -> x          turns -0.0 into 0.0's place: -0.0 + 0.0 is 0.0. (x + -0.0 is in the table.)

@@ -209,15 +209,20 @@ class DeviceArray:
         return make
 
     @classmethod
-    def from_host(cls, array: np.ndarray[Any, Any], index: int) -> DeviceArray:
-        """A copy of a host array on device `index`, its dimensions in the same order in memory."""
+    def from_host(cls, array: np.ndarray[Any, Any], index: int, wait: bool = True) -> DeviceArray:
+        """A copy of a host array on device `index`, its dimensions in the same order in memory.
+
+        Args:
+            wait: False for pinned memory that stays as it is until the copy is made.
+        """
         order = None if array.flags.c_contiguous else memory_order(array.shape, array.strides)
         if order is not None:
-            turned = cls.from_host(np.ascontiguousarray(array.transpose(order)), index)
+            turned = cls.from_host(np.ascontiguousarray(array.transpose(order)), index, wait)
             return turned.transpose(inverse(order))
         made = cls.empty(array.shape, array.dtype, index)
         if made.nbytes > STAGED:
-            driver.to_device(made.address, np.ascontiguousarray(array), index)
+            packed = np.ascontiguousarray(array)
+            driver.to_device(made.address, packed, index, wait or packed is not array)
         elif made.size:  # a copy of our own, which the driver stages at once: nobody waits
             driver.to_device(made.address, np.array(array, order="C"), index, wait=False)
         return made
@@ -312,7 +317,7 @@ class DeviceArray:
         if not self.size:
             return np.empty(self.shape, self.dtype.numpy)
         below = sum((n - 1) * -s for n, s in zip(self.shape, self.strides) if s < 0)
-        held = (ctypes.c_char * reach).from_address(self.address - below)
+        held: Any = (ctypes.c_char * reach).from_address(self.address - below)
         return np.ndarray(self.shape, self.dtype.numpy, held, below, self.strides)
 
     def _seen(self, ghost: np.ndarray[Any, Any]) -> DeviceArray:
@@ -388,7 +393,7 @@ class DeviceArray:
     def __eq__(self, other: object) -> Any:
         return self.__array__()
 
-    __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __eq__  # type: ignore[assignment]
+    __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __eq__
     __hash__ = object.__hash__
 
     def __bool__(self) -> bool:

@@ -11,7 +11,7 @@ from compiled import assert_compiled_equals_evaluated
 from emulated import run_unit
 from own_kernels import DEVICE, NVCC, Case, case, check, compile_with_nvcc, dtype_of
 
-from tracegrad.codegen.cuda import tiles
+from tracegrad.codegen.cuda import products, tiles
 from tracegrad.codegen.cuda.plan import CudaTarget
 from tracegrad.codegen.cuda.unit import build_cuda
 from tracegrad.ir import dtypes, ops
@@ -129,13 +129,30 @@ def test_an_operand_that_is_repeated_between_its_rows() -> None:
 
 
 @pytest.mark.parametrize("name", ["float32", "float64", "float16"])
-def test_calls_of_the_library(name: str) -> None:
+def test_calls_of_the_library(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "LEAST_OPS", dict.fromkeys((2, 4, 8), 0))
     library = CudaTarget(cublas=True)
     made = [*cases(name, library), *batches(name, library)]
     check(made)
-    products = [launch.product for c in made for launch in c.unit.launches]
-    assert all(p is not None for p in products)
-    assert max(p.batch for p in products if p) == 6
+    calls = [launch.product for c in made for launch in c.unit.launches]
+    assert all(p is not None for p in calls)
+    assert max(p.batch for p in calls if p) == 6
+
+
+def test_small_products_are_no_calls() -> None:
+    """A call of the library costs the host several launches."""
+
+    def launches(m: int, n: int, k: int) -> list[bool]:
+        builder = GraphBuilder("product")
+        x = builder.input(TensorType((m, k), dtypes.float32), "x")
+        y = builder.input(TensorType((k, n), dtypes.float32), "y")
+        with builder:
+            out = ops.dot_general(x, y, contract=GEMM, batch=BATCH)
+        unit = build_cuda(builder.finish([out]), target=CudaTarget(cublas=True))
+        return [launch.product is not None for launch in unit.launches]
+
+    assert launches(512, 512, 512) == [True]
+    assert not any(launches(256, 10, 512))
 
 
 @pytest.mark.skipif(NVCC is None, reason="no nvcc")

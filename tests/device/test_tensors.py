@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import tracegrad as tg
+from tracegrad.runtime.cuda import driver
 
 F = tg.nn.functional
 
@@ -278,3 +279,18 @@ def test_the_cuda_array_interface(device: str) -> None:
     assert not hasattr(tg.ones(1), "__cuda_array_interface__")
     with pytest.raises(Exception, match="no bfloat16"):
         x.to(tg.bfloat16).__cuda_array_interface__  # noqa: B018
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(driver.status() is not None, reason="pinned memory needs a driver")
+def test_pinned_memory(device: str) -> None:
+    x = tg.arange(100000.0, requires_grad=True)
+    pinned = x.pin_memory()
+    assert pinned.is_pinned() and not x.is_pinned() and pinned.pin_memory() is pinned
+    there = pinned.to(device, non_blocking=True)
+    tg.cuda.synchronize()
+    assert there.is_cuda and tg.equal(there.cpu(), x) and pinned.t().is_pinned()
+    (there * 2).sum().backward()
+    assert x.grad is not None and x.grad[0].item() == 2.0
+    with pytest.raises(RuntimeError, match="only dense CPU tensors can be pinned"):
+        there.pin_memory()
