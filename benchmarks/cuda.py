@@ -162,6 +162,33 @@ def differentiated(
     return work
 
 
+def computed(name: str, function: Any, array: np.ndarray, nbytes: int) -> Work:
+    """A function of one array, without gradients."""
+    work = Work(name, nbytes=nbytes, tolerance=1e-5)
+    torch, jax = _torch(), _jax()
+    x = tg.tensor(array, device="cuda")
+    f = tg.compile(lambda x: function(tg, x), wait=True)
+    work.calls["tracegrad"] = lambda: f(x)
+    work.results["tracegrad"] = lambda: _sample([f(x).cpu().numpy()])
+    if torch is not None:
+        y = torch.tensor(array, device="cuda")
+        work.want = _sample([function(torch, y.double()).cpu().numpy()])
+        g = torch.compile(lambda y: function(torch, y))
+        work.calls["torch"], work.calls["torch.compile"] = lambda: function(torch, y), lambda: g(y)
+        work.results["torch.compile"] = lambda: _sample([g(y).cpu().numpy()])
+    if jax is not None:
+        names, z = _numpy_names(jax), jax.numpy.asarray(array)
+        h = jax.jit(lambda z: function(names, z))
+        work.calls["jax"] = lambda: h(z)
+    return work
+
+
+def softmax(lib: Any, x: Any) -> Any:
+    """Of rows."""
+    e = lib.exp(x - lib.amax(x, 1, keepdims=True))
+    return e / e.sum(1, keepdims=True)
+
+
 def _sample(arrays: list[np.ndarray]) -> np.ndarray:
     """Some elements of arrays, spread over all of them."""
     return np.concatenate(
@@ -282,6 +309,8 @@ def rows(small: bool) -> list[Callable[[], Work]]:
 
     mask = np.triu(np.ones((128, 128), bool), 1)
     return [
+        lambda: computed("2 * x + 1, 64 M", lambda lib, x: 2 * x + 1, draw(-1, 1, n), 8 * n),
+        lambda: computed("softmax, 65536 x 1024", softmax, draw(-5, 5, lines, 1024), 8192 * lines),
         lambda: differentiated("sin*exp + tanh, 64 M", wave, [draw(-2, 2, n)], 1, 8 * n),
         lambda: differentiated("Black-Scholes and greeks, 64 M", black_scholes, options(), 5, 40 * n),
         lambda: differentiated(

@@ -1,4 +1,4 @@
-"""What "cuda" means without a number, thread by thread, and the seeds of devices."""
+"""What "cuda" means without a number, thread by thread."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ class _Current(threading.local):
 
 
 _current = _Current()
-seeds: dict[int, int] = {}  # by device, as `tracegrad.cuda.manual_seed` set them
 
 
 def device() -> int:
