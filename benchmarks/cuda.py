@@ -36,7 +36,7 @@ class Work:
     Attributes:
         calls: by library, a function without arguments that does the work once.
         result: by library, a few numbers that the work computes, as a float64 array.
-        nbytes, flops: that it must move and do at least; 0: not said.
+        nbytes: that the forward and the backward must move at least; 0: not said.
     """
 
     name: str
@@ -45,7 +45,6 @@ class Work:
     want: np.ndarray | None = None
     tolerance: float = 1e-4
     nbytes: int = 0
-    flops: int = 0
 
 
 def _torch() -> Any:
@@ -230,9 +229,9 @@ def gpt_block(lib: Any, width: int = 256, heads: int = 4) -> Any:
     return Block()
 
 
-def training(name: str, build: Any, inputs: Any, loss: Any, flops: int) -> Work:
+def training(name: str, build: Any, inputs: Any, loss: Any) -> Work:
     """Forward, backward and a step of SGD; PyTorch starts from the same weights."""
-    work = Work(name, tolerance=2e-3, flops=flops)
+    work = Work(name, tolerance=2e-3)
     tg.manual_seed(0)  # type: ignore[attr-defined]
     model = build(tg).to("cuda")
     start = [p.detach().cpu().numpy() for p in model.parameters()]
@@ -289,8 +288,8 @@ CHECKED = 3  # calls before the results are compared
 # ---- all rows -----------------------------------------------------------------------------------
 
 
-def rows(small: bool) -> list[Callable[[], Work]]:
-    """The workloads, each made when its turn comes."""
+def rows(small: bool) -> dict[str, Callable[[str], Work]]:
+    """The workloads by name, each made when its turn comes."""
     rng = np.random.default_rng(0)
     n = 1 << (16 if small else 26)
     lines = 512 if small else 65536
@@ -307,34 +306,45 @@ def rows(small: bool) -> list[Callable[[], Work]]:
             draw(0.1, 0.5, n),
         ]
 
-    mask = np.triu(np.ones((128, 128), bool), 1)
-    return [
-        lambda: computed("2 * x + 1, 64 M", lambda lib, x: 2 * x + 1, draw(-1, 1, n), 8 * n),
-        lambda: computed("softmax, 65536 x 1024", softmax, draw(-5, 5, lines, 1024), 8192 * lines),
-        lambda: differentiated("sin*exp + tanh, 64 M", wave, [draw(-2, 2, n)], 1, 8 * n),
-        lambda: differentiated("Black-Scholes and greeks, 64 M", black_scholes, options(), 5, 40 * n),
-        lambda: differentiated(
-            "layer norm, softmax, dot, 65536 x 1024", norm_softmax_dot,
-            [draw(-2, 2, lines, 1024), draw(0.5, 1.5, 1024), draw(-1, 1, 1024), draw(-1, 1, lines, 1024)],
-            3, 12 * lines * 1024,
+    def chain() -> list[np.ndarray]:
+        x, y = draw(-2, 2, lines, 1024), draw(-1, 1, lines, 1024)
+        return [x, draw(0.5, 1.5, 1024), draw(-1, 1, 1024), y]
+
+    def images() -> list[np.ndarray]:
+        return [draw(-1, 1, 256, 784), rng.integers(0, 10, 256)]
+
+    def words() -> list[np.ndarray]:
+        return [draw(-1, 1, 8, 128, 256), np.triu(np.ones((128, 128), bool), 1)]
+
+    return {
+        "2 * x + 1, 64 M": lambda name: computed(
+            name, lambda lib, x: 2 * x + 1, draw(-1, 1, n), 8 * n
         ),
-        lambda: training(
-            "MLP 784-512-512-10, batch 256, SGD", mlp,
-            [draw(-1, 1, 256, 784), rng.integers(0, 10, 256)],
-            lambda lib, model, x, t: lib.nn.functional.cross_entropy(model(x), t),
-            6 * 256 * (784 * 512 + 512 * 512 + 5120),
+        "softmax, 65536 x 1024": lambda name: computed(
+            name, softmax, draw(-5, 5, lines, 1024), 8192 * lines
         ),
-        lambda: training(
-            "GPT block, 8 x 128 x 256, SGD", gpt_block, [draw(-1, 1, 8, 128, 256), mask],
-            lambda lib, model, x, m: (model(x, m) ** 2).mean(), 0,
+        "sin*exp + tanh, 64 M": lambda name: differentiated(
+            name, wave, [draw(-2, 2, n)], 1, 12 * n
         ),
-        lambda: _launch_cost(),
-    ]  # fmt: skip
+        "Black-Scholes and greeks, 64 M": lambda name: differentiated(
+            name, black_scholes, options(), 5, 60 * n
+        ),
+        "layer norm, softmax, dot, 65536 x 1024": lambda name: differentiated(
+            name, norm_softmax_dot, chain(), 3, 20 * lines * 1024
+        ),
+        "MLP 784-512-512-10, batch 256, SGD": lambda name: training(
+            name, mlp, images(), lambda lib, m, x, t: lib.nn.functional.cross_entropy(m(x), t)
+        ),
+        "GPT block, 8 x 128 x 256, SGD": lambda name: training(
+            name, gpt_block, words(), lambda lib, m, x, mask: (m(x, mask) ** 2).mean()
+        ),
+        "one compiled call, 1024 elements": _launch_cost,
+    }
 
 
-def _launch_cost() -> Work:
+def _launch_cost(name: str) -> Work:
     """One compiled call of one small kernel."""
-    work = Work("one compiled call, 1024 elements")
+    work = Work(name)
     f = tg.compile(lambda x: x * 2 + 1, wait=True)
     x = tg.randn(1024, device="cuda")
     work.calls["tracegrad"] = lambda: f(x)
@@ -429,15 +439,15 @@ def main() -> None:
     bandwidth = copy_bandwidth(options.small)
     print(f"{driver.name(0)}; a copy moves {bandwidth / 1e12:.2f} TB/s", flush=True)
     table: dict[str, Any] = {"device": driver.name(0), "copy bytes/s": bandwidth, "rows": {}}
-    for make in rows(options.small):
+    for name, make in rows(options.small).items():
+        if options.only not in name:
+            continue
         try:
-            work = make()
-            if options.only not in work.name:
-                continue
+            work = make(name)
             errors = checked(work)
             found = timed(work)
         except Exception as error:  # the other rows are worth having; this one says what it was
-            print(f"{'failed':44} {type(error).__name__}: {str(error)[:300]}", flush=True)
+            print(f"{name:44} failed: {type(error).__name__}: {str(error)[:300]}", flush=True)
             continue
         table["rows"][work.name] = {"times": found, "errors": errors, "bytes": work.nbytes}
         ours = found["tracegrad"]["median"]
