@@ -17,7 +17,7 @@ import numpy as np
 
 from tracegrad.ir.evaluate import evaluate
 from tracegrad.ir.graph import Graph, Value
-from tracegrad.runtime.cuda import driver, graphs, memory, strided
+from tracegrad.runtime.cuda import driver, executable, graphs, memory, strided
 from tracegrad.tracer import device
 
 SPAN = 1 << 32  # bytes of address space
@@ -103,11 +103,17 @@ class Double:
     def to_host(self, array: np.ndarray, address: int, index: int = 0, wait: bool = True) -> None:
         array[...] = self.array(address, array.shape, array.dtype)
 
-    def copy(self, target: int, source: int, nbytes: int, index: int, other: Any = None) -> None:
+    def copy(
+        self, target: int, source: int, nbytes: int, index: int = 0, other: Any = None
+    ) -> None:
         self.bytes(target, nbytes)[:] = self.bytes(source, nbytes).copy()
 
     def memset(self, address: int, value: int, nbytes: int, index: int = 0) -> None:
         self.bytes(address, nbytes)[:] = value
+
+    def copy_all(self, copies: Any, index: int = 0) -> None:
+        for copy in copies:
+            self.copy(*copy)
 
     def copy_strided(self, target: Any, source: Any) -> None:
         self.of(target)[...] = self.of(source).copy()
@@ -154,6 +160,7 @@ def doubled() -> Iterator[Double]:
         (driver, "to_host", double.to_host), (driver, "within_device", double.copy),
         (driver, "fill_bytes", double.memset), (memory, "allocate", double.allocate),
         (graphs, "build", double.build), (strided, "copy_strided", double.copy_strided),
+        (executable, "copy_all", double.copy_all),
     ]  # fmt: skip
     before = [(module, name, getattr(module, name, None)) for module, name, _ in replaced]
     for module, name, value in replaced:

@@ -18,6 +18,7 @@ from tracegrad.ir import dtypes
 from tracegrad.ir.graph import GraphBuilder, Value
 from tracegrad.ir.location import Location
 from tracegrad.ir.primitive import TABLE, Primitive
+from tracegrad.runtime.cuda import executable
 from tracegrad.runtime.cuda.array import DeviceArray, all_apart, host
 from tracegrad.tracer.inplace import check_layout
 from tracegrad.tracer.storage import announce, before_write
@@ -171,6 +172,28 @@ def apart(written: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
             if y is not x and (y._storage.memory is token or np.may_share_memory(array, y._array)):
                 return False
     return True
+
+
+def write_all(writes: Sequence[tuple[Tensor, Any, Sequence[tuple[str, Location | None]]]]) -> None:
+    """As `write_back`, for several inputs; plain copies within a device are asked for together."""
+    copies: list[tuple[int, int, int]] = []
+    index = 0
+    for tensor, array, noted in writes:
+        own: Any = tensor._array
+        plain = own.__class__ is DeviceArray and array.__class__ is DeviceArray
+        if not (plain and own.contiguous and array.contiguous and own.dtype is array.dtype):
+            write_back(tensor, array, noted)
+            continue
+        storage = tensor._storage
+        if before_write:
+            announce(storage)
+        index = own.index
+        if own.size:
+            copies.append((own.address, array.address, own.nbytes))
+        for name, location in noted:
+            storage.note(name, location)
+    if copies:
+        executable.copy_all(copies, index)
 
 
 def write_back(tensor: Tensor, array: Any, noted: Sequence[tuple[str, Location | None]]) -> None:

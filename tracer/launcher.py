@@ -18,7 +18,7 @@ from tracegrad.runtime.kernels import pointer
 from tracegrad.tracer import tape, verification
 from tracegrad.tracer.capture import Source
 from tracegrad.tracer.capture_grads import unhooked
-from tracegrad.tracer.capture_memory import apart, write_back
+from tracegrad.tracer.capture_memory import apart, write_all, write_back
 from tracegrad.tracer.capture_state import number_tensor
 from tracegrad.tracer.compiled_backward import CompiledBackward, FreedBackward
 from tracegrad.tracer.known_layout import KnownLayout, inverse
@@ -58,7 +58,7 @@ class LauncherBuilder:
             "MISS": MISS, "FAULT": FAULT, "faults": (BoundsError, DivisionByZeroError),
             "Strayed": Strayed, "trace": trace, "wrap": wrap, "pointer": pointer, "missed": trace.missed,
             "contiguous": plain_memory, "CompiledBackward": CompiledBackward,
-            "edge": tape.gradient_edge, "apart": apart, "write_back": write_back,
+            "edge": tape.gradient_edge, "apart": apart, "write_back": write_back, "write_all": write_all,
             "FreedBackward": FreedBackward, "unhooked": unhooked,
             "number": number_tensor,
         }  # fmt: skip
@@ -233,8 +233,11 @@ class LauncherBuilder:
                 array = f"moved_{w.source}"
                 read.append(f"{array} = {self.names[at]}._array.copy()")
             namespace[f"noted_{w.source}"] = w.noted
-            written.append(f"write_back({self.names[w.source]}, {array}, noted_{w.source})")
-        return [*read, *written]
+            written.append((self.names[w.source], array, f"noted_{w.source}"))
+        if len(written) > 1 and self.trace.place is not None:
+            listed = _tuple([_tuple(parts) for parts in written])
+            return [*read, f"write_all({listed})"]
+        return [*read, *(f"write_back({', '.join(parts)})" for parts in written)]
 
     def _result_lines(self) -> list[str]:
         """Wrap the arrays that the caller sees, and put the backward on the tape."""

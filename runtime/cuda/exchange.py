@@ -178,10 +178,16 @@ class _Owner:
 def seen(owner: Any, device: int) -> DeviceArray:
     """The array over the memory of an object with a `__cuda_array_interface__`.
 
+    Args:
+        device: where the memory is if the object's own `device` (as PyTorch, CuPy and Numba have
+            it) does not say: the interface has no place for that.
     Raises:
         ExportError: a dtype that tensors lack.
     """
     found = owner.__cuda_array_interface__
+    where = getattr(owner, "device", None)
+    named = (getattr(where, "index", None), getattr(where, "id", None))
+    device = next((k for k in named if type(k) is int), device)
     stream = found.get("stream")
     if stream not in (None, 1):
         driver.synchronize(device)

@@ -41,7 +41,7 @@ STATUS_BYTES = 32
 ORDER, LIBRARY = 65536, 32768  # how `launch.c` packs what went wrong
 _FUNCTIONS = (
     "cuCtxGetCurrent", "cuCtxSetCurrent", "cuCtxPushCurrent_v2", "cuCtxPopCurrent_v2",
-    "cuLaunchKernel", "cuMemsetD8Async", "cuMemcpyDtoH_v2",
+    "cuLaunchKernel", "cuMemsetD8Async", "cuMemcpyDtoH_v2", "cuMemcpyDtoDAsync_v2",
 )  # fmt: skip
 
 
@@ -192,6 +192,33 @@ def runner(
     table = np.array(launches.table(unit, bases, handle), np.int64)
     api = np.array(_api(device, products), np.uintp)
     return run, [kernels.pointer(table), kernels.pointer(api)], (table, api)
+
+
+def copy_all(copies: Sequence[tuple[int, int, int]], device: int) -> None:
+    """Copy within a device, asynchronously and in order: (target, source, bytes) each.
+
+    Raises:
+        AcceleratorError: the driver refuses.
+    """
+    try:
+        run = _launcher()
+    except CompilerNotFound:
+        for target, source, nbytes in copies:
+            driver.within_device(target, source, nbytes, device)
+        return
+    rows = [len(copies)]
+    for copy in copies:
+        rows += (2, *copy)
+    table = np.array(rows, np.int64)
+    head = [kernels.pointer(table), kernels.pointer(_copying(device)), 0, 0]
+    code = run(ffi.from_buffer("void *[]", np.array(head, np.uintp)))
+    if code:
+        raise driver.fault(code % ORDER, device, "copies within the device")
+
+
+@functools.cache
+def _copying(device: int) -> np.ndarray:
+    return np.array(_api(device, products=False), np.uintp)
 
 
 def _launcher() -> Run:

@@ -5,6 +5,7 @@
        count, then for each launch
        0, function, grid x y z, block x y z, shared bytes, n, then n arguments (base, value):
           base -1: the number `value`; else the address base[base] + value
+       2, to, from, bytes: a copy between addresses
        1, type, op of b, op of a, n, m, k, ld of b, ld of a, ld of c, apart of b, of a, of c, batch,
           then (base, value) of b, a and c: a product of cuBLAS, which sees transposes of all three
    Gives 0; -1 where the status reports a fault; else 65536 * (1 + the launch, of at most 30000) + the
@@ -23,6 +24,7 @@ typedef struct {
                   void **, void **);
     int (*fill)(uintptr_t, unsigned char, size_t, void *);
     int (*to_host)(void *, uintptr_t, size_t);
+    int (*copy)(uintptr_t, uintptr_t, size_t, void *);
     int (*gemm)(void *, int, int, int, int, int, const void *, const void *, int, int, long long,
                 const void *, int, int, long long, const void *, void *, int, int, long long, int, int,
                 int);
@@ -68,9 +70,12 @@ static int run(const api_t *api, const number *row, number *status, uintptr_t on
     int code = on_device ? api->fill(on_device, 0, STATUS, NULL) : 0;
     if (code) return ORDER + code;
     for (number i = 0; i < count; i++) {
-        code = row[0] ? product(api, row, bases) : kernel(api, row, bases);
+        if (row[0] == 2)
+            code = api->copy(row[1], row[2], row[3], NULL);
+        else
+            code = row[0] ? product(api, row, bases) : kernel(api, row, bases);
         if (code) return ORDER * (int)(i < LAST ? i + 1 : LAST) + code;
-        row += row[0] ? 20 : 10 + 2 * row[9];
+        row += row[0] == 2 ? 4 : row[0] ? 20 : 10 + 2 * row[9];
     }
     if (on_device) {
         code = api->to_host(status, on_device, STATUS);
