@@ -91,6 +91,18 @@ def test_generated_units_run_through_the_whole_runtime(machine: dict[str, str]) 
 # --- ends of processes ----------------------------------------------------------------------------
 
 
+def test_tensors_and_training_steps_through_the_whole_stack(machine: dict[str, str]) -> None:
+    """A few of the tests of tests/device, which run there on a double that interprets graphs."""
+    chosen = "training or writes or views_share or dlpack or a_replay_is_eager_mode and softmax"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen]
+    done = subprocess.run(
+        [*command, str(HERE.parent / "device")], env={**machine, "TRACEGRAD_WAIT": "1"},
+        capture_output=True, text=True, cwd=HERE.parent.parent,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    assert "passed" in done.stdout and "skipped" not in done.stdout.splitlines()[-1]
+
+
 def test_a_program_ends_well_with_memory_and_kernels_alive(machine: dict[str, str]) -> None:
     program = """
         made = build(scale_unit(100), 1, floats(100))
