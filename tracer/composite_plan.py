@@ -36,7 +36,7 @@ from tracegrad.tracer.tape import (
     placed,
     stand_in,
 )
-from tracegrad.tracer.tensor import dtype_of, wrap
+from tracegrad.tracer.tensor import type_of_array, wrap
 
 if TYPE_CHECKING:
     from tracegrad.tracer.tensor import Tensor
@@ -205,7 +205,7 @@ class Composite(Plan):
         builder = GraphBuilder()
         values = {i: builder.input(t) for i, t in enumerate(program.operands)}
         for number, x in program.constants.items():
-            values[number] = builder.input(TensorType(np.shape(x), dtype_of[x.dtype]))
+            values[number] = builder.input(type_of_array(x))
         ct = builder.input(self.out_type)
         with builder:
             for step in program.steps:
