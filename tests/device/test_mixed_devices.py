@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
+import pytest
 
 import tracegrad as tg
 
@@ -33,3 +35,35 @@ def test_composites_with_constants_differentiate_in_any_layout(device: str) -> N
 
     for _ in range(3):
         assert run(device) == run("cpu")
+
+
+def test_a_compiled_function_follows_the_default_device(device: str) -> None:
+    f = tg.compile(lambda: tg.ones(3))
+    assert not f().is_cuda and not f().is_cuda
+    with tg.device(device):
+        assert f().is_cuda and f().is_cuda
+    assert not f().is_cuda
+
+
+def test_blocks_with_a_device_belong_to_their_thread(device: str) -> None:
+    inside, leave = threading.Event(), threading.Event()
+    seen: list[str] = []
+
+    def other() -> None:
+        tg.set_default_device(device)
+        with tg.device("cpu"):
+            inside.set()
+            leave.wait()
+        seen.append(tg.get_default_device().type)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    inside.wait()
+    with tg.device(device):
+        leave.set()
+        thread.join()
+        seen.append(tg.get_default_device().type)
+    assert seen == ["cuda", "cuda"] and tg.get_default_device().type == "cpu"
+    with pytest.raises(RuntimeError, match="invalid device ordinal"), tg.device("cuda:99"):
+        pass
+    assert tg.get_default_device().type == "cpu"
