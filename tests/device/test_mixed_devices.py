@@ -11,6 +11,47 @@ import pytest
 import tracegrad as tg
 
 
+def test_a_gradient_is_on_the_device_of_its_tensor(device: str) -> None:
+    w = tg.ones(3, device=device, requires_grad=True)
+    for start in (
+        lambda: (w * 2).backward(tg.ones(3)),
+        lambda: tg.autograd.grad(w * 2, w, tg.ones(3)),
+    ):
+        with pytest.raises(
+            RuntimeError, match="gradient at index 0 - expected device cuda:0 but got"
+        ):
+            start()
+    with pytest.raises(
+        RuntimeError, match="gradient with device type 'cpu' to a tensor with device"
+    ):
+        w.grad = tg.ones(3)
+    assert w.grad is None
+    w.sum().backward(tg.tensor(2.0))  # a number moves
+    assert w.grad is not None and w.grad.is_cuda and w.grad.tolist() == [2.0, 2.0, 2.0]
+
+
+def test_functions_and_hooks_give_gradients_on_the_device(device: str) -> None:
+    class Away(tg.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any) -> Any:
+            return x * 2
+
+        @staticmethod
+        def backward(ctx: Any, g: Any) -> Any:
+            return g.cpu()
+
+    w = tg.ones(3, device=device, requires_grad=True)
+    with pytest.raises(
+        RuntimeError, match="AwayBackward returned an invalid gradient at index 0 - exp"
+    ):
+        Away.apply(w).sum().backward()
+    y = w * 2
+    y.register_hook(lambda g: g.cpu())
+    with pytest.raises(RuntimeError, match="has changed the device of value"):
+        y.sum().backward()
+    assert w.grad is None
+
+
 def test_composites_take_numbers_of_the_host(device: str) -> None:
     rates = []
     for lr in (0.1, tg.tensor(0.1)):
