@@ -10,6 +10,8 @@ import pytest
 
 import tracegrad as tg
 
+MIXED = "Expected all tensors to be on the same device, but found at least two devices"
+
 
 def test_a_gradient_is_on_the_device_of_its_tensor(device: str) -> None:
     w = tg.ones(3, device=device, requires_grad=True)
@@ -50,6 +52,19 @@ def test_functions_and_hooks_give_gradients_on_the_device(device: str) -> None:
     with pytest.raises(RuntimeError, match="has changed the device of value"):
         y.sum().backward()
     assert w.grad is None
+
+
+def test_results_stay_on_their_device(device: str) -> None:
+    here, there = tg.zeros(2), tg.zeros(2, device=device)
+    for function in (
+        lambda: tg.add(tg.ones(2), 1, out=there),
+        lambda: tg.add(tg.ones(2, device=device), 1, out=here),
+        lambda: tg.tensor(1.0).add_(tg.tensor(2.0, device=device)),
+    ):
+        with pytest.raises(RuntimeError, match=MIXED):
+            function()
+    assert here.tolist() == there.tolist() == [0.0, 0.0]
+    assert tg.ones(2, out=there).is_cuda and there.tolist() == [1.0, 1.0]
 
 
 def test_composites_take_numbers_of_the_host(device: str) -> None:
