@@ -93,6 +93,18 @@ def test_composites_with_constants_differentiate_in_any_layout(device: str) -> N
         assert run(device) == run("cpu")
 
 
+def test_gradients_of_several_devices_are_clipped_together(device: str) -> None:
+    def run(d: str) -> Any:
+        a, b = tg.ones(3, requires_grad=True), tg.ones(2, device=d, requires_grad=True)
+        a.sum().backward()
+        (b * 3).sum().backward()
+        norm = tg.nn.utils.clip_grad_norm_([a, b], 0.5)
+        assert a.grad is not None and b.grad is not None and b.grad.device == b.device
+        return [norm.item(), *a.grad.tolist(), *b.grad.tolist()]
+
+    np.testing.assert_allclose(run(device), run("cpu"), rtol=1e-5)
+
+
 def test_a_compiled_function_follows_the_default_device(device: str) -> None:
     f = tg.compile(lambda: tg.ones(3))
     assert not f().is_cuda and not f().is_cuda
