@@ -135,3 +135,11 @@ def test_blocks_with_a_device_belong_to_their_thread(device: str) -> None:
     with pytest.raises(RuntimeError, match="invalid device ordinal"), tg.device("cuda:99"):
         pass
     assert tg.get_default_device().type == "cpu"
+
+
+def test_names_of_types_say_the_device(device: str) -> None:
+    x = tg.ones(2, device=device)
+    assert x.type() == tg.typename(x) == "torch.cuda.FloatTensor" and x.type(x.type()) is x
+    assert not x.type("torch.DoubleTensor").is_cuda and not x.type(tg.LongTensor).is_cuda
+    assert tg.ones(1).type("torch.cuda.LongTensor").is_cuda and x.type(tg.float64).is_cuda
+    assert not isinstance(x, tg.FloatTensor) and isinstance(x.cpu(), tg.FloatTensor)
