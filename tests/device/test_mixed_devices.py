@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from typing import Any
 
@@ -143,3 +144,24 @@ def test_names_of_types_say_the_device(device: str) -> None:
     assert not x.type("torch.DoubleTensor").is_cuda and not x.type(tg.LongTensor).is_cuda
     assert tg.ones(1).type("torch.cuda.LongTensor").is_cuda and x.type(tg.float64).is_cuda
     assert not isinstance(x, tg.FloatTensor) and isinstance(x.cpu(), tg.FloatTensor)
+
+
+def test_dlpack_says_and_does_what_it_is_asked(device: str) -> None:
+    x = tg.arange(3.0, device=device)
+    twin = tg.from_dlpack(x, copy=True)
+    assert twin.is_cuda and twin.data_ptr() != x.data_ptr() and twin.tolist() == x.tolist()
+    assert np.from_dlpack(x, device="cpu").tolist() == [0.0, 1.0, 2.0]
+    for asked in ({"dl_device": (1, 0), "copy": False}, {"dl_device": (2, 7)}):
+        with pytest.raises(BufferError, match="cannot be given to device"):
+            x.__dlpack__(**asked)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_capsule_that_is_refused_is_given_back(device: str) -> None:
+    from tracegrad.runtime.cuda import exchange
+
+    gc.collect()
+    before = len(exchange._lent)
+    with pytest.raises((RuntimeError, BufferError, SystemError)):
+        np.from_dlpack(tg.ones(3, device=device))  # NumPy reads host memory only
+    assert len(exchange._lent) == before
