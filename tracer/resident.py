@@ -8,20 +8,22 @@ from typing import Any
 import numpy as np
 
 from tracegrad.ir.graph import Graph
-from tracegrad.runtime.cuda import eager
 from tracegrad.runtime.cuda.array import DeviceArray, row_major
+from tracegrad.runtime.cuda.programs import device_index, resident
 
 
 def on_device_of(graph: Graph, arrays: Sequence[Any]) -> list[Any]:
     """The arrays where the graph computes: numbers in host memory are copied to its device."""
     if graph.device == "cpu":
         return list(arrays)
-    return [eager.resident(a, eager.device_index(graph.device)) for a in arrays]
+    return [resident(a, device_index(graph.device)) for a in arrays]
 
 
 def like_device(array: np.ndarray, graph: Graph) -> Any:
-    """A host array, where the graph computes."""
-    return on_device_of(graph, [array])[0]
+    """A host array, where the graph computes, in memory that is nobody else's: it may be written to."""
+    if graph.device == "cpu":
+        return array
+    return DeviceArray.from_host(array, device_index(graph.device))
 
 
 def plain_memory(array: np.ndarray) -> np.ndarray:

@@ -45,12 +45,11 @@ def bound(
 ) -> Kernel:
     """The kernel of `op` for operands of `types`, its parameters filled in.
 
-    Results are row-major, in memory of their own, but for views, `detach` and constants, which are
-    made once.
+    Results are row-major, in memory of their own, but for views and `detach`.
     """
     if not types:
         made = resident(np.asarray(op.eager(**params), out.dtype.numpy), device_index(out.device))
-        return lambda: made
+        return made.copy  # results may be written to
     view = VIEWS.get(op.name)
     if view is not None:
         return Viewer(lambda x: view(x, **params))
