@@ -221,3 +221,20 @@ def test_constants_of_a_device_have_memory_of_their_own(device: str) -> None:
     first = constant()
     first.fill(7.0)
     assert constant().item() == 2.0
+
+
+@pytest.mark.parametrize("layout", ["steps", "transposed"])
+def test_values_that_python_reads_are_compared_wherever_they_lie(layout: str, device: str) -> None:
+    @tg.compile
+    def f(x: Any) -> Any:
+        return x * float(np.sum(x.tolist()))
+
+    base = tg.arange(6.0, device=device)
+    x = base[::2] if layout == "steps" else base.reshape(2, 3).t()
+    want = (x * x.sum()).tolist()
+    for _ in range(3):
+        assert f(x).tolist() == want
+    replayed(f, 3)
+    seen = x.cpu().reshape(-1)
+    base[: len(seen)] = seen.to(device)  # in front of it all is as it was seen
+    assert f(x).tolist() == (x * x.sum()).tolist()
