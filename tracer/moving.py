@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tracegrad.ir.types import TensorType
 from tracegrad.runtime.cuda.array import DeviceArray, host
 from tracegrad.tracer import tape
-from tracegrad.tracer.device import device
+from tracegrad.tracer.device import CPU, device
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tensor import Tensor, wrap
 
@@ -17,14 +18,24 @@ class ToCopyBackward0(tape.BackwardNode):
 
     __slots__ = ("source",)
 
-    def __init__(self, edge: tape.Edge, out: Tensor, source: device) -> None:
-        super().__init__((edge,), (out.type_info,))
+    def __init__(self, edge: tape.Edge, type: TensorType, source: device) -> None:
+        super().__init__((edge,), (type,))
         self.source = source
 
     def apply(self, cotangents: list[Tensor | None], create_graph: bool) -> Sequence[Tensor | None]:
         """The cotangent on the device that the operand was on."""
         ct = cotangents[0]
         return [None if ct is None else moved(ct, self.source)]
+
+
+class Homeward(ToCopyBackward0):
+    """A move that nobody asked for: the gradient of a number in host memory goes back to it."""
+
+    __slots__ = ()
+    homeward = True
+
+
+Homeward.__name__ = ToCopyBackward0.__name__
 
 
 def on_device(array: Any, where: device) -> Any:
@@ -44,5 +55,14 @@ def moved(x: Tensor, where: device) -> Tensor:
         state.recorder.note(f"to({str(where)!r})")
     out = wrap(on_device(x._array, where))
     if state.grad_enabled and x.requires_grad:
-        tape.attach(ToCopyBackward0(tape.gradient_edge(x), out, x.device), (out,))
+        tape.attach(ToCopyBackward0(tape.gradient_edge(x), out.type_info, x.device), (out,))
     return out
+
+
+def homeward(edges: Sequence[tape.Edge], abroad: tape.Abroad) -> tuple[tape.Edge, ...]:
+    """Edges at whose places `abroad` a gradient that is made on a device moves to the host."""
+    made = list(edges)
+    for place, type in abroad:
+        if made[place][0] is not None:
+            made[place] = (Homeward(made[place], type, CPU), 0)
+    return tuple(made)

@@ -11,6 +11,7 @@ import pytest
 
 import tracegrad as tg
 
+F = tg.nn.functional
 MIXED = "Expected all tensors to be on the same device, but found at least two devices"
 
 
@@ -165,3 +166,34 @@ def test_a_capsule_that_is_refused_is_given_back(device: str) -> None:
     with pytest.raises((RuntimeError, BufferError, SystemError)):
         np.from_dlpack(tg.ones(3, device=device))  # NumPy reads host memory only
     assert len(exchange._lent) == before
+
+
+NUMBERS = {
+    "product": lambda x, k: x * k, "of itself": lambda x, k: x * (k * k), "gelu": lambda x, k: F.gelu(x * k),
+    "lerp": lambda x, k: tg.lerp(x, x * 2, k), "where": lambda x, k: tg.where(x > 0, k, x),
+    "both": lambda x, k: (x + k) / (k + 1), "std": lambda x, k: (x * k).std(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_of_the_host_get_their_gradient_there(
+    name: str, compiled: bool, device: str
+) -> None:
+    f = tg.compile(NUMBERS[name]) if compiled else NUMBERS[name]
+    k, v = tg.tensor(2.0, requires_grad=True), tg.full((4,), 0.5, requires_grad=True)
+    k2, v2 = k.detach().clone().requires_grad_(), v.detach().clone().requires_grad_()
+    x = tg.linspace(-1, 2, 6)
+    for _ in range(4):  # then composites are compiled, and traces replayed
+        (f(x.to(device), k).sum() + f(x.to(device), v.sum()).sum()).backward()
+        (NUMBERS[name](x, k2).sum() + NUMBERS[name](x, v2.sum()).sum()).backward()
+    for got, want in ((k, k2), (v, v2)):
+        assert got.grad is not None and want.grad is not None and not got.grad.is_cuda
+        np.testing.assert_allclose(got.grad.numpy(), want.grad.numpy(), rtol=2e-5)
+    (g,) = tg.autograd.grad(f(x.to(device), k).square().sum(), k, create_graph=True)
+    (h,) = tg.autograd.grad(NUMBERS[name](x, k2).square().sum(), k2, create_graph=True)
+    assert not g.is_cuda
+    np.testing.assert_allclose(g.item(), h.item(), rtol=2e-5)
+    if h.requires_grad:
+        got, want = tg.autograd.grad(g, k)[0], tg.autograd.grad(h, k2)[0]
+        np.testing.assert_allclose(got.numpy(), want.numpy(), rtol=2e-4)
