@@ -54,6 +54,10 @@ def moved(x: Tensor, where: device) -> Tensor:
     if state.recorder is not None:
         state.recorder.note(f"to({str(where)!r})")
     out = wrap(on_device(x._array, where))
+    if state.recorder is not None:  # tangents and batches move along
+        for lockstep, companion in state.recorder.companions(x):
+            with lockstep.outside():
+                lockstep.accompany(out, moved(companion, where))
     if state.grad_enabled and x.requires_grad:
         tape.attach(ToCopyBackward0(tape.gradient_edge(x), out.type_info, x.device), (out,))
     return out

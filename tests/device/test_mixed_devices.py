@@ -197,3 +197,17 @@ def test_numbers_of_the_host_get_their_gradient_there(
     if h.requires_grad:
         got, want = tg.autograd.grad(g, k)[0], tg.autograd.grad(h, k2)[0]
         np.testing.assert_allclose(got.numpy(), want.numpy(), rtol=2e-4)
+
+
+def test_moves_take_batches_and_tangents_along(device: str) -> None:
+    x = tg.linspace(-1, 2, 6, device=device).reshape(2, 3)
+    double = (x * 2).tolist()
+    assert tg.func.vmap(lambda r: r.cpu() * 2)(x).tolist() == double
+    assert tg.func.vmap(lambda r: r.to(device) * 2)(x.cpu()).tolist() == double
+    assert tg.func.jvp(lambda r: r.cpu() * 2, (x,), (x,))[1].tolist() == double
+    eye = (tg.eye(3) * 2).tolist()
+    assert tg.func.jacfwd(lambda r: r.cpu() * 2)(x[0]).tolist() == eye
+    assert tg.func.jacrev(lambda r: r.cpu() * 2)(x[0]).tolist() == eye
+    assert tg.func.jacrev(lambda k: x[0] * k)(tg.tensor(2.0)).tolist() == x[0].tolist()
+    outer = tg.func.vmap(tg.func.vmap(lambda r: r.cpu() * 2))(x)
+    assert outer.tolist() == double and not outer.is_cuda
