@@ -209,5 +209,6 @@ def test_moves_take_batches_and_tangents_along(device: str) -> None:
     assert tg.func.jacfwd(lambda r: r.cpu() * 2)(x[0]).tolist() == eye
     assert tg.func.jacrev(lambda r: r.cpu() * 2)(x[0]).tolist() == eye
     assert tg.func.jacrev(lambda k: x[0] * k)(tg.tensor(2.0)).tolist() == x[0].tolist()
+    assert tg.func.vmap(lambda r: tg.as_tensor(r, device="cpu") * 2)(x).tolist() == double
     outer = tg.func.vmap(tg.func.vmap(lambda r: r.cpu() * 2))(x)
     assert outer.tolist() == double and not outer.is_cuda
