@@ -212,7 +212,7 @@ def _compiled_rule(
         tuple(values[name] for name in (*given, *held)), tuple(nodes), tuple(outputs), "rule"
     )
     program = Program(optimize(graph), device)
-    constants = [resident(np.asarray(lines.globals[name]), program.index) for name in held]
+    constants = [resident(as_array(lines.globals[name]), program.index) for name in held]
 
     def run(*arrays: Any) -> tuple[Any, ...]:
         made = iter(program(*arrays, *constants))

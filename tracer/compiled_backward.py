@@ -27,6 +27,7 @@ from tracegrad.runtime.cuda.array import host
 from tracegrad.runtime.executable import Executable
 from tracegrad.runtime.kernels import pointer
 from tracegrad.tracer import tape, verification
+from tracegrad.tracer.moving import homeward
 from tracegrad.tracer.resident import like_device, on_device_of, plain_memory
 from tracegrad.tracer.state import state
 from tracegrad.tracer.storage import Storage
@@ -169,6 +170,7 @@ class CompiledBackward(tape.BackwardNode):
         residuals: tuple[tuple[np.ndarray, Storage | None, int], ...],
         inputs: tuple[tuple[np.ndarray, Storage, int], ...],
     ) -> None:  # fmt: skip
+        edges = homeward(edges, trace.abroad) if trace.abroad else edges
         super().__init__(edges, trace.result_types)
         self.trace = trace
         self.residuals: Any = residuals
@@ -234,7 +236,7 @@ class CompiledBackward(tape.BackwardNode):
             inputs.append(wrap(array, storage))
         for i, (node, number) in zip(self.trace.wrt, self.edges, strict=True):
             inputs[i]._requires_grad = True
-            inputs[i]._grad_fn, inputs[i]._output_nr = node, number
+            inputs[i]._grad_fn, inputs[i]._output_nr = tape.beyond((node, number))
         found = evaluate(graph, [*inputs, *given])
         # a gradient that is zero everywhere does not depend on a tensor: evaluation keeps an array
         return [

@@ -14,6 +14,7 @@ import numpy as np
 from tracegrad.ir.graph import GraphBuilder
 from tracegrad.ir.passes import optimize
 from tracegrad.runtime.cuda import eager
+from tracegrad.runtime.cuda.array import DeviceArray
 from tracegrad.runtime.cuda.programs import Program as Compiled
 from tracegrad.runtime.cuda.programs import resident
 from tracegrad.tracer.array_rules import Lines, as_array
@@ -32,7 +33,12 @@ def forward_of(program: Program, between: Sequence[int]) -> Callable[..., Any]:
     if any(s.plan.op.family != "pointwise" for s in program.steps):
         return compiled
     apart = _step_by_step(program, between)  # which keeps the order of dimensions in memory
-    return lambda *arrays: (compiled if all(x.contiguous for x in arrays) else apart)(*arrays)
+
+    def run(*arrays: Any) -> Any:
+        plain = all(x.__class__ is not DeviceArray or x.contiguous for x in arrays)
+        return (compiled if plain else apart)(*arrays)
+
+    return run
 
 
 def _on_device(program: Program, between: Sequence[int], device: str) -> Callable[..., Any]:

@@ -31,12 +31,14 @@ from tracegrad.tracer.tape import (
     Edge,
     OperationNode,
     Plan,
+    beyond,
     gradient_edge,
     leaf_edge,
+    numbers_abroad,
     placed,
     stand_in,
 )
-from tracegrad.tracer.tensor import dtype_of, wrap
+from tracegrad.tracer.tensor import type_of_array, wrap
 
 if TYPE_CHECKING:
     from tracegrad.tracer.tensor import Tensor
@@ -136,6 +138,7 @@ class Composite(Plan):
         listed = [i for i, t in enumerate(program.operands) if t.dtype.is_floating_point]
         self.passed = tuple((i, i in self._path) for i in listed)
         self.edge_at = {i: j for j, i in enumerate(listed)}
+        self.abroad = numbers_abroad([self.types[i] for i in listed], self.out_type.device)
         self.recorded = None if program.name is None else composite_class(program.name)
         self._rules = {}
 
@@ -205,7 +208,7 @@ class Composite(Plan):
         builder = GraphBuilder()
         values = {i: builder.input(t) for i, t in enumerate(program.operands)}
         for number, x in program.constants.items():
-            values[number] = builder.input(TensorType(np.shape(x), dtype_of[x.dtype]))
+            values[number] = builder.input(type_of_array(x))
         ct = builder.input(self.out_type)
         with builder:
             for step in program.steps:
@@ -240,7 +243,7 @@ class Composite(Plan):
             values[number] = node._unpack(entry, edge, self.all_types[place], create_graph)
         for number, x in program.constants.items():
             values[number] = wrap(as_array(x))
-        edges: dict[int, Edge] = {i: node.edges[j] for i, j in self.edge_at.items()}
+        edges: dict[int, Edge] = {i: beyond(node.edges[j]) for i, j in self.edge_at.items()}
         result = program.results[self.differentiable]
         for step in program.steps:
             if step.out in self.again:
@@ -335,7 +338,7 @@ class CompositeNode(OperationNode):
         if place == len(self.plan.types):
             return (self, 0)
         at = self.plan.edge_at.get(place)
-        return NO_EDGE if at is None else self.edges[at]
+        return NO_EDGE if at is None else beyond(self.edges[at])
 
     def parts(self, ct: Tensor) -> list[tuple[Tensor, bool] | None] | None:
         """As of one primitive, once the forward is compiled too: not for what is used once."""

@@ -21,6 +21,7 @@ from tracegrad.tracer.state import state
 from tracegrad.tracer.tape import scalar_type_name
 from tracegrad.tracer.tensor import Tensor, wrap
 
+_ON_CUDA = "torch.cuda."
 _SIGNATURES = (
     "(device, dtype, non_blocking, copy), (dtype, non_blocking, copy), (Tensor, non_blocking, copy)"
 )
@@ -104,6 +105,12 @@ def cast(name: str, dtype: DType) -> Callable[..., Tensor]:
     return method
 
 
+def type_text(x: Tensor) -> str:
+    """`torch.FloatTensor`, or `torch.cuda.FloatTensor` on a device."""
+    place = "torch." if x.device.type == "cpu" else _ON_CUDA
+    return f"{place}{scalar_type_name(x.dtype)}Tensor"
+
+
 def type_as(self: Tensor, other: Tensor) -> Tensor:
     """The tensor in the dtype of `other`.
 
@@ -114,18 +121,21 @@ def type_as(self: Tensor, other: Tensor) -> Tensor:
 
 
 def type_(self: Tensor, dtype: Any = None, non_blocking: bool = False) -> Any:
-    """The name of the tensor's type (`torch.FloatTensor`), or a cast to such a name or a dtype.
+    """The name of the tensor's type (`torch.FloatTensor`, `torch.cuda.FloatTensor`), or a cast to such
+    a name, which says the kind of device too, or to a dtype.
 
     Raises:
         ParameterError: no type by that name.
         OperandError: neither a name nor a dtype.
     """
     if dtype is None:
-        return f"torch.{scalar_type_name(self.dtype)}Tensor"
+        return type_text(self)
     if isinstance(dtype, str):
-        return to(self, named_type(dtype))
+        where = as_device("cuda" if dtype.startswith(_ON_CUDA) else "cpu")
+        where = self.device if where.type == self.device.type else where
+        return to(self, where, named_type(dtype.replace(_ON_CUDA, "torch.", 1)))
     if hasattr(dtype, "dtype") and isinstance(dtype.dtype, DType):
-        return to(self, dtype.dtype)
+        return to(self, "cpu", dtype.dtype)
     if isinstance(dtype, type):
         raise ParameterError(f"invalid type: '{dtype.__name__}'")
     if not isinstance(dtype, DType):

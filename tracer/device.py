@@ -70,12 +70,13 @@ class device:
         return self
 
     def __enter__(self) -> device:
-        _entered.append(default.where)
-        default.where = as_device(self)
+        where = as_device(self)
+        default.entered.append(default.where)
+        default.where = where
         return self
 
     def __exit__(self, *error: object) -> None:
-        default.where = _entered.pop()
+        default.where = default.entered.pop()
 
 
 def _device(spec: Any, index: Any) -> tuple[str, int | None]:
@@ -134,9 +135,11 @@ class _Default(threading.local):
 
     where: device = CPU
 
+    def __init__(self) -> None:
+        self.entered: list[device] = []  # the defaults around open `with device(...)` blocks
+
 
 default = _Default()
-_entered: list[device] = []  # the defaults around open `with device(...)` blocks
 
 
 @functools.cache
@@ -185,6 +188,11 @@ def set_default_device(device: Any) -> None:
 def get_default_device() -> device:
     """Where factories make tensors."""
     return default.where
+
+
+def places() -> tuple[int | None, int]:
+    """The number of the default device, None on the CPU, and the one that "cuda" means."""
+    return default.where.index, current.device()
 
 
 class Size(tuple[int, ...]):

@@ -121,7 +121,7 @@ def as_tensor(data: Any = ABSENT, *, dtype: Any = None, device: Any = None) -> T
     since = now()
     wanted = dtype_argument("as_tensor", dtype)
     where = None if device is None and _is_placed(data) else as_device(device)
-    device_memory = hasattr(data, "__cuda_array_interface__") and not isinstance(data, Tensor)
+    device_memory = not isinstance(data, Tensor) and hasattr(data, "__cuda_array_interface__")
     if isinstance(data, Tensor | np.ndarray) or device_memory:
         shared = data if isinstance(data, Tensor) else _shared(data, wanted)
         assert shared is not None, "it is memory, not data to be read"

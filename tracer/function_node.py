@@ -14,6 +14,7 @@ from tracegrad.ir.errors import GradientError, OperandError
 from tracegrad.tracer import tape
 from tracegrad.tracer.array_rules import zeros_of
 from tracegrad.tracer.pytree import flatten
+from tracegrad.tracer.roots import brought
 from tracegrad.tracer.saved import Packed, pack
 from tracegrad.tracer.saved_names import OfFunction
 from tracegrad.tracer.state import state
@@ -258,6 +259,7 @@ class FunctionNode(FunctionCtx, tape.BackwardNode):
                     f"{list(shape)} but expected shape compatible with {list(want.shape)}"
                 )
             part = ops.unbroadcast(part, want.shape)
+        part = brought(index, part, want, f"Function {self.name()} returned an ")
         return part if part.dtype is want.dtype else part.to(want.dtype)
 
 

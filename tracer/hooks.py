@@ -140,6 +140,11 @@ def _checked(hook: Hook, old: Tensor | None, new: Any) -> Tensor:
             f"hook '{_name(hook)}' has changed the type of value "
             f"(was torch.{was}Tensor got torch.{have}Tensor)"
         )
+    if new.device != old.device:
+        raise GradientError(
+            f"hook '{_name(hook)}' has changed the device of value (was {old.device} got "
+            f"{new.device})"
+        )
     if new._array.shape != old._array.shape:
         raise GradientError(f"hook '{_name(hook)}' has changed the size of value")
     return new

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tracegrad.ir.dtypes import DType
-from tracegrad.ir.errors import DTypeError, GradientError, ShapeError
+from tracegrad.ir.errors import DeviceError, DTypeError, GradientError, ShapeError
 from tracegrad.ir.primitive import TABLE
 from tracegrad.ir.types import TensorType, broadcast_shapes
 from tracegrad.tracer import tape
@@ -394,6 +394,7 @@ def write(
         compared: tensors on which the value depends with a derivative of zero.
     """
     value = _fitted(target, value)
+    check_device(target, value)
     recorded = tracked(target, value, *compared)
     was_tracked = recorded and target.requires_grad
     history = _new_history(name, label, target, value, compared) if recorded else value
@@ -411,6 +412,16 @@ def write(
             value = history
         state.recorder.record_inplace(name, target, value)
     return target
+
+
+def check_device(target: Tensor, value: Tensor) -> None:
+    """Refuse to put what a device computed into memory elsewhere (PyTorch's text)."""
+    place = value.device
+    if place.type != "cpu" and target.device != place:
+        raise DeviceError(
+            "Expected all tensors to be on the same device, but found at least two devices, "
+            f"{place} and {target.device}!"
+        )
 
 
 def _fitted(target: Tensor, value: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 Tensors count by shape, dtype, strides, requires_grad and alignment; numbers and strings by value;
 modules, functions, generators, optimizers and objects of other classes by identity; containers by
 their contents. Ambient state (grad
-mode, default dtype) comes first. Start reading at `make_key`.
+mode, default device and dtype) comes first. Start reading at `make_key`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from tracegrad.ir.dtypes import DType, default
 from tracegrad.ir.errors import OperandError
 from tracegrad.tracer.capture_hook import Followed
-from tracegrad.tracer.device import device
+from tracegrad.tracer.device import device, places
 from tracegrad.tracer.epoch import Epoch
 from tracegrad.tracer.pytree import fields, is_record, is_sequence
 from tracegrad.tracer.random import Generator
@@ -55,7 +55,7 @@ def make_key(
     Raises:
         Unkeyed: an argument is of a type whose changes could not be seen.
     """
-    parts: list[Any] = [(state.grad_enabled, state.inference), default[0]]
+    parts: list[Any] = [(state.grad_enabled, state.inference, *places()), default[0]]
     if not kwargs and len(args) == 1 and args[0].__class__ is Tensor:  # as below, at once
         parts.append(_of_tensor(args[0]))
         leaves.append(args[0])

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from tracegrad.ir.types import TensorType
 from tracegrad.runtime.cuda.array import DeviceArray, host
 from tracegrad.runtime.cuda.pinned import Pinned
 from tracegrad.tracer import tape
-from tracegrad.tracer.device import device
+from tracegrad.tracer.device import CPU, device
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tensor import Tensor, wrap
 
@@ -20,14 +21,24 @@ class ToCopyBackward0(tape.BackwardNode):
 
     __slots__ = ("source",)
 
-    def __init__(self, edge: tape.Edge, out: Tensor, source: device) -> None:
-        super().__init__((edge,), (out.type_info,))
+    def __init__(self, edge: tape.Edge, type: TensorType, source: device) -> None:
+        super().__init__((edge,), (type,))
         self.source = source
 
     def apply(self, cotangents: list[Tensor | None], create_graph: bool) -> Sequence[Tensor | None]:
         """The cotangent on the device that the operand was on."""
         ct = cotangents[0]
         return [None if ct is None else moved(ct, self.source)]
+
+
+class Homeward(ToCopyBackward0):
+    """A move that nobody asked for: the gradient of a number in host memory goes back to it."""
+
+    __slots__ = ()
+    homeward = True
+
+
+Homeward.__name__ = ToCopyBackward0.__name__
 
 
 def on_device(array: Any, where: device, wait: bool = True) -> Any:
@@ -61,7 +72,7 @@ def moved_to_pinned(x: Tensor, index: int) -> Tensor:
     pinned[...] = array
     out = wrap(pinned)
     if state.grad_enabled and x.requires_grad:
-        tape.attach(ToCopyBackward0(tape.gradient_edge(x), out, x.device), (out,))
+        tape.attach(ToCopyBackward0(tape.gradient_edge(x), out.type_info, x.device), (out,))
     return out
 
 
@@ -72,6 +83,19 @@ def moved(x: Tensor, where: device, non_blocking: bool = False) -> Tensor:
     if state.recorder is not None:
         state.recorder.note(f"to({str(where)!r})")
     out = wrap(on_device(x._array, where, not non_blocking))
+    if state.recorder is not None:  # tangents and batches move along
+        for lockstep, companion in state.recorder.companions(x):
+            with lockstep.outside():
+                lockstep.accompany(out, moved(companion, where, non_blocking))
     if state.grad_enabled and x.requires_grad:
-        tape.attach(ToCopyBackward0(tape.gradient_edge(x), out, x.device), (out,))
+        tape.attach(ToCopyBackward0(tape.gradient_edge(x), out.type_info, x.device), (out,))
     return out
+
+
+def homeward(edges: Sequence[tape.Edge], abroad: tape.Abroad) -> tuple[tape.Edge, ...]:
+    """Edges at whose places `abroad` a gradient that is made on a device moves to the host."""
+    made = list(edges)
+    for place, type in abroad:
+        if made[place][0] is not None:
+            made[place] = (Homeward(made[place], type, CPU), 0)
+    return tuple(made)

@@ -161,6 +161,9 @@ def _choose_dtype(options: dict[str, Any], out: Tensor) -> None:
 
 def _check(name: str, out: Tensor, value: Tensor, operands: Sequence[Tensor]) -> None:
     _check_dtype(name, out.dtype, value.dtype)
+    inplace.check_device(out, value)
+    if operands and value.device != out.device:
+        inplace.check_device(value, out)
     inplace.check_layout(out)
     if out._array.shape == value._array.shape:
         if name not in _OVERLAP_ALLOWED:

@@ -126,11 +126,27 @@ def __dlpack__(self: Tensor, **options: Any) -> Any:
         raise ExportError("Can't export tensors that require gradient, use tensor.detach()")
     _read(self, "__dlpack__")
     if self._array.__class__ is DeviceArray:
-        return exchange.export(self._array, options.get("stream"))
+        return _device_capsule(self._array, **options)
     try:
         return self._array.__dlpack__(**options)
     except BufferError as error:
         raise ExportError(f"__dlpack__: {self.dtype} tensor: {error}") from None
+
+
+def _device_capsule(
+    array: DeviceArray, *, stream: Any = None, max_version: Any = None, dl_device: Any = None,
+    copy: bool | None = None,
+) -> Any:  # fmt: skip
+    """The capsule of memory on a device; of a copy where one is asked for, on the host too."""
+    where = None if dl_device is None else tuple(dl_device)
+    if where == (1, 0) and copy is not False:
+        return array.to_host().__dlpack__(max_version=max_version)
+    if where not in (None, (exchange.CUDA, array.index)):
+        raise ExportError(
+            f"__dlpack__: a tensor on cuda:{array.index} cannot be given to device {where}"
+            + (" without a copy" if copy is False else "")
+        )
+    return exchange.export(array.copy() if copy else array, stream)
 
 
 def __dlpack_device__(self: Tensor) -> tuple[int, int]:

@@ -14,7 +14,6 @@ from tracegrad.ir.primitive import is_scalar
 from tracegrad.tracer.arguments import missing, need_tensor, type_name, wrong_type
 from tracegrad.tracer.pointwise_composed import isclose
 from tracegrad.tracer.storage_view import UntypedStorage
-from tracegrad.tracer.tape import scalar_type_name
 from tracegrad.tracer.tensor import Tensor
 
 _ABSENT: Any = object()
@@ -33,7 +32,9 @@ def is_storage(obj: Any) -> bool:
 def typename(obj: Any) -> str:
     """The name of an object's type: `torch.FloatTensor`, or module and class."""
     if isinstance(obj, Tensor):
-        return f"torch.{scalar_type_name(obj.dtype)}Tensor"
+        from tracegrad.tracer.conversion import type_text
+
+        return type_text(obj)
     kind = type(obj)
     return kind.__qualname__ if kind.__module__ == "builtins" else (
         f"{kind.__module__}.{kind.__qualname__}"

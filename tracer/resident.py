@@ -20,8 +20,10 @@ def on_device_of(graph: Graph, arrays: Sequence[Any]) -> list[Any]:
 
 
 def like_device(array: np.ndarray, graph: Graph) -> Any:
-    """A host array, where the graph computes."""
-    return on_device_of(graph, [array])[0]
+    """A host array, where the graph computes, in memory that is nobody else's: it may be written to."""
+    if graph.device == "cpu":
+        return array
+    return DeviceArray.from_host(array, device_index(graph.device))
 
 
 def plain_memory(array: Any) -> Any:

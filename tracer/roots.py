@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from tracegrad.ir.errors import GradientError, OperandError, ParameterError, ShapeError
 from tracegrad.ir.types import TensorType
 from tracegrad.tracer.array_rules import ones_of
-from tracegrad.tracer.device import Size
+from tracegrad.tracer.device import Size, as_device
+from tracegrad.tracer.moving import moved
 from tracegrad.tracer.tape import AccumulateGrad, BackwardNode, Edge, gradient_edge
 from tracegrad.tracer.tensor import Tensor, literal
 
@@ -156,4 +157,20 @@ def _given(i: int, type: TensorType, given: Any, batched: bool) -> Tensor:
             f"Mismatch in shape: grad_output[{i}] has a shape of {Size(shape)!r} and "
             f"output[{i}] has a shape of {Size(type.shape)!r}."
         )
+    given = brought(i, given, type)
     return given if given.dtype is type.dtype else given.to(type.dtype)
+
+
+def brought(i: int, given: Tensor, type: TensorType, name: str = "") -> Tensor:
+    """A gradient on the device of what it is the gradient of: numbers move there.
+
+    Raises:
+        GradientError: it is on another device.
+    """
+    if given.type_info.device == type.device:
+        return given
+    if not given._array.shape:
+        return moved(given, as_device(type.device))
+    raise GradientError(
+        f"{name}invalid gradient at index {i} - expected device {type.device} but got {given.device}"
+    )

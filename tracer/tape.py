@@ -66,6 +66,7 @@ class BackwardNode:
         retained: the tensors that asked for `retain_grad()`, by output number.
         hooks: the user's functions to call while the node runs; None where there are none.
         runs_user_code: its `apply` may write to the cotangents that it is given.
+        homeward: it moves the gradient of a number that a device computed with to the host.
     Example:
         >>> import tracegrad as tg
         >>> class Tenfold(tg.autograd.BackwardNode):
@@ -81,6 +82,7 @@ class BackwardNode:
 
     __slots__ = ("edges", "types", "sequence", "retained", "hooks", "_metadata", "__weakref__")
     runs_user_code = False
+    homeward = False
 
     def __init__(self, edges: Sequence[Edge], types: Sequence[TensorType]) -> None:
         self.edges = tuple(edges)
@@ -306,6 +308,22 @@ _SHOWN = {
 }  # fmt: skip
 
 
+Abroad = tuple[tuple[int, TensorType], ...]
+
+
+def numbers_abroad(types: Sequence[TensorType], device: str) -> Abroad:
+    """Places of the operands in host memory of what a device computes, and types of their gradients."""
+    if device == "cpu":
+        return ()
+    return tuple((i, replace(t, device=device)) for i, t in enumerate(types) if t.device == "cpu")
+
+
+def beyond(edge: Edge) -> Edge:
+    """Where the gradient of the operand itself goes: past the move of a number's to the host."""
+    node = edge[0]
+    return node.edges[0] if node is not None and node.homeward else edge
+
+
 class OperationNode(BackwardNode):
     """The backward of one application of a primitive."""
 
@@ -315,7 +333,7 @@ class OperationNode(BackwardNode):
         self, plan: Plan, params: Mapping[str, Any], edges: tuple[Edge, ...], wanted: int,
         saved: tuple[Saved, ...] | None,
     ) -> None:  # fmt: skip
-        self.edges = edges
+        self.edges = plan.homeward(edges) if plan.abroad else edges
         self.types = plan.out_types
         self.sequence = next(_sequence)
         self.retained = None
@@ -420,7 +438,7 @@ class OperationNode(BackwardNode):
 
     def edge(self, place: int) -> Edge:
         """Where the gradient of what is kept at `place` (see `Plan.kept`) goes."""
-        return (self, 0) if place == len(self.plan.types) else self.edges[place]
+        return (self, 0) if place == len(self.plan.types) else beyond(self.edges[place])
 
     def _operands(self, create_graph: bool) -> tuple[Any, list[Any]]:
         """The result and the operands, as far as they were kept; stand-ins for the others."""
@@ -540,7 +558,7 @@ class Plan:
     """
 
     __slots__ = ("op", "types", "out_type", "out_types", "all_types", "takes", "node", "stand_ins",
-                 "dtype", "views", "kernel", "plain", "_params", "_kept", "_rules")  # fmt: skip
+                 "dtype", "views", "kernel", "plain", "abroad", "_params", "_kept", "_rules")  # fmt: skip
 
     def __init__(
         self, op: Primitive, types: tuple[TensorType, ...], params: Mapping[str, Any],
@@ -564,9 +582,16 @@ class Plan:
         self.stand_ins = tuple(_StandIn(op, t) for t in self.all_types)
         self.kernel = bound(op, types, params, self.out_type)
         self.plain = is_exact(self.kernel, types, self.out_type)
+        self.abroad = numbers_abroad(types, self.out_type.device)
         self._params = params
         self._kept: dict[int, tuple[int, ...]] = {}
         self._rules: dict[int, ArrayRule] = {}
+
+    def homeward(self, edges: Sequence[Edge]) -> tuple[Edge, ...]:
+        """The edges of a node, with moves before those of numbers in host memory."""
+        from tracegrad.tracer.moving import homeward
+
+        return homeward(edges, self.abroad)
 
     def rule(self, wanted: int) -> ArrayRule:
         """The backward for the gradients `wanted`, on arrays."""

@@ -47,11 +47,24 @@ _OTHER_DTYPE = (
     "with caution. Diverging the dtypes of a tensor and its gradient may break downstream systems "
     "that assume they match. (There is no grad_dtype here: convert with gradient.to({remedy}).)"
 )
+_OTHER_DEVICE = (
+    "attempting to assign a gradient {given} to a tensor {own}. Please ensure that the gradient and "
+    "the tensor are on the same device"
+)
 _CPP_NAMES = {
     "float64": "double", "float32": "float", "float16": "c10::Half", "bfloat16": "c10::BFloat16",
     "int64": "long int", "int32": "int", "int16": "short int", "int8": "signed char",
     "uint8": "unsigned char", "uint32": "unsigned int",
 }  # fmt: skip
+
+
+def _elsewhere(given: device, own: device) -> str:
+    """Why a gradient on one device is not that of a tensor on another one."""
+    if given.type != own.type:
+        words = [f"with device type '{where.type}'" for where in (given, own)]
+    else:
+        words = [f"located on device with index '{where.index}'" for where in (given, own)]
+    return _OTHER_DEVICE.format(given=words[0], own=words[1])
 
 
 class _DTypeOf(dict[Any, DType]):
@@ -305,6 +318,8 @@ class Tensor(Operators):
             raise GradientError(
                 _OTHER_DTYPE.format(given=given, own=scalar_type_name(own), remedy=repr(own))
             )
+        if value.device != self.device:
+            raise GradientError(_elsewhere(value.device, self.device))
         if value._array.shape != self._array.shape:
             raise GradientError(
                 f"attempting to assign a gradient of size '{list(value._array.shape)}' to a tensor "

@@ -35,6 +35,7 @@ from tracegrad.tracer.launcher import GRADIENT, MISS, OVERLAP, LauncherBuilder
 from tracegrad.tracer.predicates import in_words
 from tracegrad.tracer.pytree import LEAF, Structure
 from tracegrad.tracer.resident import on_device_of, plain_memory
+from tracegrad.tracer.tape import numbers_abroad
 from tracegrad.tracer.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ class Trace:
         self.place = None if self.graph.device == "cpu" else device_index(self.graph.device)
         self.copied, self.strides = self._layouts()
         self.wrt = self._wrt()
+        asked = [self.graph.inputs[i].type for i in self.wrt]
+        self.abroad = numbers_abroad(asked, self.graph.device)
         self.cut: Partition | None = None
         self.backward_error: NotDifferentiableError | None = None
         forward = self.graph

@@ -78,7 +78,7 @@ class _Typed(type):
     dtype: DType
 
     def __instancecheck__(cls, x: object) -> bool:
-        return isinstance(x, Tensor) and x.dtype is cls.dtype
+        return isinstance(x, Tensor) and x.dtype is cls.dtype and x.device.type == "cpu"
 
     def __call__(cls, *given: Any, **options: Any) -> Tensor:
         return made(cls.dtype, given, options)

@@ -95,7 +95,9 @@ def _is_packed(shape: Shape, strides: Shape, itemsize: int) -> bool:
 
 
 def memory_order(shape: Shape, strides: Shape) -> tuple[int, ...] | None:
-    """The dimensions from the outermost in memory on; None where elements repeat or run backwards."""
+    """The dimensions from the outermost in memory on; None where that is their order anyway, and where
+    elements repeat or run backwards.
+    """
     if any(s <= 0 and n > 1 for n, s in zip(shape, strides, strict=True)):
         return None
     found = tuple(sorted(range(len(shape)), key=lambda d: (-strides[d], d)))

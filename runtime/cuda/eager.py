@@ -16,7 +16,7 @@ from tracegrad.ir.graph import GraphBuilder
 from tracegrad.ir.primitive import Primitive, get
 from tracegrad.ir.sizes import Size
 from tracegrad.ir.types import TensorType
-from tracegrad.runtime.cuda.array import DeviceArray, inverse
+from tracegrad.runtime.cuda.array import DeviceArray, inverse, memory_order
 from tracegrad.runtime.cuda.programs import Program, device_index, resident
 
 Kernel = Callable[..., DeviceArray]
@@ -45,12 +45,11 @@ def bound(
 ) -> Kernel:
     """The kernel of `op` for operands of `types`, its parameters filled in.
 
-    Results are row-major, in memory of their own, but for views, `detach` and constants, which are
-    made once.
+    Results are row-major, in memory of their own, but for views and `detach`.
     """
     if not types:
         made = resident(np.asarray(op.eager(**params), out.dtype.numpy), device_index(out.device))
-        return lambda: made
+        return made.copy  # results may be written to
     view = VIEWS.get(op.name)
     if view is not None:
         return Viewer(lambda x: view(x, **params))
@@ -72,7 +71,9 @@ def bound(
             return program.computed(given)[0]
         if order not in turned:  # the result lies in memory as its operands do
             turned[order] = _turned(op, types, params, out, order)
-        laid = turned[order](*[x.transpose(order) if x.ndim else x for x in given])
+        laid = turned[order](
+            *[_padded(x, len(order)).transpose(order) if x.ndim else x for x in given]
+        )
         return laid.transpose(inverse(order))
 
     return kernel
@@ -104,29 +105,31 @@ def _turned(
     """The kernel of a pointwise operation for operands with their dimensions in another order."""
 
     def turn(t: TensorType) -> TensorType:
-        return replace(t, shape=tuple(t.shape[d] for d in order)) if t.shape else t
+        sizes = (1,) * (len(order) - len(t.shape)) + tuple(t.shape)
+        return replace(t, shape=tuple(sizes[d] for d in order)) if t.shape else t
 
     return bound(op, [turn(t) for t in types], params, turn(out))
 
 
+def _padded(x: DeviceArray, ndim: int) -> DeviceArray:
+    """The array with `ndim` dimensions: of size 1 in front."""
+    return x if x.ndim == ndim else x.reshape((1,) * (ndim - x.ndim) + x.shape)
+
+
 def _common_order(arrays: Sequence[DeviceArray], shape: Any) -> tuple[int, ...] | None:
-    """The order of dimensions in which all operands lie without gaps, where it is not row-major."""
-    strides = None
+    """The order of dimensions in which all operands lie in memory, where it is not row-major.
+
+    Numbers, and what broadcasts along all dimensions but one, go with any order.
+    """
+    common = None
     for x in arrays:
-        if not x.ndim:
+        if x.shape != shape and x.size == max(x.shape, default=1):
             continue
-        if x.contiguous or x.shape != shape or strides not in (None, x.strides):
+        order = None if x.contiguous or x.shape != shape else memory_order(x.shape, x.strides)
+        if order is None or common not in (None, order):
             return None
-        strides = x.strides
-    if strides is None or min(strides) < 0:
-        return None
-    order = tuple(sorted(range(len(strides)), key=lambda d: (-strides[d], d)))
-    step = arrays[0].itemsize if arrays[0].ndim else next(x for x in arrays if x.ndim).itemsize
-    for d in reversed(order):
-        if strides[d] != step and shape[d] != 1:
-            return None
-        step *= shape[d]
-    return order
+        common = order
+    return common
 
 
 _arithmetic: dict[Any, Kernel] = {}

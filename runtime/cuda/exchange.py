@@ -67,7 +67,11 @@ def _returned(managed: Any) -> None:
 @_Destructor
 def _dropped(capsule: int) -> None:
     """A capsule dies; if nobody took the memory, it is ours again."""
-    if _capsule_valid(capsule, _NAME):
+    try:
+        ours = _capsule_valid(capsule, _NAME)
+    except ctypes.ArgumentError:  # an error is on its way, and ends here: the first call sees it
+        ours = _capsule_valid(capsule, _NAME)
+    if ours:
         pointer = _capsule_pointer(capsule, _NAME)
         managed = ctypes.cast(pointer, ctypes.POINTER(_Managed))
         _lent.pop(managed.contents.context, None)

@@ -16,8 +16,8 @@ import numpy as np
 from tracegrad.codegen.checks import Check
 from tracegrad.ir.graph import Graph, Value
 from tracegrad.ir.types import Shape
-from tracegrad.runtime.cuda import driver, graphs
-from tracegrad.runtime.cuda.array import DeviceArray
+from tracegrad.runtime.cuda import graphs
+from tracegrad.runtime.cuda.array import DeviceArray, DeviceDType
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,16 @@ def build(
 
     def checked(*addresses: int) -> tuple[DeviceArray, ...]:
         arrays = call(*addresses)
-        _compare(graph, checks, addresses, arrays)
+        _compare(graph, checks, addresses, arrays, strides or {})
         return arrays[:shown]
 
     return DeviceTrace(checked if checks else call, made.text, made.unit)
 
 
 def _compare(
-    graph: Graph, checks: Sequence[Check], addresses: Sequence[int], arrays: Sequence[DeviceArray]
-) -> None:
+    graph: Graph, checks: Sequence[Check], addresses: Sequence[int], arrays: Sequence[DeviceArray],
+    strides: Mapping[Value, Shape],
+) -> None:  # fmt: skip
     """Find the first value that is not as it was seen.
 
     Raises:
@@ -73,9 +74,7 @@ def _compare(
         if check.kind == "output":
             found = arrays[check.at].to_host()
         else:
-            type = graph.inputs[check.at].type
-            found = np.empty(type.shape, type.dtype.numpy)
-            driver.to_host(found, addresses[check.at], index)
+            found = _read(graph.inputs[check.at], addresses[check.at], strides, index)
         same = found.tobytes() == check.seen
         if found.dtype.kind == "f" and found.size == 1 and not same:  # any NaN is NaN
             same = bool(
@@ -83,3 +82,14 @@ def _compare(
             )
         if not same:
             raise Strayed(number, found.tobytes()[:8].ljust(8, b"\0"))
+
+
+def _read(
+    value: Value, address: int, strides: Mapping[Value, Shape], index: int
+) -> np.ndarray[Any, Any]:
+    """The elements of an input, wherever they lie."""
+    size = value.dtype.itemsize
+    steps = tuple(s * size for s in strides[value]) if value in strides else None
+    shape = tuple(map(int, value.shape))
+    dtype = DeviceDType.of(value.dtype.numpy, index)
+    return DeviceArray(None, address, shape, steps, dtype).to_host()

@@ -10,6 +10,11 @@ import numpy as np
 import pytest
 
 import tracegrad as tg
+from tracegrad.ir.dtypes import float32
+from tracegrad.ir.primitive import TABLE
+from tracegrad.ir.types import TensorType
+from tracegrad.runtime.cuda import eager
+from tracegrad.tracer.compiled_backward import Backward
 
 F = tg.nn.functional
 
@@ -194,3 +199,42 @@ def test_the_source_is_cuda(device: str) -> None:
     f(tg.ones(4, device=device))
     assert f.cache_info().traces == 1
     assert "cuda:0" in str(f.graph()) or "cuda" in f.explain()
+
+
+def test_gradients_of_the_interpreter_have_memory_of_their_own(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Backward, "_ready", lambda self: False)  # it is still being compiled
+    f = tg.compile(lambda w: (w * 3).sum())
+    for _ in range(3):
+        w = tg.tensor(2.0, device=device, requires_grad=True)
+        for _ in range(3):
+            f(w).backward()
+        assert w.grad is not None and w.grad.item() == 9.0
+        w.grad.zero_()
+    assert (tg.ones(2, device=device) * 3).tolist() == [3.0, 3.0]
+
+
+def test_constants_of_a_device_have_memory_of_their_own(device: str) -> None:
+    made = TensorType((), float32, device)
+    constant = eager.bound(TABLE["constant"], (), {"value": 2.0, "dtype": float32}, made)
+    first = constant()
+    first.fill(7.0)
+    assert constant().item() == 2.0
+
+
+@pytest.mark.parametrize("layout", ["steps", "transposed"])
+def test_values_that_python_reads_are_compared_wherever_they_lie(layout: str, device: str) -> None:
+    @tg.compile
+    def f(x: Any) -> Any:
+        return x * float(np.sum(x.tolist()))
+
+    base = tg.arange(6.0, device=device)
+    x = base[::2] if layout == "steps" else base.reshape(2, 3).t()
+    want = (x * x.sum()).tolist()
+    for _ in range(3):
+        assert f(x).tolist() == want
+    replayed(f, 3)
+    seen = x.cpu().reshape(-1)
+    base[: len(seen)] = seen.to(device)  # in front of it all is as it was seen
+    assert f(x).tolist() == (x * x.sum()).tolist()

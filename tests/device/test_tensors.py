@@ -294,3 +294,25 @@ def test_pinned_memory(device: str) -> None:
     assert x.grad is not None and x.grad[0].item() == 2.0
     with pytest.raises(RuntimeError, match="only dense CPU tensors can be pinned"):
         there.pin_memory()
+
+
+LAID_OUT = {
+    "a mask": lambda x: x.masked_fill(x > 0.5, 0.1), "where": lambda x: tg.where(x > 0, x, -x),
+    "a column": lambda x: x * x.sum(1, keepdim=True), "a row": lambda x: x + x[0].clone(),
+    "a row of two dimensions": lambda x: x + x.sum(0, keepdim=True),
+    "another dtype": lambda x: x + x.to(tg.float64), "a number": lambda x: x * tg.tensor(2.0),
+    "both orders": lambda x: x + x.contiguous(), "gaps": lambda x: x[::2] * 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAID_OUT)
+def test_results_lie_in_memory_as_on_the_cpu(name: str, device: str) -> None:
+    x = tg.linspace(-1, 2, 20).reshape(5, 4).t()
+    got, want = LAID_OUT[name](x.to(device)), LAID_OUT[name](x)
+    assert got.stride() == want.stride()
+    np.testing.assert_allclose(got.cpu().numpy(), want.numpy(), rtol=1e-6)
+    w, v = x.to(device).requires_grad_(), x.clone().requires_grad_()
+    LAID_OUT[name](w).square().sum().backward()
+    LAID_OUT[name](v).square().sum().backward()
+    assert w.grad is not None and v.grad is not None
+    np.testing.assert_allclose(w.grad.cpu().numpy(), v.grad.numpy(), rtol=1e-5, atol=1e-6)

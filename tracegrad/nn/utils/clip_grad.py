@@ -15,6 +15,7 @@ from tracegrad.ir.errors import GradientError, OptionError
 from tracegrad.tracer.factories import zeros
 from tracegrad.tracer.grad_mode import no_grad
 from tracegrad.tracer.joining import stack
+from tracegrad.tracer.moving import moved
 from tracegrad.tracer.reductions import norm
 from tracegrad.tracer.tensor import Tensor
 
@@ -85,7 +86,7 @@ def get_total_norm(
         norms = [_norm(x, p) for x in _listed(tensors)]
         if not norms:
             return zeros(())
-        total = _norm(stack(norms), p)
+        total = _norm(stack([moved(x, norms[0].device) for x in norms]), p)
         if error_if_nonfinite and not total.isfinite():
             raise GradientError(
                 f"The total norm of order {p} for gradients from `parameters` is non-finite, so it "
@@ -113,7 +114,7 @@ def clip_grads_with_norm_(
             return
         factor = (float(max_norm) / (total_norm + 1e-6)).clamp(max=1.0)
         for grad in grads:
-            grad.mul_(factor)
+            grad.mul_(moved(factor, grad.device))
 
 
 def clip_grad_value_(parameters: Tensors, clip_value: float, foreach: bool | None = None) -> None:
