@@ -122,7 +122,7 @@ class DeviceRecord(KernelRecord):
                 self._added += self.spans.popleft().milliseconds()
 
     @property
-    def run_ms(self) -> float:  # type: ignore[override]
+    def run_ms(self) -> float:
         """The time of the timed launches."""
         self._add(len(self.spans))
         return self._added

@@ -77,6 +77,16 @@ def test_everything_that_is_asked_of_a_device(
     assert " passed" in done.stdout
 
 
+def test_times_and_profiles_of_a_device(machine: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu"]
+    done = subprocess.run(
+        [*command, str(HERE / "test_cuda_times.py")],
+        env=machine, capture_output=True, text=True, cwd=HERE.parent.parent,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
+
+
 def test_generated_units_run_through_the_whole_runtime(machine: dict[str, str]) -> None:
     chosen = "add-float32 or reduce_sum-float32 or gather-float32 or flip-int64 or exp-bfloat16"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen]
