@@ -77,10 +77,11 @@ def test_everything_that_is_asked_of_a_device(
     assert " passed" in done.stdout
 
 
-def test_times_and_profiles_of_a_device(machine: dict[str, str]) -> None:
+@pytest.mark.parametrize("file", ["test_cuda_times.py", "test_cuda_debug.py"])
+def test_times_and_checks_of_a_device(machine: dict[str, str], file: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu"]
     done = subprocess.run(
-        [*command, str(HERE / "test_cuda_times.py")],
+        [*command, str(HERE / file)],
         env=machine, capture_output=True, text=True, cwd=HERE.parent.parent,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

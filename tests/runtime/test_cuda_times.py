@@ -119,6 +119,14 @@ def test_many_launches_are_added_up_meanwhile(monkeypatch: pytest.MonkeyPatch) -
     assert before > 0 and record.run_ms == before and not record.spans
 
 
+def test_a_copy_that_is_compiled_in_a_capture_is_no_part_of_it() -> None:
+    f = tg.compile(lambda x: x + tg.full_like(x, 3), strict=True, wait=True)
+    x = tg.ones(7, 13, device="cuda")
+    for _ in range(2):
+        assert f(x).sum().item() == 4 * 7 * 13
+    assert f.cache_info().hits == 1
+
+
 # --- kernel_times ---------------------------------------------------------------------------------
 
 
