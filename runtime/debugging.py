@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from tracegrad.ir.errors import NaNError
-from tracegrad.ir.evaluate import evaluate
+from tracegrad.ir.evaluate import last_uses
 from tracegrad.ir.graph import Graph, Node, Value
+from tracegrad.ir.primitive import evaluate_primitive
 from tracegrad.ir.types import Shape
 
 
@@ -94,21 +95,21 @@ def complain(graph: Graph, arrays: Sequence[np.ndarray], behind: str = "") -> No
 def origin(graph: Graph, arrays: Sequence[np.ndarray]) -> tuple[Node, np.ndarray] | None:
     """The first node with a NaN in its result and none in its operands, and that result.
 
-    Constants do not count: they were meant.
+    Constants do not count: they were meant. In use is the memory of the values alive at one time.
     """
-    nodes = [n for n in graph.nodes if n.inputs and n.out.dtype.is_floating_point]
-    with np.errstate(all="ignore"):
-        results = evaluate(graph.replace(outputs=tuple(n.out for n in nodes)), arrays)
-    bad = {v for v, array in zip(graph.inputs, arrays, strict=True) if has_nan(array)}
-    bad |= {n.out for n in graph.nodes if not n.inputs and _is_nan(n)}
-    for node, result in zip(nodes, results, strict=True):
-        made: Any = np.asarray(result)
-        if has_nan(made):
-            if not bad & set(node.inputs):
-                return node, made
+    known: dict[Value, Any] = dict(zip(graph.inputs, arrays, strict=True))
+    bad = {v for v, array in known.items() if has_nan(array)}
+    until = last_uses(graph)
+    for i, node in enumerate(graph.nodes):
+        operands = tuple(known[v] for v in node.inputs)
+        with np.errstate(all="ignore"):
+            made = evaluate_primitive(node.primitive, operands, node.params)
+        if has_nan(np.asarray(made)):
+            if node.inputs and not bad & set(node.inputs):
+                return node, np.asarray(made)
             bad.add(node.out)
+        known[node.out] = made
+        for v in {node.out, *node.inputs}:
+            if until[v] == i:
+                del known[v]
     return None
-
-
-def _is_nan(node: Node) -> bool:
-    return has_nan(np.asarray(node.primitive.eager(**node.params)))

@@ -84,7 +84,7 @@ def checked(
                     executable._fail(unit, device, slot, code)
                 driver.synchronize(device)
             except FAULTS as error:
-                raise type(error)(f"{error}\n{stop.words}") from None
+                raise type(error)(f"{error}\nThe host waited: it is {stop.words}") from None
             for seen in stop.results:
                 found = np.empty(tuple(map(int, seen.value.shape)), seen.value.dtype.numpy)
                 if found.size:

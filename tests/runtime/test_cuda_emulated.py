@@ -181,6 +181,24 @@ def test_a_fault_in_a_kernel_is_told_by_every_later_call(
     assert all("an illegal memory access was encountered" in line for line in lines)
 
 
+def test_a_fault_in_a_function_that_is_debugged_names_its_line(machine: dict[str, str]) -> None:
+    program = """
+        import tracegrad as tg
+        def f(x):
+            return (x.sqrt() + 1).sum()
+        compiled = tg.compile(f, debug=True)
+        compiled(tg.ones(1000, device="cuda"))
+        try:
+            compiled._trace(-1).executable.call(16)
+        except AcceleratorError as error:
+            print(error)
+    """
+    said = run(program, machine).stdout
+    assert said.startswith("CUDA error: an illegal memory access was encountered")
+    line = 2 + (HEAD + textwrap.dedent(program)).splitlines().index("def f(x):")
+    assert "\nThe host waited: it is launch 1 of " in said and f"kernel_0 (<string>:{line}" in said
+
+
 def test_a_host_that_follows_a_device_address_crashes(machine: dict[str, str]) -> None:
     program = """
         import ctypes
