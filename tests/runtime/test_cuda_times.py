@@ -12,7 +12,7 @@ import pytest
 import tracegrad as tg
 from tracegrad.autograd.profiler_util import DeviceType, FunctionEvent
 from tracegrad.ir.errors import AcceleratorError, CaptureError
-from tracegrad.profiler import ProfilerActivity, profile, supported_activities
+from tracegrad.profiler import ProfilerActivity, profile, schedule, supported_activities
 from tracegrad.runtime import history
 from tracegrad.runtime.cuda import driver, events
 
@@ -156,6 +156,17 @@ def test_a_function_without_a_backward_has_no_rows_of_one() -> None:
     assert (row.part, row.kernel, row.nbytes) == ("forward", "kernel_0", 800)
 
 
+def test_sizes_that_vary_are_those_of_the_newest_trace() -> None:
+    f = tg.compile(lambda x: x.softmax(1).sum(0), wait=True)
+    for n in (20, 21, 22, 23):
+        f(tg.ones(n, 30, device="cuda"))
+    assert "sizes that vary" in f.explain()
+    assert sum(row.nbytes for row in tg.cuda.kernel_times(f)) >= 4 * 23 * 30
+    with profile() as prof:
+        f(tg.ones(23, 30, device="cuda"))
+    assert sum(e.device_time_total for e in on_device(prof.events())) > 0
+
+
 def test_the_newest_trace_must_be_on_a_device() -> None:
     f = tg.compile(lambda x: x * 2 + 1, wait=True)
     f(tg.ones(100, device="cuda"))
@@ -225,6 +236,18 @@ def test_the_table_has_the_columns_of_the_device() -> None:
     assert "\nSelf CUDA time total: " in text
     [row] = [r for r in prof.key_averages() if r.key == "aten::mul"]
     assert row.self_device_memory_usage == kept.nbytes and row.self_cpu_memory_usage == 0
+
+
+def test_steps_of_a_schedule_have_the_time_of_the_device() -> None:
+    x = tg.ones(1000, device="cuda")
+    with profile(schedule=schedule(wait=1, warmup=1, active=2, repeat=1)) as prof:
+        for _ in range(5):
+            x * 2
+            prof.step()
+    found = {row.key: row for row in prof.key_averages()}
+    assert found["ProfilerStep*"].count == found["mul: kernel_0"].count == 2
+    busy = found["mul: kernel_0"].device_time_total
+    assert found["ProfilerStep*"].device_time_total == pytest.approx(busy) and busy > 0
 
 
 def test_cpu_alone_takes_no_time_of_the_device(compiled: Any) -> None:
