@@ -122,7 +122,7 @@ def kernel_times(f: Callable[..., Any]) -> KernelTimes:
         tracegrad.ir.errors.CaptureError: <lambda> has no trace on a device: the newest one is on cpu
         >>> if tg.cuda.is_available():
         ...     y = f(tg.ones(1000, device="cuda"))
-        ...     print(tg.cuda.kernel_times(f))
+        ...     times = tg.cuda.kernel_times(f)  # print it
     """
     if not isinstance(f, Inspection):
         raise OperandError(
