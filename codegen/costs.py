@@ -57,7 +57,7 @@ def kernel_costs(
     steps = schedule(graph, strides)
     stored = {v for step in steps for v in step.values}
     return tuple(
-        KernelCost(plan.name, _seconds(plan, step), tuple(_operations(graph, step, stored)))
+        KernelCost(plan.name, _seconds(plan, step), tuple(fused_operations(graph, step, stored)))
         for plan, step in zip(plans, steps, strict=True)
     )
 
@@ -68,7 +68,7 @@ def _seconds(plan: KernelPlan, step: Step) -> float:
     return plan.ops * operation + plan.nbytes * SECONDS_PER_BYTE
 
 
-def _operations(graph: Graph, step: Step, stored: set[Value]) -> Iterator[FusedOperation]:
+def fused_operations(graph: Graph, step: Step, stored: set[Value]) -> Iterator[FusedOperation]:
     """The operations that a kernel computes, back to the values that lie in memory."""
     own = set(step.values)
     inside: set[Value] = set()

@@ -155,6 +155,16 @@ class AcceleratorError(TracegradError, RuntimeError):
     """
 
 
+class NaNError(TracegradError, FloatingPointError):
+    """An operation made a NaN of numbers, in a function compiled with `debug=True`. Cure: at the line
+    that the message names.
+
+    Example:
+        >>> issubclass(NaNError, FloatingPointError)
+        True
+    """
+
+
 class OutOfMemoryError(TracegradError, RuntimeError):
     """A device has no memory left. Cure: smaller batches, or drop tensors that are not needed.
 

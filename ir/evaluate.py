@@ -45,7 +45,7 @@ def evaluate(graph: Graph, inputs: Sequence[Any]) -> list[Any]:
         [array([2., 4.], dtype=float32)]
     """
     check_inputs(graph, inputs)
-    last_use = _last_uses(graph)
+    last_use = last_uses(graph)
     known: dict[Value, Any] = dict(zip(graph.inputs, inputs, strict=True))
     # Arrays are computed at once even while a builder is active (a pass that folds constants).
     apply = evaluate_primitive if _all_arrays(inputs) else bind
@@ -93,7 +93,7 @@ def _all_arrays(inputs: Sequence[Any]) -> bool:
     return bool(inputs) and all(isinstance(x, np.ndarray | np.generic) for x in inputs)
 
 
-def _last_uses(graph: Graph) -> dict[Value, int]:
+def last_uses(graph: Graph) -> dict[Value, int]:
     """The position of the node after which each value is dead; outputs and inputs unused: never."""
     last = {v: i for i, node in enumerate(graph.nodes) for v in (node.out, *node.inputs)}
     last.update(dict.fromkeys(graph.outputs, len(graph.nodes)))

@@ -26,7 +26,7 @@ from tracegrad.ir.errors import BoundsError, CompilerNotFound, DivisionByZeroErr
 from tracegrad.ir.graph import Graph, Value
 from tracegrad.ir.passes.sizes import symbols
 from tracegrad.ir.types import Shape
-from tracegrad.runtime import cache, history, kernels, toolchain
+from tracegrad.runtime import cache, debugging, history, kernels, toolchain
 from tracegrad.runtime._abi import ffi
 
 Slot = tuple[Any, Any, np.ndarray, np.ndarray, np.ndarray]  # table, pointers, then their memory
@@ -129,12 +129,13 @@ class Strayed(Exception):
 
 def build(
     graph: Graph, name: str, strides: Mapping[Value, Shape] | None = None,
-    checks: Sequence[Check] = (), returned: int | None = None,
+    checks: Sequence[Check] = (), returned: int | None = None, debug: bool = False,
 ) -> Executable:  # fmt: skip
     """Generate, compile and load a graph.
 
     Args:
         checks, returned: as for `codegen.unit.build`. A call raises `Strayed` where a check fails.
+        debug: a call raises `NaNError` where an operation makes a NaN.
     Raises:
         CompilerNotFound: there is no compiler and the cache does not hold this graph's code.
         CompileError: the compiler refused the code.
@@ -142,7 +143,7 @@ def build(
     if graph.device != "cpu":
         from tracegrad.runtime.cuda import traces
 
-        return traces.build(graph, name, strides, checks, returned)  # type: ignore[return-value]
+        return traces.build(graph, name, strides, checks, returned, debug)  # type: ignore[return-value]
     start = time.perf_counter()
     unit = generate(graph, strides, checks, returned)
     elapsed = (time.perf_counter() - start) * 1e3
@@ -168,7 +169,10 @@ def build(
     exec(compile(text, f"<tracegrad {graph.name}>", "exec"), namespace)
     watched = history.Launchable(kernel.run, kernel.record, graph, strides or {})
     history.watch(namespace[name], watched)
-    return Executable(namespace[name], text, unit, kernel)
+    call = namespace[name]
+    if debug:
+        call = debugging.watched(graph, call, strides)
+    return Executable(call, text, unit, kernel)
 
 
 def _new_slot(unit: Unit, arguments: int) -> Slot:

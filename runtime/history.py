@@ -5,10 +5,14 @@
 ms`. `timing(True)`, or `TRACEGRAD_TIMING=1` in the environment, adds up what the launches take;
 `listen` tells a profiler of every launch. Both are off unless asked for, and then
 launches call the kernel bare.
+
+Launches on a device are timed by marks in its stream, before and after: its own time, for which no
+call waits. It is read where somebody looks at `run_ms`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -16,8 +20,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
+
+from tracegrad.ir.errors import AcceleratorError
 
 if TYPE_CHECKING:
     from tracegrad.ir.graph import Graph, Value
@@ -43,9 +49,11 @@ class KernelRecord:
         inputs, outputs, ops: of the graph.
         launches: calls so far; the launcher counts them.
         timed: how many of them were made while `timing` was on.
-        run_ms: the total time of those; 0 unless timing was on.
+        run_ms: the total time of those, on a device the device's; 0 unless timing was on.
         source: path of the C file.
     """
+
+    where = ""  # for `str`, behind the time
 
     key: str
     label: str
@@ -72,8 +80,56 @@ class KernelRecord:
         if self.cache == "built":
             text += f", build {self.compile_ms:.0f} ms"
         if self.timed:
-            text += f", {self.timed} timed launches {self.run_ms:.3f} ms"
+            text += f", {self.timed} timed launches {self.run_ms:.3f} ms{self.where}"
         return text
+
+
+class Span(Protocol):
+    """Two marks in the stream of a device."""
+
+    def end(self) -> None:
+        """Set the second mark."""
+
+    def milliseconds(self) -> float:
+        """From mark to mark; waits for the second one."""
+
+
+class DeviceRecord(KernelRecord):
+    """The record of a kernel on a device. Who reads `run_ms` waits for the launches that it times.
+
+    Attributes:
+        spans: launches that were timed and not yet added up.
+    """
+
+    where = " on the device"
+    MOST = 512  # spans kept
+
+    def __init__(self, *values: Any, **named: Any) -> None:
+        self.spans: deque[Span] = deque()
+        self._added = 0.0
+        super().__init__(*values, **named)
+
+    def timed_by(self, span: Span) -> None:
+        """Count a launch; the oldest of many are added up, for which the device is long past them."""
+        self.timed += 1
+        self.spans.append(span)
+        if len(self.spans) > self.MOST:
+            self._add(self.MOST // 2)
+
+    def _add(self, count: int) -> None:
+        for _ in range(count):
+            with contextlib.suppress(IndexError, AcceleratorError):  # a device that broke meanwhile
+                self._added += self.spans.popleft().milliseconds()
+
+    @property
+    def run_ms(self) -> float:
+        """The time of the timed launches."""
+        self._add(len(self.spans))
+        return self._added
+
+    @run_ms.setter
+    def run_ms(self, value: float) -> None:
+        self._added = value
 
 
 _records: deque[KernelRecord] = deque(maxlen=LIMIT)
@@ -121,21 +177,30 @@ class Launchable:
         run: `tg_run`, bare.
         entry: its record.
         graph: what was compiled; strides: of its inputs that are not contiguous, in elements.
-        finish: waits for a device that goes on after `run`; None for kernels of the CPU.
+        device: the number of the device, None for the CPU; unit: what is launched there.
+        begin: marks the stream of the device.
     """
 
     run: Run
     entry: KernelRecord
     graph: Graph
     strides: Mapping[Value, Shape]
-    finish: Callable[[], None] | None = None
+    device: int | None = None
+    unit: Any = None
+    begin: Callable[[], Span] | None = None
 
 
 class Listener:
     """Base of who wants to hear of launches and loads, in the threads in which they happen."""
 
-    def launched(self, what: Launchable, start_ns: int, end_ns: int) -> None:
-        """A launch has returned; times are those of `time.perf_counter_ns`."""
+    def launched(
+        self, what: Launchable, start_ns: int, end_ns: int, span: Span | None = None
+    ) -> None:
+        """A launch has returned; times are those of `time.perf_counter_ns`.
+
+        Args:
+            span: on a device, which may still be at work.
+        """
         raise NotImplementedError
 
     def loaded(self, entry: KernelRecord) -> None:
@@ -200,13 +265,12 @@ def _bind(call: Callable[..., Any]) -> None:
 
 def _timed(watched: Launchable) -> Run:
     run, entry, clock = watched.run, watched.entry, time.perf_counter_ns
-    finish = watched.finish
+    if watched.begin is not None:
+        return _timed_on_device(watched, watched.begin)
 
     def tg_run(args: Any) -> int:
         start = clock()
         status = run(args)
-        if finish is not None:
-            finish()
         end = clock()
         if _timing:
             with _lock:
@@ -214,6 +278,27 @@ def _timed(watched: Launchable) -> Run:
                 entry.run_ms += (end - start) / 1e6
         for listener in _listeners:
             listener.launched(watched, start, end)
+        return status
+
+    return tg_run
+
+
+def _timed_on_device(watched: Launchable, begin: Callable[[], Span]) -> Run:
+    run, entry, clock = watched.run, watched.entry, time.perf_counter_ns
+
+    def tg_run(args: Any) -> int:
+        span = begin()
+        start = clock()
+        status = run(args)
+        end = clock()
+        if status > 0:  # a fault, which the caller names
+            return status
+        span.end()
+        if _timing and isinstance(entry, DeviceRecord):
+            with _lock:
+                entry.timed_by(span)
+        for listener in _listeners:
+            listener.launched(watched, start, end, span)
         return status
 
     return tg_run

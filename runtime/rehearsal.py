@@ -33,7 +33,7 @@ def rehearse(what: Launchable) -> list[float] | None:
         One number per kernel, in order; None where there is no compiler or no memory, there are
         many kernels, a kernel refuses the stand-in numbers, or the launch was on another device.
     """
-    if what.finish is not None:
+    if what.device is not None:
         return None
     graph, strides = what.graph, what.strides
     unit = executable.generate(graph, strides)

@@ -27,6 +27,7 @@ from tracegrad.ir.errors import (
     CaptureError,
     CompileError,
     CompilerNotFound,
+    NaNError,
     refusals,
 )
 from tracegrad.ir.location import Location, user_stacklevel
@@ -91,13 +92,14 @@ class Capturing(Inspection):
 
     def __init__(
         self, fn: Callable[..., Any], backend: str, verify: str, strict: bool, side_effects: str,
-        wait: bool | None = None,
+        wait: bool | None = None, debug: bool = False,
     ) -> None:  # fmt: skip
         self._fn = fn
         self._backend = backend
         self._verify = verify
-        self._options = (backend, verify, strict, side_effects, wait)
-        self._waits = wait
+        self._options = (backend, verify, strict, side_effects, wait, debug)
+        self._waits = True if debug else wait
+        self._debug = debug
         self._strict = strict
         self._drops_effects = side_effects == "drop"
         self._label = getattr(fn, "__name__", type(fn).__name__)
@@ -212,7 +214,9 @@ class Capturing(Inspection):
             if self._drops_effects:  # what the run itself changes is as it was at the capture
                 guards = tuple(g for g in guards if g.holds())
             sizes, earlier = self._sizes.marked(key, leaves)
-            trace = Trace(self._label, capture, guards, why, self._verify, same, sizes, earlier)
+            trace = Trace(
+                self._label, capture, guards, why, self._verify, same, sizes, earlier, self._debug
+            )
             self._sizes.keep(key, trace.graph)
             trace.remember_results(structure, results)
             first = first_results(trace, tensors, recorder.lying)
@@ -363,7 +367,7 @@ class Capturing(Inspection):
         """A fault of the compiler itself costs speed, not the result: said loudly, then eager."""
         try:
             yield
-        except (Warning, CaptureError):  # of ours: warnings that the user made errors, `strict`
+        except (Warning, CaptureError, NaNError):  # warnings made errors, `strict`, `debug`
             raise
         except Exception as error:
             fault = traceback.extract_tb(error.__traceback__)[-1]

@@ -183,6 +183,7 @@ class CompiledFunction(Capturing):
 def compile(
     fn: Callable[..., Any] | None = None, *, backend: str = "c", verify: str = "first",
     strict: bool = False, side_effects: str = "eager", wait: bool | None = None,
+    debug: bool = False,
 ) -> Any:  # fmt: skip
     """Compile a function or module: each kind of call is captured once, then replayed as C.
 
@@ -201,6 +202,10 @@ def compile(
         wait: True: a call that captures waits until its trace is compiled. False: a worker process
             compiles, and calls run eagerly until it has. By default False, or True where the
             environment has `TRACEGRAD_WAIT=1`.
+        debug: raise a `NaNError` (a FloatingPointError) where an operation makes a NaN of operands
+            without NaN, naming its line. On the CPU results are looked at; on a device what each
+            kernel computes, one launch after the other, and what the device reports is told with
+            the lines of the kernel. Much slower; calls that capture wait.
     Returns:
         A `CompiledFunction`: call it like `fn`; `.explain()`, `.graph()`, `.source()` show what
         became of it. Results are differentiable as eager ones are.
@@ -208,6 +213,7 @@ def compile(
         ParameterError: an unknown backend, verify or side_effects.
         OperandError: `fn` is not callable, or a generator or coroutine function.
         CaptureError: (at a call) `strict` is set and the run cannot be replayed.
+        NaNError: (at a call, or in a backward) `debug` is set and there is a NaN.
     Example:
         >>> import tracegrad as tg
         >>> @tg.compile
@@ -227,7 +233,7 @@ def compile(
     if fn is None:
         return lambda function: compile(
             function, backend=backend, verify=verify, strict=strict, side_effects=side_effects,
-            wait=wait,
+            wait=wait, debug=debug,
         )  # fmt: skip
     if not callable(fn):
         raise OperandError(f"compile: expected a function or module, got {type(fn).__name__}")
@@ -241,4 +247,4 @@ def compile(
                 f"compile: {getattr(inner, '__name__', inner)} is {kind} function, which runs in "
                 "pieces; compile the function that one piece calls"
             )
-    return CompiledFunction(fn, backend, verify, strict, side_effects, wait)
+    return CompiledFunction(fn, backend, verify, strict, side_effects, wait, debug)

@@ -151,7 +151,7 @@ class Backward:
         """Compile; without a compiler that can, the gradients are interpreted."""
         try:
             self._executable = self._loaded or executable.build(
-                self.kernel_graph(), "backward", self.strides
+                self.kernel_graph(), "backward", self.strides, debug=self.trace.debug
             )
         except (CompilerNotFound, CompileError) as error:
             self.interpreted = True

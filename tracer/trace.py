@@ -61,15 +61,16 @@ class Trace:
         same: pairs (argument position, tensor): the argument was this captured tensor.
         sizes: shapes of arguments, by position, with the sizes that vary from call to call.
         earlier: the graphs of traces for other sizes.
+        debug: look for NaN in what is computed.
     """
 
     def __init__(
         self, name: str, capture: Capture, guards: Sequence[Guard], why: str, verify: str,
         same: Sequence[tuple[int, Tensor]] = (), sizes: Mapping[int, Shape] | None = None,
-        earlier: Sequence[Graph] = (),
+        earlier: Sequence[Graph] = (), debug: bool = False,
     ) -> None:  # fmt: skip
         self.name, self.capture, self.guards, self.why = name, capture, tuple(guards), why
-        self.verify, self.same = verify, tuple(same)
+        self.verify, self.same, self.debug = verify, tuple(same), debug
         self.hits = 0
         self.failed_guard: int | None = None
         self.sizes = sizes or {}
@@ -187,7 +188,7 @@ class Trace:
         checks = self._checks()
         if graph.outputs or checks:
             self.executable = executable.build(
-                graph, "forward", self.strides, checks, self.returned
+                graph, "forward", self.strides, checks, self.returned, self.debug
             )
         self.launcher_text, self.launch = LauncherBuilder(self).build()
 

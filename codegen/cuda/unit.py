@@ -82,6 +82,7 @@ class CudaPlan:
         slots: every buffer, with its place.
         arena_bytes, temporaries: see `CudaUnit`.
         sizes: the sizes that vary, by the name of an argument.
+        steps: of the schedule that each kernel belongs to.
     """
 
     title: str
@@ -90,6 +91,7 @@ class CudaPlan:
     arena_bytes: int
     temporaries: int
     sizes: Mapping[str, int]
+    steps: tuple[int, ...]
 
 
 def build_cuda(
@@ -129,16 +131,23 @@ def plan_cuda(
     assert not set(graph.outputs) & set(graph.inputs), "an output must not be an input"
     title = f"{graph.name}: {signature(graph, returned)}"
     sizes = symbols(graph)
-    graph = prepared(graph, strides, PRODUCTS)
-    graph = with_sized_constants(graph) if sizes else graph
-    steps = schedule(graph, strides)
+    graph, steps = scheduled(graph, strides)
     buffers = name_buffers(graph, steps, strides, returned)
     made = [_plan_step(f"kernel_{k}", step, graph, buffers, target) for k, step in enumerate(steps)]
     scratch = {k: _scratch(kernels) for k, kernels in enumerate(made)}
     until = dict.fromkeys(graph.outputs[returned:], len(steps))
     slots, arena, temporaries = place(graph, steps, buffers, scratch, returned, until, ALIGN)
     kernels = tuple(k for kernels in made for k in kernels)
-    return CudaPlan(title, kernels, tuple(slots), arena, temporaries, sizes)
+    of = tuple(k for k, found in enumerate(made) for _ in found)
+    return CudaPlan(title, kernels, tuple(slots), arena, temporaries, sizes, of)
+
+
+def scheduled(graph: Graph, strides: Mapping[Value, Shape]) -> tuple[Graph, Sequence[Step]]:
+    """The graph as it is computed, and the steps in which that is done."""
+    sized = symbols(graph)
+    graph = prepared(graph, strides, PRODUCTS)
+    graph = with_sized_constants(graph) if sized else graph
+    return graph, schedule(graph, strides)
 
 
 def _plan_step(

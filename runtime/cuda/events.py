@@ -47,3 +47,22 @@ class Event:
         if hasattr(self, "_event") and not sys.is_finalizing():
             with contextlib.suppress(AcceleratorError), driver.on(self.device) as cuda:
                 cuda.cuEventDestroy_v2(self._event)
+
+
+class Span:
+    """Two marks in the stream of a device; the first is set at once, the second by `end`."""
+
+    __slots__ = ("after", "before")
+
+    def __init__(self, device: int) -> None:
+        self.before, self.after = Event(device), Event(device)
+        self.before.record()
+
+    def end(self) -> None:
+        """Set the second mark behind all that was asked so far."""
+        self.after.record()
+
+    def milliseconds(self) -> float:
+        """From mark to mark; waits for the second one."""
+        self.after.synchronize()
+        return self.before.elapsed_time(self.after)

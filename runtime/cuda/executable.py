@@ -12,8 +12,9 @@ The loop is then Python's, over prepared functions of pycuda: some microseconds 
 from __future__ import annotations
 
 import functools
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,12 +28,13 @@ from tracegrad.ir.errors import (
     CompilerNotFound,
     DivisionByZeroError,
 )  # fmt: skip
-from tracegrad.ir.graph import Graph
-from tracegrad.ir.types import TensorType
+from tracegrad.ir.graph import Graph, Value
+from tracegrad.ir.types import Shape, TensorType
 from tracegrad.runtime import cache, history, kernels
 from tracegrad.runtime._abi import ffi
 from tracegrad.runtime.cuda import cubins, cublas, driver, launches, memory, modules
 from tracegrad.runtime.cuda.compilers import SOURCE
+from tracegrad.runtime.cuda.events import Span
 from tracegrad.runtime.cuda.launches import NUMBER, Bases
 from tracegrad.runtime.cuda.memory import Memory
 
@@ -84,7 +86,7 @@ class Slot:
 
 def build(
     graph: Graph, name: str, unit: CudaUnit, *, outputs: Sequence[TensorType], device: int,
-    codegen_ms: float = 0.0,
+    codegen_ms: float = 0.0, strides: Mapping[Value, Shape] | None = None,
 ) -> CudaExecutable:  # fmt: skip
     """Compile and load a unit for a device.
 
@@ -93,6 +95,7 @@ def build(
         name: of the function in `text`.
         outputs: types of what a call returns.
         codegen_ms: for the history.
+        strides: of inputs that are not contiguous, for rehearsals.
     Raises:
         CompilerNotFound: there is no CUDA compiler and the cache does not hold this unit.
         CompileError: the compiler refused the code.
@@ -103,7 +106,7 @@ def build(
     found = machine_code(unit, graph.name, device)
     run, head, keep = runner(unit, bases, found, device)
     elapsed = (time.perf_counter() - start) * 1e3
-    record = history.KernelRecord(
+    record = history.DeviceRecord(
         found.key, graph.name, found.origin, codegen_ms, found.compile_ms, elapsed,
         unit.nbytes, bases.inputs, bases.outputs, len(graph.nodes),
         source=str(found.path.with_name(SOURCE)) if unit.code else "",
@@ -119,12 +122,23 @@ def build(
         "keep": keep,
     }
     exec(compile(text, f"<tracegrad {graph.name}>", "exec"), namespace)
-    wait = functools.partial(driver.synchronize, device)
-    history.watch(namespace[name], history.Launchable(run, record, graph, {}, wait))
+    begin = functools.partial(Span, device)
+    watched = history.Launchable(run, record, graph, strides or {}, device, unit, begin)
+    history.watch(namespace[name], watched)
     listing = f"{text}\n# launches\n" + "".join(
         f"# {line}\n" for line in launches.table_text(unit, bases).splitlines()
     )
     return CudaExecutable(namespace[name], listing, unit, record, found.key)
+
+
+def unwatched(make: Callable[[], Any]) -> Any:
+    """What `make` gives, hidden from a capture: how code is made is not what that watches."""
+    observer = sys.getprofile()
+    sys.setprofile(None)
+    try:
+        return make()
+    finally:
+        sys.setprofile(observer)
 
 
 def machine_code(unit: CudaUnit, label: str, device: int) -> cubins.Cubin:

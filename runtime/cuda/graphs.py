@@ -59,4 +59,6 @@ def build(
     unit = generate(graph, strides, returned, index)
     elapsed = (time.perf_counter() - start) * 1e3
     types = [v.type for v in graph.outputs[:returned]]
-    return executable.build(graph, name, unit, outputs=types, device=index, codegen_ms=elapsed)
+    return executable.build(
+        graph, name, unit, outputs=types, device=index, codegen_ms=elapsed, strides=strides
+    )

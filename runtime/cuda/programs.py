@@ -6,7 +6,6 @@ A graph is compiled when it is first called with a layout of its operands, and k
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from tracegrad.codegen.unit import contiguous_inputs
 from tracegrad.ir.graph import Graph, Value
-from tracegrad.runtime.cuda import graphs
+from tracegrad.runtime.cuda import executable, graphs
 from tracegrad.runtime.cuda.array import DeviceArray
 
 _NUMBERS_KEPT = 4096
@@ -99,9 +98,6 @@ class Program:
             v: tuple(s // v.dtype.itemsize for s in given)
             for v, given in zip(self.graph.inputs, layout, strict=True) if given is not None
         }  # fmt: skip
-        observer = sys.getprofile()  # of a capture: how code is made is not what it watches
-        sys.setprofile(None)
-        try:
-            return graphs.launcher(self.graph, self.graph.name, strides, device=self.index)
-        finally:
-            sys.setprofile(observer)
+        return executable.unwatched(
+            lambda: graphs.launcher(self.graph, self.graph.name, strides, device=self.index)
+        )

@@ -36,7 +36,7 @@ class DeviceTrace:
 
 def build(
     graph: Graph, name: str, strides: Mapping[Value, Shape] | None = None,
-    checks: Sequence[Check] = (), returned: int | None = None,
+    checks: Sequence[Check] = (), returned: int | None = None, debug: bool = False,
 ) -> DeviceTrace:  # fmt: skip
     """Generate, compile and load a graph; arguments and errors as of `runtime.executable.build`."""
     made = graphs.build(graph, name, strides)
@@ -46,6 +46,10 @@ def build(
         DeviceArray.maker(tuple(map(int, v.shape)), v.dtype.numpy, index) for v in graph.outputs
     ]
     launch = made.call
+    if debug:
+        from tracegrad.runtime.cuda import debugging
+
+        launch = debugging.checked(graph, made, strides or {}, index)
 
     def call(*addresses: int) -> tuple[DeviceArray, ...]:
         return tuple([make(m) for make, m in zip(makers, launch(*addresses))])

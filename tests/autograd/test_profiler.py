@@ -13,6 +13,7 @@ import pytest
 import tracegrad as tg
 from tracegrad.autograd import profiler
 from tracegrad.autograd.profiler import profile, record_function
+from tracegrad.runtime.cuda import driver
 from tracegrad.tracer.profiling import profilers
 from tracegrad.tracer.state import state
 
@@ -283,7 +284,8 @@ def test_wrong_use_is_refused() -> None:
         profile(experimental_config=object())
 
 
-def test_devices_that_are_not_there_warn() -> None:
+def test_devices_that_are_not_there_warn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "device_count", lambda: 0)
     with pytest.warns(UserWarning, match="^CUDA is not available, disabling CUDA profiling$"):
         profile(use_device="cuda")
     with pytest.warns(FutureWarning, match="`use_cuda` will be deprecated soon"):

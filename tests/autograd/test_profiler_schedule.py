@@ -18,6 +18,7 @@ from tracegrad.profiler import (
     schedule,
     tensorboard_trace_handler,
 )
+from tracegrad.runtime.cuda import driver
 from tracegrad.tracer.profiling import profilers
 from tracegrad.tracer.state import state
 
@@ -42,7 +43,8 @@ def steps(number: int, **options) -> tuple[profile, list]:
     return prof, seen
 
 
-def test_names_are_pytorchs() -> None:
+def test_names_are_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "device_count", lambda: 0)
     assert profiler.__all__ == [
         "DeviceType", "ProfilerAction", "ProfilerActivity", "kineto_available", "profile",
         "record_function", "schedule", "supported_activities", "tensorboard_trace_handler",
@@ -179,7 +181,8 @@ def test_what_a_schedule_returns_is_checked_before_anything_changes() -> None:
         assert prof.step_num == 0 and prof.current_action is ProfilerAction.RECORD
 
 
-def test_activities_are_checked_in_pytorchs_words() -> None:
+def test_activities_are_checked_in_pytorchs_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "device_count", lambda: 0)
     with pytest.raises(AssertionError, match="^No valid profiler activities found$"):
         profile(activities=[])
     with pytest.raises(

@@ -77,6 +77,17 @@ def test_everything_that_is_asked_of_a_device(
     assert " passed" in done.stdout
 
 
+@pytest.mark.parametrize("file", ["test_cuda_times.py", "test_cuda_debug.py"])
+def test_times_and_checks_of_a_device(machine: dict[str, str], file: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu"]
+    done = subprocess.run(
+        [*command, str(HERE / file)],
+        env=machine, capture_output=True, text=True, cwd=HERE.parent.parent,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
+
+
 def test_generated_units_run_through_the_whole_runtime(machine: dict[str, str]) -> None:
     chosen = "add-float32 or reduce_sum-float32 or gather-float32 or flip-int64 or exp-bfloat16"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen]
@@ -180,6 +191,24 @@ def test_a_fault_in_a_kernel_is_told_by_every_later_call(
     lines = done.stdout.splitlines()
     assert len(lines) == 5
     assert all("an illegal memory access was encountered" in line for line in lines)
+
+
+def test_a_fault_in_a_function_that_is_debugged_names_its_line(machine: dict[str, str]) -> None:
+    program = """
+        import tracegrad as tg
+        def f(x):
+            return (x.sqrt() + 1).sum()
+        compiled = tg.compile(f, debug=True)
+        compiled(tg.ones(1000, device="cuda"))
+        try:
+            compiled._trace(-1).executable.call(16)
+        except AcceleratorError as error:
+            print(error)
+    """
+    said = run(program, machine).stdout
+    assert said.startswith("CUDA error: an illegal memory access was encountered")
+    line = 2 + (HEAD + textwrap.dedent(program)).splitlines().index("def f(x):")
+    assert "\nThe host waited: it is launch 1 of " in said and f"kernel_0 (<string>:{line}" in said
 
 
 def test_a_host_that_follows_a_device_address_crashes(machine: dict[str, str]) -> None:

@@ -24,6 +24,7 @@ from tracegrad.autograd.profiler_timeline import Timeline
 from tracegrad.autograd.profiler_trace import trace_events, write_json
 from tracegrad.autograd.profiler_tree import finished
 from tracegrad.autograd.profiler_util import (
+    DeviceType,
     EventList,
     FormattedTimesMixin,
     FunctionEvent,
@@ -34,13 +35,14 @@ from tracegrad.autograd.profiler_util import (
 )
 from tracegrad.ir.errors import ParameterError, ProfilerError, UnsupportedError
 from tracegrad.ir.location import user_stacklevel
+from tracegrad.runtime.cuda import driver
 from tracegrad.tracer.state import state
 
 __all__ = ["EventList", "FormattedTimesMixin", "FunctionEvent", "FunctionEventAvg", "Interval",
            "Kernel", "emit_itt", "emit_nvtx", "format_time", "load_nvprof", "profile",
            "record_function"]  # fmt: skip
 
-DEVICES = ("cuda", "xpu", "mtia", "hpu")  # that PyTorch may have; there is none here
+DEVICES = ("cuda", "xpu", "mtia", "hpu")  # that PyTorch may have; "cuda" may be here
 
 
 class profile:
@@ -49,15 +51,16 @@ class profile:
     Args:
         enabled: False makes it a block that measures nothing.
         use_cuda: deprecated by PyTorch; as `use_device="cuda"`.
-        use_device: "cuda", "xpu" or "hpu" warns that there is none; CPU times alone are taken.
+        use_device: "cuda" takes times of CUDA devices too, and memory there. Where there is none,
+            and for "xpu" and "hpu", it warns, and CPU times alone are taken.
         record_shapes: keep the operands' shapes, to group by.
         with_flops: count operations of products, convolutions, `add` and `mul`.
         profile_memory: count bytes that results allocate, less those that are freed meanwhile;
             what is freed outside all events is a row `[memory]`.
         with_stack: keep the user's lines (slower).
-        with_modules, use_kineto, activity_filters, post_processing_timeout_s: accepted; there is
-            nothing they would change.
-        use_cpu: False is refused: the CPU is all there is.
+        with_modules, activity_filters, post_processing_timeout_s: accepted; there is nothing they
+            would change. So is use_kineto, where the CPU is measured.
+        use_cpu: False (with `use_kineto`, and a device): keep the device's events alone.
         experimental_config: None; there are no such options.
         acc_events: when it is started again (by `tracegrad.profiler`), earlier events stay.
         custom_trace_id_callback: makes the `trace_id` of trace files.
@@ -86,7 +89,7 @@ class profile:
     ) -> None:  # fmt: skip
         self.enabled = enabled
         self.use_cpu = use_cpu
-        self.use_device = None
+        self.use_device: str | None = None
         self.record_shapes = record_shapes or with_flops
         self.with_flops = with_flops
         self.profile_memory = profile_memory
@@ -115,8 +118,8 @@ class profile:
             )
         if not use_cpu and not use_kineto:
             raise AssertionError("Device-only events supported only with Kineto (use_kineto=True)")
-        _check_device(use_device)
-        if not use_cpu:
+        self.use_device = _checked_device(use_device)
+        if not use_cpu and self.use_device is None:
             raise AssertionError("No activities specified for the profiler")
         if post_processing_timeout_s is not None and post_processing_timeout_s < 0:
             raise ParameterError("post_processing_timeout_s must be non-negative")
@@ -151,7 +154,7 @@ class profile:
         self.entered, self._ended, self._events = True, False, None
         self._timeline = Timeline(
             self.record_shapes, self.with_stack, self.with_flops, self.profile_memory,
-            weakref.ref(self),
+            weakref.ref(self), self.use_device,
         )  # fmt: skip
         self._timeline.start()
         if earlier is not None:  # times go on counting from the first start
@@ -179,6 +182,8 @@ class profile:
             )
         if self._events is None:
             events = [*self._earlier, *finished(self._timeline)]
+            if not self.use_cpu:
+                events = [e for e in events if e.device_type is not DeviceType.CPU]
             for number, event in enumerate(events):
                 event.id = number
             self._events = EventList(
@@ -284,10 +289,12 @@ def note_use() -> None:
         state.recorder.note("a profiler")
 
 
-def _check_device(device: str | None) -> None:
-    """Warn of a device that is not there, in PyTorch's words."""
+def _checked_device(device: str | None) -> str | None:
+    """The device that is measured; a warning, in PyTorch's words, of one that is not there."""
     if device is None:
-        return
+        return None
+    if device == "cuda" and driver.device_count() > 0:
+        return device
     if device not in DEVICES:
         warnings.warn(f"The {device} is not a valid device option.", stacklevel=3)
     elif device == "mtia":
@@ -297,6 +304,7 @@ def _check_device(device: str | None) -> None:
     else:
         name = device.upper()
         warnings.warn(f"{name} is not available, disabling {name} profiling", stacklevel=3)
+    return None
 
 
 class record_function(ContextDecorator):

@@ -18,7 +18,7 @@ FUNCTION, BACKWARD, LABEL = 0, 1, 7  # `scope`, as PyTorch numbers them
 
 
 class DeviceType(Enum):
-    """Where an event ran; everything runs on the CPU here.
+    """Where an event ran.
 
     Example:
         >>> DeviceType.CPU
@@ -30,7 +30,7 @@ class DeviceType(Enum):
 
 
 class Kernel(NamedTuple):
-    """A kernel on a device, as PyTorch lists them; there is none here.
+    """A kernel on a device, as PyTorch lists them: its name, the device, and microseconds.
 
     Example:
         >>> Kernel("k", 0, 1.5).duration
@@ -71,7 +71,7 @@ def _old_name(name: str, text: str) -> Any:
 
 
 class FormattedTimesMixin:
-    """What events and averages have in common; nothing here runs on a device.
+    """What events and averages have in common.
 
     Example:
         >>> average = FunctionEventAvg()
@@ -153,6 +153,9 @@ class FunctionEvent(FormattedTimesMixin):
         shown_name: its name in a trace file, where that differs.
         is_overlapping: it began inside another event and ended after it, as blocks in coroutines
             may; neither is then the other's parent.
+        device_type, device_index: where it ran; its time is then the device's.
+        use_device: "cuda" where the profile measures devices too.
+        kernels: that it asked a device to run, without those of the events inside it.
     Example:
         >>> event = FunctionEvent(0, "aten::mul", 1000, 1, end_ns=3500)
         >>> event.time_range.elapsed_us(), event.cpu_time_str
@@ -178,9 +181,12 @@ class FunctionEvent(FormattedTimesMixin):
     is_estimated: bool = False
     shown_name: str = ""
     is_overlapping: bool = False
+    device_type: DeviceType = DeviceType.CPU
+    device_index: int = 0
+    use_device: str | None = None
+    kernels: list[Kernel] = field(default_factory=list)
 
     overload_name = ""
-    device_index = 0
 
     @property
     def key(self) -> str:
@@ -191,11 +197,6 @@ class FunctionEvent(FormattedTimesMixin):
     def trace_name(self) -> str | None:
         """The name in a trace file; None for memory that was freed outside all events."""
         return None if self.activity_type == "memory" else self.shown_name or self.name
-
-    @property
-    def kernels(self) -> list[Kernel]:
-        """Kernels on a device: none. Those of compiled functions are events among the children."""
-        return []
 
     @property
     def is_user_annotation(self) -> bool:
@@ -209,24 +210,53 @@ class FunctionEvent(FormattedTimesMixin):
 
     @property
     def cpu_time_total(self) -> float:  # type: ignore[override]
-        """Time from start to end, microseconds."""
-        return (self.end_ns - self.start_ns) / 1e3
+        """Time from start to end, microseconds; 0 where that was on a device."""
+        return (self.end_ns - self.start_ns) / 1e3 if self._on_cpu else 0.0
 
     @property
     def self_cpu_time_total(self) -> float:  # type: ignore[override]
         """The same without the events inside."""
+        return self._own_time if self._on_cpu else 0.0
+
+    @property
+    def device_time_total(self) -> float:  # type: ignore[override]
+        """Microseconds on a device: of its kernels and those of the events inside, or its own."""
+        if not self._on_cpu:
+            return (self.end_ns - self.start_ns) / 1e3
+        return sum((event.self_device_time_total for event in self._tree()), 0.0)
+
+    @property
+    def self_device_time_total(self) -> float:  # type: ignore[override]
+        """The same without the events inside."""
+        if not self._on_cpu:
+            return self._own_time
+        return sum((kernel.duration for kernel in self.kernels), 0.0)
+
+    @property
+    def _on_cpu(self) -> bool:
+        return self.device_type is DeviceType.CPU
+
+    @property
+    def _own_time(self) -> float:
         inside = sum(child.end_ns - child.start_ns for child in self.cpu_children)
         return (self.end_ns - self.start_ns - inside) / 1e3
 
     @property
     def cpu_memory_usage(self) -> int:
         """Bytes allocated less bytes freed, the events inside included."""
-        total, todo = 0, [self]  # labels of recursive functions may nest deeper than Python calls
-        while todo:
-            event = todo.pop()
-            total += event.self_cpu_memory_usage
-            todo += event.cpu_children
-        return total
+        return sum(event.self_cpu_memory_usage for event in self._tree())
+
+    @property
+    def device_memory_usage(self) -> int:  # type: ignore[override]
+        """The same on devices."""
+        return sum(event.self_device_memory_usage for event in self._tree())
+
+    def _tree(self) -> list[FunctionEvent]:
+        """It and those inside; labels of recursive functions nest deeper than Python calls may."""
+        found = [self]
+        for event in found:
+            found += event.cpu_children
+        return found
 
     cuda_time_total = _old_name(
         "device_time_total",
@@ -284,6 +314,8 @@ class FunctionEventAvg(FormattedTimesMixin):
         self.is_user_annotation = False
         self.activity_type: str | None = None
         self.is_estimated = False
+        self.device_type = DeviceType.CPU
+        self.use_device: str | None = None
 
     def add(self, other: FunctionEvent | FunctionEventAvg) -> FunctionEventAvg:
         """Count one more event, or the events of another average; returns itself.
@@ -295,12 +327,15 @@ class FunctionEventAvg(FormattedTimesMixin):
             raise AssertionError("Expected other to be a FunctionEvent or FunctionEventAvg")
         if self.key is None:
             for name in ("key", "input_shapes", "overload_name", "stack", "scope", "cpu_parent",
-                         "cpu_children", "is_user_annotation", "activity_type"):  # fmt: skip
+                         "cpu_children", "is_user_annotation", "activity_type", "device_type",
+                         "use_device"):  # fmt: skip
                 setattr(self, name, getattr(other, name))
         if other.key != self.key:
             raise AssertionError(f"Expected keys to match, but got {other.key} vs {self.key}")
         for name in ("count", "cpu_time_total", "self_cpu_time_total", "cpu_memory_usage",
-                     "self_cpu_memory_usage", "flops"):  # fmt: skip
+                     "self_cpu_memory_usage", "flops", "device_time_total",
+                     "self_device_time_total", "device_memory_usage",
+                     "self_device_memory_usage"):  # fmt: skip
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.is_estimated |= other.is_estimated
         return self

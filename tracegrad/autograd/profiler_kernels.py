@@ -76,11 +76,11 @@ def events_of_launch(
         kernel.is_estimated = len(costs) > 1
         events.append(kernel)
         depth = -1 if around.scope == BACKWARD else 0  # eager backward nodes have no labels either
-        _fill(kernel, cost.operations, depth, timeline, events)
+        fill(kernel, cost.operations, depth, timeline, events)
     return events
 
 
-def _fill(
+def fill(
     parent: FunctionEvent, operations: Sequence[FusedOperation], depth: int, timeline: Timeline,
     events: list[FunctionEvent],
 ) -> None:  # fmt: skip
@@ -105,7 +105,7 @@ def _fill(
         label.scope, label.activity_type, label.is_estimated = LABEL, "user_annotation", True
         label.stack = parent.stack
         events.append(label)
-        _fill(label, group, depth + 1, timeline, events)
+        fill(label, group, depth + 1, timeline, events)
 
 
 def _operation(

@@ -84,6 +84,9 @@ def render(events: EventList, sort_by: str | None, layout: Layout) -> str:
     rule = _rule(columns)
     total = _clock(layout)(events.self_cpu_time_total)
     lines += [rule, f"Self CPU time total: {total}"]
+    if _device(events):
+        total = _clock(layout)(events.self_device_time_total)
+        lines.append(f"Self {_device(events)} time total: {total}")
     if any(row.is_estimated for row in shown):
         from tracegrad.autograd.profiler_kernels import NOTE
 
@@ -159,12 +162,19 @@ def _wide(texts: Iterable[str], title: str, limit: int | None) -> int:
     return max(len(title), width if limit is None else min(width, limit))
 
 
+def _device(events: EventList) -> str:
+    """The name of the device in titles; empty where no event has a time there."""
+    if not any(e.self_device_time_total > 0 for e in events):
+        return ""
+    return str(events[0].use_device or "cuda").upper()
+
+
 def _columns(events: EventList, layout: Layout) -> list[Column]:
     """The columns that these events fill."""
     whole = events.self_cpu_time_total
     clock = _clock(layout)
 
-    def share(time: float) -> str:
+    def share(time: float, whole: float = whole) -> str:
         return f"{100.0 * time / whole:.2f}%" if whole else "NaN"
 
     name_width = _wide(map(_shown_name, events), "Name", layout.name_width)
@@ -176,11 +186,27 @@ def _columns(events: EventList, layout: Layout) -> list[Column]:
         Column("CPU total", WIDTH, lambda e: clock(e.cpu_time_total)),
         Column("CPU time avg", WIDTH, lambda e: clock(e.cpu_time)),
     ]
+    device = _device(events)
+    if device:
+        busy = events.self_device_time_total
+        columns += [
+            Column(f"Self {device}", WIDTH, lambda e: clock(e.self_device_time_total)),
+            Column(f"Self {device} %", WIDTH, lambda e: share(e.self_device_time_total, busy)),
+            Column(f"{device} total", WIDTH, lambda e: clock(e.device_time_total)),
+            Column(f"{device} time avg", WIDTH, lambda e: clock(e.device_time)),
+        ]
     if events.recorded["profile_memory"]:
         columns += [
             Column("CPU Mem", WIDTH, lambda e: format_memory(e.cpu_memory_usage)),
             Column("Self CPU Mem", WIDTH, lambda e: format_memory(e.self_cpu_memory_usage)),
         ]
+        name = events[0].use_device
+        if name and any(e.self_device_memory_usage > 0 for e in events):
+            columns += [
+                Column(f"{name.upper()} Mem", WIDTH, lambda e: format_memory(e.device_memory_usage)),
+                Column(f"Self {name.upper()} Mem", WIDTH,
+                       lambda e: format_memory(e.self_device_memory_usage)),
+            ]  # fmt: skip
     columns.append(Column("# of Calls", WIDTH, lambda e: str(e.count)))
     if any(e.input_shapes for e in events):
         limit = layout.shapes_width

@@ -7,20 +7,17 @@ Start reading at `Timeline.operation`.
 
 from __future__ import annotations
 
-import functools
 import gc
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-import numpy as np
-
 from tracegrad.autograd.profiler_events import BACKWARD, LABEL, FunctionEvent
+from tracegrad.autograd.profiler_memory import MemoryWatch
 from tracegrad.autograd.profiler_names import aten_name, flops, public_call, users_operands
 from tracegrad.ir.errors import ProfilerError
 from tracegrad.ir.primitive import Primitive
@@ -40,21 +37,26 @@ Launch = tuple[FunctionEvent, history.Launchable, int, int]
 """A call of a translation unit: the event it ran in, what was called, start and end."""
 
 
-class Timeline(Profiler, history.Listener):
+class Timeline(MemoryWatch, Profiler, history.Listener):
     """Writes down what one thread runs, with the clock read right before and after.
 
     Attributes:
         events: in the order in which they started, on the clock of `time.perf_counter_ns`.
-        launches: the calls of compiled code.
+        launches: the calls of compiled code on the CPU; calls: those on devices.
+        device: "cuda" where devices are measured too.
         origin_ns, epoch_ns: when it was started, on that clock and since 1970.
         owner: returns the profiler that it belongs to; None when that is gone.
     """
 
     def __init__(
-        self, shapes: bool, stacks: bool, flops: bool, memory: bool, owner: Callable[[], Any]
+        self, shapes: bool, stacks: bool, flops: bool, memory: bool, owner: Callable[[], Any],
+        device: str | None = None,
     ) -> None:  # fmt: skip
+        super().__init__()
         self.events: list[FunctionEvent] = []
         self.launches: list[Launch] = []
+        self.calls: list[Any] = []  # see `profiler_device.Call`
+        self.device = device
         self.shapes, self.stacks, self.flops, self.memory = shapes, stacks, flops, memory
         self.owner = owner
         self.thread = threading.get_native_id()
@@ -63,7 +65,6 @@ class Timeline(Profiler, history.Listener):
         self._open: list[FunctionEvent] = []
         self._call: tuple[FrameType, FunctionEvent | None] | None = None  # see `_in_call`
         self._ending: FunctionEvent | None = None  # of a public function whose frame is let go of
-        self._alive: dict[int, weakref.ref[np.ndarray]] = {}  # memory allocated meanwhile
         self._running = self._froze = False
 
     def start(self) -> None:
@@ -245,7 +246,7 @@ class Timeline(Profiler, history.Listener):
         if out._grad_fn is not None:
             event.sequence_nr = out._grad_fn.sequence
         if self.memory:
-            event.self_cpu_memory_usage += self._allocated([out._array], operands)
+            self._allocated(event, [out._array], operands)
         if self.flops:
             event.flops = flops(op, operands, params, int(out._array.size))
         return out
@@ -262,7 +263,7 @@ class Timeline(Profiler, history.Listener):
         self._end_operation()
         if self.memory:
             arrays = [x._array for x in out]
-            event.self_cpu_memory_usage += self._allocated(arrays, given)
+            self._allocated(event, arrays, given)
 
     def inplace(
         self, run: Callable[..., Tensor], name: str, target: Tensor, compute: Callable[..., Any],
@@ -302,7 +303,7 @@ class Timeline(Profiler, history.Listener):
                 residuals = getattr(node, "residuals", None) or ()
                 arrays += [array for array, storage, _ in residuals if storage is None]
             read = [x for x in getattr(run, "__globals__", {}).values() if isinstance(x, Tensor)]
-            event.self_cpu_memory_usage += self._allocated(arrays, [*tensors, *read])
+            self._allocated(event, arrays, [*tensors, *read])
         return results
 
     def capture(self, label: str, run: Callable[..., Any], *args: Any) -> Any:
@@ -321,7 +322,7 @@ class Timeline(Profiler, history.Listener):
             parts = run(node, cotangents, create_graph)
         if self.memory:
             arrays = [part._array for part in parts if part is not None]
-            event.self_cpu_memory_usage += self._allocated(arrays, cotangents)
+            self._allocated(event, arrays, cotangents)
         return parts
 
     @contextmanager
@@ -340,14 +341,24 @@ class Timeline(Profiler, history.Listener):
         with self._around(ACCUMULATE, (ct,), scope=BACKWARD) as event:
             run(leaf, ct, create_graph, fresh=fresh)
         if self.memory and first and leaf._grad is not None:
-            event.self_cpu_memory_usage += self._allocated([leaf._grad._array], (ct,))
+            self._allocated(event, [leaf._grad._array], (ct,))
 
-    def launched(self, what: history.Launchable, start_ns: int, end_ns: int) -> None:
-        """A call of a translation unit has returned: of a compiled function or its backward."""
-        if threading.get_ident() != self._ident or not self._open:
+    def launched(
+        self, what: history.Launchable, start_ns: int, end_ns: int, span: Any = None
+    ) -> None:
+        """A call of a translation unit has returned: of a compiled function or its backward.
+
+        On a device that of any operation.
+        """
+        if threading.get_ident() != self._ident:
             return
-        around = self._open[-1]
-        if around.scope == BACKWARD or around.activity_type == "compiled_call":
+        around = self._open[-1] if self._open else None
+        if span is not None:
+            if self.device is not None:
+                self.calls.append((around, what, start_ns, span))
+        elif around is not None and (
+            around.scope == BACKWARD or around.activity_type == "compiled_call"
+        ):
             self.launches.append((around, what, start_ns, end_ns))
 
     def loaded(self, entry: history.KernelRecord) -> None:
@@ -360,43 +371,6 @@ class Timeline(Profiler, history.Listener):
         event = FunctionEvent(len(self.events), name, began, self.thread, end_ns=now)
         event.activity_type = "capture"
         self.events.append(event)
-
-    # ---- memory ---------------------------------------------------------------------------------
-
-    def _allocated(self, made: Sequence[np.ndarray], given: Sequence[Any]) -> int:
-        """Bytes of memory that arrays do not share with operands; from now on their end counts."""
-        total = 0
-        old = {id(owner(x._array)) for x in given if isinstance(x, Tensor)}
-        for array in made:
-            memory = owner(array)
-            key = id(memory)
-            if key in old or key in self._alive:
-                continue
-            freed = functools.partial(self._freed, key, memory.nbytes, time.perf_counter_ns())
-            self._alive[key] = weakref.ref(memory, freed)
-            total += memory.nbytes
-        return total
-
-    def _freed(self, key: int, nbytes: int, born_ns: int, reference: Any) -> None:
-        """Memory allocated under this profile is gone: counted where that happens."""
-        self._alive.pop(key, None)
-        if not self._running:
-            return
-        around = self._freeing(born_ns) if threading.get_ident() == self._ident else None
-        if around is not None:
-            around.self_cpu_memory_usage -= nbytes
-            return
-        now = time.perf_counter_ns()
-        event = FunctionEvent(len(self.events), "[memory]", now, self.thread, end_ns=now)
-        event.activity_type, event.self_cpu_memory_usage = "memory", -nbytes
-        self.events.append(event)
-
-
-def owner(array: np.ndarray) -> np.ndarray:
-    """The array whose memory `array` shows."""
-    while isinstance(array.base, np.ndarray):
-        array = array.base
-    return array
 
 
 def user_stack() -> list[str]:

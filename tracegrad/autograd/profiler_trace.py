@@ -4,7 +4,7 @@ The format is the "Trace Event Format" of Chromium: complete events (`ph` X) wit
 duration in microseconds; `s` and `f` are the two ends of an arrow, from an operation to the
 backward node that differentiates it; `b` and `e` bound blocks that overlap others, which a lane of
 nested events could not show; `M` names processes and lanes. Kernels of compiled functions, and the
-operations inside them, have lanes of their own. Start reading at `trace_events`.
+operations inside them, have lanes of their own, and so have those on a device. Start reading at `trace_events`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from tracegrad.autograd.profiler_events import BACKWARD, FunctionEvent
+from tracegrad.autograd.profiler_events import BACKWARD, DeviceType, FunctionEvent
 
 Event = dict[str, Any]
-LANES = ("kernels of compiled functions", "operations inside kernels (estimated)")
+LANES = (
+    "kernels of compiled functions", "operations inside kernels (estimated)", "kernels on the device",
+    "operations inside kernels on the device (estimated)",
+)  # fmt: skip
 
 
 def trace_events(events: Sequence[FunctionEvent]) -> list[Event]:
@@ -51,6 +54,7 @@ class _Lanes:
     def of(self, event: FunctionEvent) -> int:
         """The `tid` of an event."""
         extra = 1 if event.activity_type == "kernel" else 2 if event.is_estimated else 0
+        extra += 2 if event.device_type is not DeviceType.CPU else 0
         self._used.add((event.thread, extra))
         return event.thread + extra * self.APART
 
@@ -83,7 +87,7 @@ def _pieces(event: FunctionEvent, lanes: _Lanes) -> Iterator[Event]:
         yield {**common, "ph": "b", "id": event.id, "ts": start, "args": _details(event)}
         yield {**common, "ph": "e", "id": event.id, "ts": end, "args": {}}
     else:
-        yield {**common, "ph": "X", "ts": start, "dur": event.cpu_time_total,
+        yield {**common, "ph": "X", "ts": start, "dur": event.time_range.elapsed_us(),
                "args": _details(event)}  # fmt: skip
 
 
@@ -99,6 +103,8 @@ def _details(event: FunctionEvent) -> Event:
         found["Call stack"] = ";".join(event.stack)
     if event.self_cpu_memory_usage:
         found["Bytes"] = event.self_cpu_memory_usage
+    if event.self_device_memory_usage:
+        found["Bytes on the device"] = event.self_device_memory_usage
     if event.flops:
         found["FLOPs"] = event.flops
     if event.is_estimated:

@@ -16,6 +16,8 @@ from tracegrad.autograd.profiler_kernels import events_of_launch
 if TYPE_CHECKING:
     from tracegrad.autograd.profiler_timeline import Timeline
 
+MERGED = "merged"  # the kind of an event that is now part of its parent
+
 
 def finished(timeline: Timeline) -> list[FunctionEvent]:
     """The events of a timeline that was stopped: as a tree, in the order of their starts."""
@@ -30,10 +32,15 @@ def finished(timeline: Timeline) -> list[FunctionEvent]:
     for around, what, start_ns, end_ns in timeline.launches:
         span = (start_ns - timeline.origin_ns, end_ns - timeline.origin_ns)
         events.extend(events_of_launch(around, what, span, timeline))
+    if timeline.calls:
+        from tracegrad.autograd.profiler_device import device_events
+
+        events.extend(device_events(timeline.calls, timeline))
     events.sort(key=lambda e: (e.start_ns, -e.end_ns))
     for number, event in enumerate(events):
-        event.id = number
+        event.id, event.use_device = number, timeline.device
     timeline.launches.clear()
+    timeline.calls.clear()
     return events
 
 
@@ -70,6 +77,8 @@ def merged(events: Sequence[FunctionEvent]) -> list[FunctionEvent]:
         around.cpu_children.remove(event)
         around.self_cpu_memory_usage += event.self_cpu_memory_usage
         around.flops += event.flops
+        around.self_device_memory_usage += event.self_device_memory_usage
+        event.activity_type = MERGED
         around.sequence_nr = max(around.sequence_nr, event.sequence_nr)
     for event in kept:
         if event.activity_type == "composite":

@@ -33,7 +33,7 @@ class EventList(list[Any]):
 
     Args:
         events: what it holds.
-        use_device: accepted for PyTorch's sake; nothing runs on a device.
+        use_device: accepted for PyTorch's sake; the events know which device they ran on.
         profile_memory, with_flops: what was recorded beside times.
     Example:
         >>> import tracegrad as tg
@@ -58,6 +58,12 @@ class EventList(list[Any]):
     def self_cpu_time_total(self) -> float:
         """The time spent in all of them, counted once, microseconds."""
         return sum(event.self_cpu_time_total for event in self)
+
+    @property
+    def self_device_time_total(self) -> float:
+        """The time that devices were busy with them, microseconds."""
+        busy = [e for e in self if e.device_type is not DeviceType.CPU]
+        return sum(event.self_device_time_total for event in busy)
 
     def key_averages(
         self, group_by_input_shapes: bool = False, group_by_stack_n: int = 0,
@@ -86,7 +92,7 @@ class EventList(list[Any]):
         groups: dict[Any, FunctionEventAvg] = {}
         for event in self:
             shapes = str(event.input_shapes) if group_by_input_shapes else ""
-            kind = (event.key, event.is_user_annotation, event.is_estimated)
+            kind = (event.key, event.device_type, event.is_user_annotation, event.is_estimated)
             key = (*kind, shapes, *event.stack[:group_by_stack_n])
             group = groups.get(key)
             if group is None:

@@ -37,13 +37,14 @@ from tracegrad.cuda.memory import (
 )  # fmt: skip
 from tracegrad.cuda.random import manual_seed, manual_seed_all
 from tracegrad.cuda.streams import Event, Stream, current_stream, default_stream, stream
+from tracegrad.cuda.times import KernelTime, KernelTimes, kernel_times
 from tracegrad.ir.errors import AcceleratorError, OutOfMemoryError
 
 __all__ = [
-    "AcceleratorError", "Event", "OutOfMemoryError", "Stream", "current_device", "current_stream",
-    "default_stream", "device", "device_count", "empty_cache", "get_device_capability",
-    "get_device_name", "get_device_properties", "init", "is_available", "is_initialized",
-    "manual_seed", "manual_seed_all", "max_memory_allocated", "max_memory_reserved", "mem_get_info",
-    "memory_allocated", "memory_reserved", "memory_stats", "reset_peak_memory_stats", "set_device",
-    "stream", "synchronize",
+    "AcceleratorError", "Event", "KernelTime", "KernelTimes", "OutOfMemoryError", "Stream",
+    "current_device", "current_stream", "default_stream", "device", "device_count", "empty_cache",
+    "get_device_capability", "get_device_name", "get_device_properties", "init", "is_available",
+    "is_initialized", "kernel_times", "manual_seed", "manual_seed_all", "max_memory_allocated",
+    "max_memory_reserved", "mem_get_info", "memory_allocated", "memory_reserved", "memory_stats",
+    "reset_peak_memory_stats", "set_device", "stream", "synchronize",
 ]  # fmt: skip

@@ -19,10 +19,11 @@ from tracegrad.autograd.profiler_util import EventList
 from tracegrad.ir.errors import ParameterError, UnsupportedError
 from tracegrad.ir.location import user_stacklevel
 from tracegrad.profiler.scheduling import ProfilerAction, Schedule, always
+from tracegrad.runtime.cuda import driver
 
 
 class ProfilerActivity(Enum):
-    """Kinds of events. Only `CPU` exists here.
+    """Kinds of events. There are `CPU`, and `CUDA` where there is a device.
 
     Example:
         >>> ProfilerActivity.CPU
@@ -76,10 +77,11 @@ def supported_activities() -> set[ProfilerActivity]:
     """The kinds of events that can be recorded.
 
     Example:
-        >>> supported_activities()
-        {<ProfilerActivity.CPU: 0>}
+        >>> ProfilerActivity.CPU in supported_activities()
+        True
     """
-    return {ProfilerActivity.CPU}
+    cuda = {ProfilerActivity.CUDA} if driver.device_count() > 0 else set()
+    return {ProfilerActivity.CPU} | cuda
 
 
 def kineto_available() -> bool:
@@ -117,7 +119,8 @@ class profile:
     """Measure what this thread runs inside a `with` block, or between `start()` and `stop()`.
 
     Args:
-        activities: `ProfilerActivity.CPU`; others warn that there is no such device.
+        activities: `ProfilerActivity.CPU`, and `CUDA` where there is a device; others warn that
+            there is no such device. By default all that there are.
         schedule: from the number of a step to a `ProfilerAction`; `step()` begins the next one,
             and each recorded step is a row `ProfilerStep*`. Without one, everything is recorded.
         on_trace_ready: called with this object at the end of each recorded cycle.
@@ -140,6 +143,11 @@ class profile:
         ...     y = x * 2
         >>> [row.key for row in prof.key_averages()]
         ['aten::mul']
+        >>> chosen = [ProfilerActivity.CPU]
+        >>> if tg.cuda.is_available():
+        ...     chosen.append(ProfilerActivity.CUDA)
+        >>> with profile(activities=chosen) as prof:
+        ...     y = x * 2
     """
 
     def __init__(
