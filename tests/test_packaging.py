@@ -138,8 +138,12 @@ def loaded_by(module: str) -> set[str]:
 
 def test_import_loads_nothing_of_others_that_numpy_does_not() -> None:
     extra = {name.split(".")[0] for name in loaded_by("tracegrad") - loaded_by("numpy")}
-    # numpy.random would be 10 ms; cffi's backend is what the CUDA driver's calls are bound with.
-    assert extra - set(sys.stdlib_module_names) <= {"tracegrad", "_cffi_backend"}
+    assert extra - set(sys.stdlib_module_names) <= {"tracegrad"}  # numpy.random would be 10 ms
+
+
+def test_import_loads_no_code_generation() -> None:
+    late = ("tracegrad.codegen", "tracegrad.runtime.kernels", "tracegrad.runtime.cuda.programs")
+    assert not [name for name in loaded_by("tracegrad") if name.startswith(late)]
 
 
 def test_every_file_opens_with_a_docstring() -> None:

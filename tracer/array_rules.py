@@ -24,7 +24,7 @@ from tracegrad.ir.primitives.contraction import MATRIX_PRODUCT
 from tracegrad.ir.types import TensorType
 from tracegrad.runtime.cuda import eager
 from tracegrad.runtime.cuda.array import DeviceArray, filled
-from tracegrad.runtime.cuda.programs import Program, device_index, resident
+from tracegrad.runtime.cuda.placing import device_index, resident
 
 _CODE: dict[str, CodeType] = {}  # by text: rules of one operation differ in shapes, not in text
 
@@ -211,6 +211,8 @@ def _compiled_rule(
     graph = Graph(
         tuple(values[name] for name in (*given, *held)), tuple(nodes), tuple(outputs), "rule"
     )
+    from tracegrad.runtime.cuda.programs import Program
+
     program = Program(optimize(graph), device)
     constants = [resident(as_array(lines.globals[name]), program.index) for name in held]
 

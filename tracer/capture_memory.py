@@ -18,7 +18,6 @@ from tracegrad.ir import dtypes
 from tracegrad.ir.graph import GraphBuilder, Value
 from tracegrad.ir.location import Location
 from tracegrad.ir.primitive import TABLE, Primitive
-from tracegrad.runtime.cuda import executable
 from tracegrad.runtime.cuda.array import DeviceArray, all_apart, host
 from tracegrad.tracer.inplace import check_layout
 from tracegrad.tracer.storage import announce, before_write
@@ -193,6 +192,8 @@ def write_all(writes: Sequence[tuple[Tensor, Any, Sequence[tuple[str, Location |
         for name, location in noted:
             storage.note(name, location)
     if copies:
+        from tracegrad.runtime.cuda import executable
+
         executable.copy_all(copies, index)
 
 

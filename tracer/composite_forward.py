@@ -15,8 +15,7 @@ from tracegrad.ir.graph import GraphBuilder
 from tracegrad.ir.passes import optimize
 from tracegrad.runtime.cuda import eager
 from tracegrad.runtime.cuda.array import DeviceArray
-from tracegrad.runtime.cuda.programs import Program as Compiled
-from tracegrad.runtime.cuda.programs import resident
+from tracegrad.runtime.cuda.placing import resident
 from tracegrad.tracer.array_rules import Lines, as_array
 from tracegrad.tracer.tensor import dtype_of, type_of_array
 
@@ -57,6 +56,8 @@ def _on_device(program: Program, between: Sequence[int], device: str) -> Callabl
         operands = [values[k] for k in step.inputs]
         values[step.out] = builder.append(step.plan.op, operands, step.params)
     graph = builder.finish([values[k] for k in (*program.results, *between)])
+    from tracegrad.runtime.cuda.programs import Program as Compiled
+
     compiled = Compiled(optimize(graph), device)
     constants = [resident(x, compiled.index) for x in held]
     return lambda *arrays: compiled(*arrays, *constants)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tracegrad.codegen.launchers import GuardLine, Launcher, launcher_text
 from tracegrad.ir.errors import BoundsError, DivisionByZeroError
 from tracegrad.ir.graph import Value
-from tracegrad.runtime.cuda.programs import resident
+from tracegrad.runtime.cuda.placing import resident
 from tracegrad.runtime.executable import Strayed
 from tracegrad.runtime.kernels import pointer
 from tracegrad.tracer import tape, verification

@@ -9,7 +9,7 @@ import numpy as np
 
 from tracegrad.ir.graph import Graph
 from tracegrad.runtime.cuda.array import DeviceArray, row_major
-from tracegrad.runtime.cuda.programs import device_index, resident
+from tracegrad.runtime.cuda.placing import device_index, resident
 
 
 def on_device_of(graph: Graph, arrays: Sequence[Any]) -> list[Any]:

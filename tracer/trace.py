@@ -25,7 +25,7 @@ from tracegrad.ir.passes.partition import Partition, partition
 from tracegrad.ir.passes.sizes import with_sizes
 from tracegrad.ir.types import Shape, TensorType
 from tracegrad.runtime import background, executable
-from tracegrad.runtime.cuda.programs import device_index
+from tracegrad.runtime.cuda.placing import device_index
 from tracegrad.runtime.executable import Executable, Strayed
 from tracegrad.runtime.kernels import pointer
 from tracegrad.tracer.capture import Capture

@@ -29,11 +29,9 @@ from typing import Any
 import numpy as np
 
 from tracegrad.ir.errors import AcceleratorError, OutOfMemoryError
-from tracegrad.runtime._abi import ffi
 
 LIBRARY = "libcuda.so.1"
 SHARED_BYTES = 48 * 1024  # of a block, without asking
-STREAM = ffi.NULL  # the default stream
 _OUT_OF_MEMORY = 2  # of CUresult
 _ASYNCHRONOUS = (
     "CUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace "
@@ -127,6 +125,19 @@ def total_memory(device: int) -> int:
     return int(_device(device).total_memory())
 
 
+@functools.cache
+def ffi() -> Any:
+    """What builds C values for the driver; loaded here, as `import tracegrad` needs none."""
+    from tracegrad.runtime import _abi
+
+    return _abi.ffi
+
+
+def stream() -> Any:
+    """The default stream."""
+    return ffi().NULL
+
+
 # --- contexts and errors --------------------------------------------------------------------------
 
 _contexts: dict[int, tuple[Any, Any]] = {}  # pycuda's object, and the handle
@@ -137,12 +148,12 @@ _lock = threading.Lock()
 def library() -> Any:
     """libcuda."""
     _pycuda()
-    return ffi.dlopen(LIBRARY, os.RTLD_NOW | os.RTLD_LOCAL)
+    return ffi().dlopen(LIBRARY, os.RTLD_NOW | os.RTLD_LOCAL)
 
 
 def address_of(function: str) -> int:
     """The address of a function of the driver."""
-    return int(ffi.cast("uintptr_t", ffi.addressof(library(), function)))
+    return int(ffi().cast("uintptr_t", ffi().addressof(library(), function)))
 
 
 def context(device: int) -> Any:
@@ -165,7 +176,7 @@ def _retained(device: int) -> tuple[Any, Any]:
     except drv.Error as error:
         raise _translated(error, device) from None
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(made))  # never released, in whatever order we end
-    return made, ffi.cast("void *", made.handle)
+    return made, ffi().cast("void *", made.handle)
 
 
 def is_initialized() -> bool:
@@ -184,12 +195,12 @@ class on:
     def __enter__(self) -> Any:
         """The library."""
         ours, cuda = context(self.device), library()
-        current = ffi.new("void **")
+        current = ffi().new("void **")
         code = cuda.cuCtxGetCurrent(current)
-        self._pushed = current[0] != ffi.NULL and current[0] != ours
+        self._pushed = current[0] != ffi().NULL and current[0] != ours
         if self._pushed:
             code = code or cuda.cuCtxPushCurrent_v2(ours)
-        elif current[0] == ffi.NULL:
+        elif current[0] == ffi().NULL:
             code = code or cuda.cuCtxSetCurrent(ours)
         if code:
             raise fault(code, self.device, "making a context current")
@@ -197,7 +208,7 @@ class on:
 
     def __exit__(self, *error: object) -> None:
         if self._pushed:
-            library().cuCtxPopCurrent_v2(ffi.new("void **"))
+            library().cuCtxPopCurrent_v2(ffi().new("void **"))
 
 
 def ask(device: int, function: str, *arguments: Any) -> None:
@@ -216,9 +227,9 @@ def fault(code: int, device: int, what: str) -> Exception:
     """Our error for a result of the driver."""
     if code == _OUT_OF_MEMORY:
         return OutOfMemoryError(f"CUDA out of memory on GPU {device}, in {what}")
-    words = ffi.new("char const **")
+    words = ffi().new("char const **")
     library().cuGetErrorString(code, words)
-    text = ffi.string(words[0]).decode() if words[0] != ffi.NULL else "unrecognized error code"
+    text = ffi().string(words[0]).decode() if words[0] != ffi().NULL else "unrecognized error code"
     return AcceleratorError(f"CUDA error: {text} (code {code}, in {what})\n{_ASYNCHRONOUS}")
 
 
@@ -259,14 +270,14 @@ def alloc(nbytes: int, device: int) -> Allocation:
     Raises:
         OutOfMemoryError: the device has none left.
     """
-    address = ffi.new("uintptr_t *")
+    address = ffi().new("uintptr_t *")
     ask(device, "cuMemAlloc_v2", address, nbytes)
     return Allocation(int(address[0]), nbytes, device)
 
 
 def memory_info(device: int) -> tuple[int, int]:
     """Free and total bytes, of all processes."""
-    free, total = ffi.new("size_t *"), ffi.new("size_t *")
+    free, total = ffi().new("size_t *"), ffi().new("size_t *")
     ask(device, "cuMemGetInfo_v2", free, total)
     return int(free[0]), int(total[0])
 
@@ -275,7 +286,7 @@ def _pointer(array: np.ndarray) -> Any:
     """Where a contiguous array lies on the host."""
     if not array.flags.c_contiguous:
         raise AcceleratorError("a copy between host and device needs a contiguous array")
-    return ffi.cast("void *", array.__array_interface__["data"][0])
+    return ffi().cast("void *", array.__array_interface__["data"][0])
 
 
 def to_device(address: int, array: np.ndarray, device: int, wait: bool = True) -> None:
@@ -290,7 +301,7 @@ def to_device(address: int, array: np.ndarray, device: int, wait: bool = True) -
     if wait:
         ask(device, "cuMemcpyHtoD_v2", address, source, array.nbytes)
     else:
-        ask(device, "cuMemcpyHtoDAsync_v2", address, source, array.nbytes, STREAM)
+        ask(device, "cuMemcpyHtoDAsync_v2", address, source, array.nbytes, stream())
 
 
 def to_host(array: np.ndarray, address: int, device: int, wait: bool = True) -> None:
@@ -305,7 +316,7 @@ def to_host(array: np.ndarray, address: int, device: int, wait: bool = True) -> 
     if wait:
         ask(device, "cuMemcpyDtoH_v2", target, address, array.nbytes)
     else:
-        ask(device, "cuMemcpyDtoHAsync_v2", target, address, array.nbytes, STREAM)
+        ask(device, "cuMemcpyDtoHAsync_v2", target, address, array.nbytes, stream())
 
 
 def within_device(
@@ -315,7 +326,7 @@ def within_device(
     if not nbytes:
         return
     if source_device is None or source_device == device:
-        ask(device, "cuMemcpyDtoDAsync_v2", target, source, nbytes, STREAM)
+        ask(device, "cuMemcpyDtoDAsync_v2", target, source, nbytes, stream())
         return
     synchronize(source_device)
     contexts = context(device), context(source_device)
@@ -326,7 +337,7 @@ def within_device(
 def fill_bytes(address: int, value: int, nbytes: int, device: int) -> None:
     """Set bytes on the device, asynchronously."""
     if nbytes:
-        ask(device, "cuMemsetD8Async", address, value, nbytes, STREAM)
+        ask(device, "cuMemsetD8Async", address, value, nbytes, stream())
 
 
 # --- launches by pycuda ---------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,7 +17,10 @@ from tracegrad.ir.primitive import Primitive, get
 from tracegrad.ir.sizes import Size
 from tracegrad.ir.types import TensorType
 from tracegrad.runtime.cuda.array import DeviceArray, inverse, memory_order
-from tracegrad.runtime.cuda.programs import Program, device_index, resident
+from tracegrad.runtime.cuda.placing import device_index, resident
+
+if TYPE_CHECKING:
+    from tracegrad.runtime.cuda.programs import Program
 
 Kernel = Callable[..., DeviceArray]
 
@@ -56,6 +59,9 @@ def bound(
     turned: dict[tuple[int, ...], Kernel] = {}
     builder = GraphBuilder(op.name)
     inputs = [builder.input(replace(t, device=out.device)) for t in types]
+    # Code generation is loaded with the first kernel, not by `import tracegrad`.
+    from tracegrad.runtime.cuda.programs import Program
+
     program = Program(builder.finish([builder.append(op, inputs, params)]), out.device)
     if op.family != "pointwise":
         return lambda *arrays: program.computed(arrays)[0]
@@ -93,6 +99,9 @@ def _flat(
     inputs = [
         builder.input(replace(t, shape=row if t.shape else (), device=out.device)) for t in types
     ]
+    # Code generation is loaded with the first kernel, not by `import tracegrad`.
+    from tracegrad.runtime.cuda.programs import Program
+
     program = Program(builder.finish([builder.append(op, inputs, params)]), out.device)
     program.makers = [DeviceArray.maker(out.shape, out.dtype.numpy, program.index)]
     return program

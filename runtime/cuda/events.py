@@ -23,7 +23,7 @@ class Event:
 
     def record(self) -> None:
         """Set the mark behind all that was asked so far."""
-        driver.ask(self.device, "cuEventRecord", self._event, driver.STREAM)
+        driver.ask(self.device, "cuEventRecord", self._event, driver.stream())
 
     def query(self) -> bool:
         """Whether the device has passed the mark."""

@@ -6,7 +6,6 @@ import contextlib
 import sys
 
 from tracegrad.ir.errors import AcceleratorError
-from tracegrad.runtime._abi import ffi
 from tracegrad.runtime.cuda import driver
 
 _PORTABLE = 1  # CU_MEMHOSTALLOC_PORTABLE
@@ -19,9 +18,9 @@ class Pinned:
     """
 
     def __init__(self, nbytes: int, device: int) -> None:
-        self._device, self._address = device, ffi.new("void **")
+        self._device, self._address = device, driver.ffi().new("void **")
         driver.ask(device, "cuMemHostAlloc", self._address, nbytes, _PORTABLE)
-        place = int(ffi.cast("uintptr_t", self._address[0]))
+        place = int(driver.ffi().cast("uintptr_t", self._address[0]))
         self.__array_interface__ = {
             "shape": (nbytes,), "typestr": "|u1", "data": (place, False), "version": 3,
         }  # fmt: skip
