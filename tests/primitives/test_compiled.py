@@ -7,16 +7,18 @@ scheduler, the lowering and the records' C expressions are all in the path. Star
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
 from tracegrad.codegen.unit import contiguous_inputs
 from tracegrad.ir import dtypes
-from tracegrad.ir.graph import GraphBuilder
+from tracegrad.ir.graph import Graph, GraphBuilder, Value
 from tracegrad.ir.ops import TABLE
 from tracegrad.ir.primitive import Primitive, bind, evaluate_primitive, promoted, type_of
+from tracegrad.ir.types import Shape
 from tracegrad.runtime import executable
 from tracegrad.runtime.kernels import pointer
 
@@ -66,8 +68,20 @@ def ulp_distance(got: np.ndarray, want: np.ndarray, scale: np.ndarray) -> float:
     return float(np.max(np.where(same, 0.0, distance), initial=0.0))
 
 
-@pytest.mark.parametrize(("op", "dtype"), CASES, ids=[f"{o.name}-{d.name}" for o, d in CASES])
-def test_compiled_equals_eager(op: Primitive, dtype: dtypes.DType) -> None:
+class Together(NamedTuple):
+    """All samples of a primitive and dtype: a graph of independent outputs, and what each should be.
+
+    `wanted` has pairs of a result and the scale on which its rounding errors are measured.
+    """
+
+    graph: Graph
+    strides: dict[Value, Shape]
+    arrays: list[np.ndarray]
+    wanted: list[tuple[np.ndarray, np.ndarray]]
+
+
+def together(op: Primitive, dtype: dtypes.DType) -> Together:
+    """The samples as one graph; what has to be contiguous is."""
     builder = GraphBuilder(op.name)
     outputs, arrays, wanted, strides = [], [], [], {}
     with builder:
@@ -89,11 +103,24 @@ def test_compiled_equals_eager(op: Primitive, dtype: dtypes.DType) -> None:
         if value in plain and value in strides:
             del strides[value]
             arrays[k] = np.ascontiguousarray(arrays[k])
-    results = executable.build(graph, "run", strides).call(*(pointer(a) for a in arrays))
+    return Together(graph, strides, arrays, wanted)
+
+
+def assert_wanted(
+    results: Sequence[np.ndarray], wanted: Sequence[tuple[np.ndarray, np.ndarray]], ulp: int
+) -> None:
+    """Integers and booleans are equal; floats within `ulp` units in the last place."""
     for got, (want, scale) in zip(results, wanted, strict=True):
         assert got.shape == want.shape
         assert got.dtype == want.dtype
         if dtypes.from_numpy(want.dtype).kind in EXACT_KINDS:
             np.testing.assert_array_equal(got, want)
         else:
-            assert ulp_distance(got, want, scale) <= op.ulp
+            assert ulp_distance(got, want, scale) <= ulp
+
+
+@pytest.mark.parametrize(("op", "dtype"), CASES, ids=[f"{o.name}-{d.name}" for o, d in CASES])
+def test_compiled_equals_eager(op: Primitive, dtype: dtypes.DType) -> None:
+    made = together(op, dtype)
+    run = executable.build(made.graph, "run", made.strides).call
+    assert_wanted(run(*(pointer(a) for a in made.arrays)), made.wanted, op.ulp)

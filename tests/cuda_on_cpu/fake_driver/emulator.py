@@ -1,9 +1,9 @@
 """A machine with CUDA for the tests: libcuda.so.1, libcublas.so.13 and an nvcc that use the CPU.
 
-`build(folder)` makes all three: the driver from `fake_libcuda.c`, with a stub for each function that
-pycuda wants beside those, and an nvcc that compiles with g++ and `cuda_on_cpu.h`. `environment(folder)`
-is what a process needs to find them; the loader reads it at the start, so tests run in a process of
-their own. By hand: `python emulator.py FOLDER`, then set what it prints.
+`build(folder)` makes all three: the driver from `fake_libcuda.c`, with a stub that fails for each
+function that pycuda wants beside those, and an nvcc that compiles with g++ and `cuda_on_cpu.h`.
+`environment(folder)` is what a process needs to find them; the loader reads it at the start, so tests
+run in a process of their own. By hand: `python emulator.py FOLDER`, then set what it prints.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def build(folder: Path) -> None:
     source = (HERE / "fake_libcuda.c").read_text()
     have = set(re.findall(r"^R (cu\w+)\(", source, re.MULTILINE))
     have |= {f"cuMemsetD{bits}{end}" for bits in (8, 16, 32) for end in ("_v2", "Async")}
-    stubs = "\n".join(f"TODO({name})" for name in sorted(wanted_symbols() - have))
+    stubs = "\n".join(f"UNUSED({name})" for name in sorted(wanted_symbols() - have))
     command = ["gcc", "-O1", "-w", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-x", "c", "-"]
     command += ["-o", str(folder / "libcuda.so.1"), "-ldl", "-lpthread"]
     subprocess.run(command, input=f"{source}\n{stubs}\n", text=True, check=True)

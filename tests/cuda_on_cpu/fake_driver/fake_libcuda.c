@@ -23,7 +23,7 @@ typedef int R; typedef unsigned long long P; typedef void *H; typedef unsigned U
 #define OOM 2
 #define DEVICES 8
 #define ENTER if (!depth) return 201; if (broken) return broken
-#define TODO(name) R name(void) { fprintf(stderr, "fake libcuda: %s is not implemented\n", #name); return 801; }
+#define UNUSED(name) R name(void) { fprintf(stderr, "fake libcuda: %s is not implemented\n", #name); return 801; }
 
 static struct A { char *map; size_t len, room, size; P ptr; int dev; struct A *next; } *allocs;
 static size_t used[DEVICES]; static __thread H ctx_stack[64]; static __thread int depth; static int ctxs[DEVICES], broken;
