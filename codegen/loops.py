@@ -26,6 +26,7 @@ from tracegrad.codegen.nest import (
     Merges,
     domain_loops,
     kernel_plan,
+    nest_summary,
     stop_of_block,
 )
 from tracegrad.codegen.plan import PARALLEL, KernelPlan, Line, Loop, Target
@@ -303,18 +304,8 @@ class _Nest:
         read = [] if empty else [t.template for t in terms if t.kind == "load"]
         written = [self.buffers[v].name for v in self.group.values]
         return kernel_plan(
-            self.name, self._summary(), body, read, written, self.buffers.values(),
+            self.name, nest_summary(self.group, self.lowered), body, read, written, self.buffers.values(),
             ops=prod(self.group.domain) * sum(t.cost for t in terms if t.kind == "apply"),
             uses_status=self.lowering.uses_status and not empty,
             names=tuple(self.body.shown.items()),
         )  # fmt: skip
-
-    def _summary(self) -> tuple[str, ...]:
-        sizes = " x ".join(str(n) for n in self.group.domain)
-        loops = f"{sizes} elements" if sizes else "One element"
-        names = sorted({n.primitive.name for n in self.group.reductions})
-        axes = ", ".join(map(str, self.group.reduced))
-        made = [f"{' and '.join(names)} over axes {axes}"] if names else []
-        lines = self.lowered.locations()
-        where = [f"{k}: {loc.text}" if loc.text else k for k, loc in sorted(lines.items())]
-        return (f"{', '.join([loops, *made])}.", *where)

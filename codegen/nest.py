@@ -196,6 +196,21 @@ def shape_comment(buffer: Buffer) -> str:
     return f"{buffer.dtype.name}[{shape}]"
 
 
+def nest_summary(group: Group, lowered: Lowered) -> tuple[str, ...]:
+    """Comment lines of a group's kernel: what is computed, and the Python lines."""
+    sizes = " x ".join(str(n) for n in group.domain)
+    loops = f"{sizes} elements" if sizes else "One element"
+    names = sorted({n.primitive.name for n in group.reductions})
+    axes = ", ".join(map(str, group.reduced))
+    made = [f"{' and '.join(names)} over axes {axes}"] if names else []
+    return (f"{', '.join([loops, *made])}.", *python_lines(lowered.locations()))
+
+
+def python_lines(locations: Mapping[str, Location]) -> list[str]:
+    """Places in Python as comment lines, in order, with their text where it is known."""
+    return [f"{k}: {v.text}" if v.text else k for k, v in sorted(locations.items())]
+
+
 def kernel_plan(
     name: str, summary: tuple[str, ...], body: Sequence[Line | Loop], read: Iterable[str],
     written: Sequence[str], buffers: Iterable[Buffer], ops: int, uses_status: bool,

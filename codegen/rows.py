@@ -11,7 +11,7 @@ the order of the blocks, so they do not depend on the number of threads. Start r
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 
@@ -25,6 +25,7 @@ from tracegrad.codegen.nest import (
     Merges,
     domain_loops,
     kernel_plan,
+    python_lines,
     stop_of_block,
 )
 from tracegrad.codegen.plan import PARALLEL, KernelPlan, Line, Loop, Parameter, Scratch, Target
@@ -193,22 +194,10 @@ class _RowKernel:
     def plan(self) -> KernelPlan:
         for stage, merges in zip(self.stages, self.merges, strict=True):
             self._add(stage, merges)
-        terms = [t for s in self.stages for t in s.lowered.terms()]
         written = [self.buffers[v].name for v in self.group.values]
-        local = {self.buffers[v].name for v in self.group.local}
-        read = {t.template for t in terms if t.kind == "load"} - local
-        body = self._loops()
-        for v in self.group.local:
-            if v.name.isidentifier() and v.name not in self.shown.values():
-                self.shown[self.buffers[v].name] = v.name
-        operations = sum(
-            prod(s.group.domain) * sum(t.cost for t in s.lowered.terms() if t.kind == "apply")
-            for s in self.stages
+        plan = row_plan(
+            self.name, self.group, self.stages, self.buffers, self._loops(), written, self.shown
         )
-        plan = kernel_plan(
-            self.name, summary(self.group, self.stages), body, read, written, self.buffers.values(), operations,
-            any(s.lowered.lowering.uses_status for s in self.stages), tuple(self.shown.items()),
-        )  # fmt: skip
         scratch = tuple(a.scratch for a in self.accumulators if a.scratch is not None)
         passed = tuple(Parameter(s.name, s.c_type, True, "one part a block") for s in scratch)
         return replace(
@@ -355,14 +344,39 @@ class _RowKernel:
 FEWEST_PER_BLOCK = 8  # rows
 
 
-def summary(group: RowGroup, stages: list[Stage]) -> tuple[str, ...]:
+def row_plan(
+    name: str, group: RowGroup, stages: Sequence[Stage], buffers: Mapping[Value, Buffer],
+    body: Sequence[Line | Loop], written: Sequence[str], shown: Mapping[str, str],
+) -> KernelPlan:  # fmt: skip
+    """The plan of a row kernel with this body, which writes these buffers.
+
+    Args:
+        shown: names of buffers in the text; local ones are called as in Python, where that is free.
+    """
+    shown = dict(shown)
+    for v in group.local:
+        if v.name.isidentifier() and v.name not in shown.values():
+            shown[buffers[v].name] = v.name
+    terms = [t for s in stages for t in s.lowered.terms()]
+    local = {buffers[v].name for v in group.local}
+    read = {t.template for t in terms if t.kind == "load"} - local
+    operations = sum(
+        prod(s.group.domain) * sum(t.cost for t in s.lowered.terms() if t.kind == "apply")
+        for s in stages
+    )
+    return kernel_plan(
+        name, summary(group, stages), body, read, written, buffers.values(), operations,
+        any(s.lowered.lowering.uses_status for s in stages), tuple(shown.items()),
+    )  # fmt: skip
+
+
+def summary(group: RowGroup, stages: Sequence[Stage]) -> tuple[str, ...]:
     """What a row kernel computes, and the Python lines."""
     count = " x ".join(map(str, group.rows))
     made = {n.primitive.name for s in stages for n in s.group.reductions}
     done = f", with {' and '.join(sorted(made))}" if made else ""
     lines = {k: v for s in stages for k, v in s.lowered.locations().items()}
-    places = [f"{k}: {v.text}" if v.text else k for k, v in sorted(lines.items())]
-    return (f"{count} rows, each in {len(stages)} stages{done}.", *places)
+    return (f"{count} rows, each in {len(stages)} stages{done}.", *python_lines(lines))
 
 
 class _Accumulator:

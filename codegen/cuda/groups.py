@@ -9,7 +9,15 @@ from tracegrad.codegen.affine import Index
 from tracegrad.codegen.cuda.device import DeviceBody, Items, as_cuda, index_type
 from tracegrad.codegen.cuda.plan import CudaKernel, CudaTarget, Dim3
 from tracegrad.codegen.lower import Buffer, Lowering, SplitRequest
-from tracegrad.codegen.nest import Axis, Group, Lowered, Merges, domain_loops, kernel_plan
+from tracegrad.codegen.nest import (
+    Axis,
+    Group,
+    Lowered,
+    Merges,
+    domain_loops,
+    kernel_plan,
+    nest_summary,
+)
 from tracegrad.codegen.plan import Parameter, Scratch
 from tracegrad.ir.graph import Node, Value
 
@@ -90,17 +98,6 @@ class GroupNest:
         sizes = [t.dtype.itemsize for t in self.terms if t.kind == "load"]
         return max([*sizes, *(v.dtype.itemsize for v in self.group.values)])
 
-    def summary(self) -> tuple[str, ...]:
-        """What is computed, and the Python lines."""
-        sizes = " x ".join(str(n) for n in self.group.domain)
-        loops = f"{sizes} elements" if sizes else "One element"
-        names = sorted({n.primitive.name for n in self.group.reductions})
-        axes = ", ".join(map(str, self.group.reduced))
-        made = [f"{' and '.join(names)} over axes {axes}"] if names else []
-        lines = self.lowered.locations()
-        places = [f"{k}: {loc.text}" if loc.text else k for k, loc in sorted(lines.items())]
-        return (f"{', '.join([loops, *made])}.", *places)
-
     def kernel(
         self, items: Items, grid: Dim3, threads: int, shown: Mapping[str, str],
         written: Sequence[str] | None = None, scratch: Iterable[Scratch] = (),
@@ -111,7 +108,7 @@ class GroupNest:
         if written is None:
             written = [self.buffers[v].name for v in self.group.values]
         plan = kernel_plan(
-            self.name, self.summary(), (), read, written, self.buffers.values(),
+            self.name, nest_summary(self.group, self.lowered), (), read, written, self.buffers.values(),
             ops=prod(self.group.domain) * self.cost,
             uses_status=self.lowering.uses_status and not empty, names=tuple(shown.items()),
         )  # fmt: skip

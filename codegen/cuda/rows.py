@@ -23,10 +23,9 @@ from tracegrad.codegen.cuda.reductions import combine
 from tracegrad.codegen.cuda.row_layout import RowLayout
 from tracegrad.codegen.cuda.row_text import RowText
 from tracegrad.codegen.lower import Buffer
-from tracegrad.codegen.nest import kernel_plan
 from tracegrad.codegen.plan import Scratch
 from tracegrad.codegen.row_groups import RowGroup
-from tracegrad.codegen.rows import local_buffers, lower_stages, summary
+from tracegrad.codegen.rows import local_buffers, lower_stages, row_plan
 from tracegrad.ir.graph import Value
 from tracegrad.ir.sizes import Size
 from tracegrad.ir.types import contiguous_strides
@@ -108,23 +107,11 @@ def _planned(layout: RowLayout, moved: tuple[Scratch, ...]) -> tuple[CudaKernel,
     first.write()
     text = RowText(layout, Held(_affordable(layout, first.held.seen)))
     text.write()
-    terms = [t for s in layout.stages for t in s.lowered.terms()]
     results = [n.out for s in layout.stages if s.accumulates for n in s.group.reductions]
     written = [layout.buffers[v].name for v in layout.group.values if v not in results]
-    local = {layout.buffers[v].name for v in layout.group.local}
-    read = {t.template for t in terms if t.kind == "load"} - local
-    for v in layout.group.local:
-        if v.name.isidentifier() and v.name not in text.shown.values():
-            text.shown[layout.buffers[v].name] = v.name
-    operations = sum(
-        prod(s.group.domain) * sum(t.cost for t in s.lowered.terms() if t.kind == "apply")
-        for s in layout.stages
+    plan = row_plan(
+        layout.name, layout.group, layout.stages, layout.buffers, (), written, text.shown
     )
-    plan = kernel_plan(
-        layout.name, summary(layout.group, layout.stages), (), read, written, layout.buffers.values(),
-        operations, any(s.lowered.lowering.uses_status for s in layout.stages),
-        tuple(text.shown.items()),
-    )  # fmt: skip
     teams = layout.parts if layout.accumulating else layout.count
     grid = (-(-int(teams) // layout.team.per_block), 1, 1)
     kernel = as_cuda(plan, text.items, grid, (layout.team.threads, 1, 1), layout.index)
