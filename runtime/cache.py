@@ -57,6 +57,11 @@ class Entry:
         return self.path / str(self.meta.get("source", "kernel.c"))
 
     @property
+    def compile_ms(self) -> float:
+        """How long compiling took."""
+        return float(str(self.meta["compile_ms"]))
+
+    @property
     def library(self) -> Path:
         """The shared object. See Note [Names of libraries]."""
         return self.path / str(self.meta.get("library", "kernel.so"))

@@ -34,7 +34,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -249,26 +249,58 @@ def _build(
 ) -> LoadedKernel:
     why = {name: text for name, text in ingredients.items() if name != "source"}
     why["source"] = f"{len(source)} characters, SHA-256 {cache.make_key({'source': source})}"
+
+    def make(build: Path) -> dict[str, object]:
+        extra = (*DEBUG_FLAGS, f"-fdebug-prefix-map={build}=.") if debug else ()
+        _write_source(build, key, source, listing)
+        command, elapsed = toolchain.compile_source(tool, build, extra)
+        return {"label": label, "command": command, "compile_ms": elapsed, "why": why}
+
+    return built_once(
+        key,
+        lambda: _from_disk(key, source),
+        make,
+        lambda entry: _open_built(entry, key, source, entry.compile_ms),
+    )
+
+
+Made = TypeVar("Made")
+
+
+def built_once(
+    key: str,
+    present: Callable[[], Made | None],
+    make: Callable[[Path], dict[str, object]],
+    opened: Callable[[cache.Entry], Made],
+    source: str = "kernel.c",
+    product: str = "kernel.so",
+) -> Made:
+    """Build an entry of the cache, in one process at a time, or find that another one has built it.
+
+    Args:
+        present: finds the entry on disk.
+        make: writes and compiles in a folder of its own, and returns what the entry says of that.
+        opened: reads the new entry.
+        source, product: names of the files; the source of a failed compilation is kept.
+    Raises:
+        CompileError: as `make` raises it, with the path of the source; or no folder can be written.
+    """
     store = folder.current()
 
-    def action(root: Path) -> LoadedKernel:
+    def action(root: Path) -> Made:
         with key_lock(root, key):
-            present = _from_disk(key, source)  # another process was faster
-            if present is not None:
-                return present
+            found = present()  # another process was faster
+            if found is not None:
+                return found
             build = folder.temporary_folder(root, "build-")
             try:
-                extra = (*DEBUG_FLAGS, f"-fdebug-prefix-map={build}=.") if debug else ()
-                _write_source(build, key, source, listing)
-                command, elapsed = toolchain.compile_source(tool, build, extra)
-                meta = {"label": label, "command": command, "compile_ms": elapsed, "why": why}
-                entry = cache.publish(build, root, key, meta)
+                entry = cache.publish(build, root, key, make(build), product)
             except CompileError as error:
-                kept = keep_failed(build, root, key)
+                kept = keep_failed(build, root, key, source)
                 raise type(error)(f"{error}\nSource:  {kept}") from None
             finally:
                 shutil.rmtree(build, ignore_errors=True)
-            return _open_built(entry, key, source, elapsed)
+            return opened(entry)
 
     try:
         return store.write(action)

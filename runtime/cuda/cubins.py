@@ -7,14 +7,12 @@ cache for damage and here for another architecture. Start reading at `cubin`.
 
 from __future__ import annotations
 
-import shutil
 import struct
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tracegrad.ir.errors import CompileError
-from tracegrad.runtime import cache, folder, kernels
+from tracegrad.runtime import cache, kernels
 from tracegrad.runtime.cuda import compilers
 from tracegrad.runtime.cuda.compilers import PRODUCT, SOURCE, Compiler
 
@@ -121,34 +119,17 @@ def _build(
 ) -> Cubin:  # fmt: skip
     why = {name: text for name, text in ingredients.items() if name != "source"}
     why["source"] = f"{len(source)} characters, SHA-256 {cache.make_key({'source': source})}"
-    store = folder.current()
 
-    def action(root: Path) -> Cubin:
-        with kernels.key_lock(root, key):
-            present = _from_disk(key, arch)  # another process was faster
-            if present is not None:
-                return present
-            build = folder.temporary_folder(root, "build-")
-            try:
-                (build / SOURCE).write_text(source, encoding="utf-8")
-                if listing is not None:
-                    (build / "listing.cu").write_text(listing, encoding="utf-8")
-                elapsed = compiler.compile(build, arch)
-                image = (build / PRODUCT).read_bytes()
-                meta: dict[str, object] = {"label": label, "command": compiler.command(arch)}
-                meta |= {"compile_ms": elapsed, "why": why, "source": SOURCE, "arch": arch}
-                entry = cache.publish(build, root, key, meta, PRODUCT)
-            except CompileError as error:
-                kept = kernels.keep_failed(build, root, key, SOURCE)
-                raise type(error)(f"{error}\nSource:  {kept}") from None
-            finally:
-                shutil.rmtree(build, ignore_errors=True)
-            return Cubin(key, image, entry.library, "built", elapsed)
+    def make(build: Path) -> dict[str, object]:
+        (build / SOURCE).write_text(source, encoding="utf-8")
+        if listing is not None:
+            (build / "listing.cu").write_text(listing, encoding="utf-8")
+        elapsed = compiler.compile(build, arch)
+        meta: dict[str, object] = {"label": label, "command": compiler.command(arch)}
+        return meta | {"compile_ms": elapsed, "why": why, "source": SOURCE, "arch": arch}
 
-    try:
-        return store.write(action)
-    except OSError as error:
-        raise CompileError(
-            f"no folder to compile in: {error}. Free space in {store.root} and in the temporary "
-            "folder, or set TRACEGRAD_CACHE_DIR and TMPDIR to folders that can be written."
-        ) from None
+    def opened(entry: cache.Entry) -> Cubin:
+        image = entry.library.read_bytes()
+        return Cubin(key, image, entry.library, "built", entry.compile_ms)
+
+    return kernels.built_once(key, lambda: _from_disk(key, arch), make, opened, SOURCE, PRODUCT)
