@@ -10,13 +10,12 @@ and commit the files of `tests/codegen/golden/` with the change.
 
 from __future__ import annotations
 
-import difflib
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from drawing import graph
+from golden import assert_golden
 
 from tracegrad.codegen.plan import Target
 from tracegrad.codegen.unit import build
@@ -83,14 +82,7 @@ CASES: dict[str, Any] = {
 def test_source_is_the_golden_one(name: str) -> None:
     fn, *shapes = CASES[name]
     made = build(graph(fn, *shapes), target=TARGET).source
-    path = GOLDEN / f"{name}.c"
-    if os.environ.get("TRACEGRAD_GOLDEN") == "write":
-        path.write_text(made)
-    kept = path.read_text() if path.exists() else ""
-    diff = "".join(
-        difflib.unified_diff(kept.splitlines(True), made.splitlines(True), str(path), "generated")
-    )
-    assert made == kept, f"{diff}\nIf this is meant: see the head of {Path(__file__).name}"
+    assert_golden(made, GOLDEN / f"{name}.c", __file__)
 
 
 def test_golden_sources_have_no_strays() -> None:

@@ -8,13 +8,12 @@ down with
 
 from __future__ import annotations
 
-import difflib
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from drawing import graph
+from golden import assert_golden
 from test_golden_sources import pointwise
 from test_row_groups import layer_norm, softmax, total
 
@@ -36,15 +35,7 @@ CASES: dict[str, Any] = {
 def test_source_is_the_golden_one(name: str) -> None:
     fn, *shapes = CASES[name]
     made = build_cuda(graph(fn, *shapes)).source
-    path = GOLDEN / f"{name}.cu"
-    if os.environ.get("TRACEGRAD_GOLDEN") == "write":
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(made)
-    kept = path.read_text() if path.exists() else ""
-    diff = "".join(
-        difflib.unified_diff(kept.splitlines(True), made.splitlines(True), str(path), "generated")
-    )
-    assert made == kept, f"{diff}\nIf this is meant: see the head of {Path(__file__).name}"
+    assert_golden(made, GOLDEN / f"{name}.cu", __file__)
 
 
 def test_golden_sources_have_no_strays() -> None:

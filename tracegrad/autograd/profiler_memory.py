@@ -6,6 +6,7 @@ import functools
 import threading
 import time
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from tracegrad.runtime.cuda.array import DeviceArray
 from tracegrad.tracer.tensor import Tensor
 
 
-class MemoryWatch:
+class MemoryWatch(ABC):
     """What a timeline knows of memory that was allocated while it ran, on the CPU and on devices."""
 
     events: list[FunctionEvent]
@@ -27,9 +28,9 @@ class MemoryWatch:
     def __init__(self) -> None:
         self._alive: dict[int, weakref.ref[Any]] = {}  # memory allocated meanwhile
 
+    @abstractmethod
     def _freeing(self, born_ns: int) -> FunctionEvent | None:
         """The event that memory allocated at a given time is freed in at this moment."""
-        raise NotImplementedError
 
     def _allocated(self, event: FunctionEvent, made: Sequence[Any], given: Sequence[Any]) -> None:
         """Count memory that arrays do not share with operands; from now on its end counts."""
