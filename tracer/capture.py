@@ -21,13 +21,13 @@ from tracegrad.ir.location import Location, here, user_frame
 from tracegrad.ir.primitive import Primitive
 from tracegrad.ir.types import Shape, contiguous_strides
 from tracegrad.runtime.cuda.array import DeviceArray, host
+from tracegrad.runtime.layouts import is_dense, memory_order
 from tracegrad.tracer.capture_grads import Gradient, GradientChange
 from tracegrad.tracer.capture_hook import Recorder
 from tracegrad.tracer.capture_memory import Memory, WriteBack, path, put, taken, with_strides
 from tracegrad.tracer.capture_state import Number, StateReads
 from tracegrad.tracer.engine import reachable
 from tracegrad.tracer.keys import BY_VALUE, PLAIN
-from tracegrad.tracer.known_layout import is_dense, memory_order
 from tracegrad.tracer.predicates import LARGEST, PREDICATES, Predicate, Read
 from tracegrad.tracer.state import state
 from tracegrad.tracer.symbolic import Condition, NumberReads

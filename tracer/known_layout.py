@@ -7,8 +7,6 @@ Start reading at `KnownLayout`.
 
 from __future__ import annotations
 
-import numpy as np
-
 from tracegrad.tracer.tensor import Tensor
 
 
@@ -49,24 +47,3 @@ class KnownLayout:
         self.address = tensor._ptr()
         self.array = array
         return True
-
-
-# ---- orders of dimensions -----------------------------------------------------------------------
-
-
-def memory_order(array: np.ndarray) -> tuple[int, ...] | None:
-    """The dimensions from the one that is outermost in memory; None where it is row-major."""
-    if array.flags.c_contiguous:
-        return None
-    return tuple(sorted(range(array.ndim), key=lambda d: (-abs(array.strides[d]), d)))
-
-
-def is_dense(array: np.ndarray) -> bool:
-    """Whether the elements lie side by side in memory, its dimensions in some order."""
-    order = memory_order(array)
-    return order is None or array.transpose(order).flags.c_contiguous
-
-
-def inverse(order: tuple[int, ...]) -> tuple[int, ...]:
-    """The order that undoes another one."""
-    return tuple(order.index(d) for d in range(len(order)))

@@ -15,13 +15,14 @@ from tracegrad.ir.graph import Value
 from tracegrad.runtime.cuda.placing import resident
 from tracegrad.runtime.executable import Strayed
 from tracegrad.runtime.kernels import pointer
+from tracegrad.runtime.layouts import inverse
 from tracegrad.tracer import tape, verification
 from tracegrad.tracer.capture import Source
 from tracegrad.tracer.capture_grads import unhooked
 from tracegrad.tracer.capture_memory import apart, write_all, write_back
 from tracegrad.tracer.capture_state import number_tensor
 from tracegrad.tracer.compiled_backward import CompiledBackward, FreedBackward
-from tracegrad.tracer.known_layout import KnownLayout, inverse
+from tracegrad.tracer.known_layout import KnownLayout
 from tracegrad.tracer.resident import plain_memory
 from tracegrad.tracer.tensor import wrap
 

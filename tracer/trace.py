@@ -28,9 +28,9 @@ from tracegrad.runtime import background, executable
 from tracegrad.runtime.cuda.placing import device_index
 from tracegrad.runtime.executable import Executable, Strayed
 from tracegrad.runtime.kernels import pointer
+from tracegrad.runtime.layouts import inverse
 from tracegrad.tracer.capture import Capture
 from tracegrad.tracer.compiled_backward import Backward, passed_through
-from tracegrad.tracer.known_layout import inverse
 from tracegrad.tracer.launcher import GRADIENT, MISS, OVERLAP, LauncherBuilder
 from tracegrad.tracer.predicates import in_words
 from tracegrad.tracer.pytree import LEAF, Structure

@@ -18,9 +18,17 @@ from typing import Any
 import numpy as np
 
 from tracegrad.ir.errors import OperandError
+from tracegrad.ir.types import Shape
 from tracegrad.runtime.cuda import driver, memory
+from tracegrad.runtime.layouts import (
+    forward_order,
+    inverse,
+    is_packed,
+    memory_order,
+    packed_strides,
+    reshaped_strides,
+)
 
-Shape = tuple[int, ...]
 STAGED = 1 << 16  # bytes up to which a copy to the device does not wait for it
 
 
@@ -74,82 +82,12 @@ class _Flags:
     def f_contiguous(self) -> bool:
         """Column-major without gaps."""
         x = self.array
-        return _is_packed(x.shape[::-1], x.strides[::-1], x.itemsize)
+        return is_packed(x.shape[::-1], x.strides[::-1], x.itemsize)
 
     @property
     def owndata(self) -> bool:
         """Whether it is nobody's view."""
         return self.array.base is None
-
-
-def _is_packed(shape: Shape, strides: Shape, itemsize: int) -> bool:
-    """Whether elements lie one after another, the last axis fastest."""
-    if 0 in shape:
-        return True
-    step = itemsize
-    for n, stride in zip(reversed(shape), reversed(strides), strict=True):
-        if n != 1 and stride != step:
-            return False
-        step *= n
-    return True
-
-
-def memory_order(shape: Shape, strides: Shape) -> tuple[int, ...] | None:
-    """The dimensions from the outermost in memory on; None where that is their order anyway, and where
-    elements repeat or run backwards.
-    """
-    if any(s <= 0 and n > 1 for n, s in zip(shape, strides, strict=True)):
-        return None
-    found = tuple(sorted(range(len(shape)), key=lambda d: (-strides[d], d)))
-    return None if found == tuple(range(len(shape))) else found
-
-
-def inverse(order: tuple[int, ...]) -> tuple[int, ...]:
-    """The order that undoes another one."""
-    return tuple(order.index(d) for d in range(len(order)))
-
-
-def packed_strides(shape: Sequence[int], itemsize: int) -> Shape:
-    """Row-major strides in bytes, as NumPy gives them."""
-    strides: list[int] = []
-    step = itemsize
-    for n in reversed(shape):
-        strides.append(step)
-        step *= max(n, 1)
-    return tuple(reversed(strides))
-
-
-def reshaped_strides(old: Shape, strides: Shape, new: Shape, itemsize: int) -> Shape | None:
-    """The strides with which memory shows as shape `new`, of as many elements; None if it cannot.
-
-    Example:
-        >>> reshaped_strides((4, 3), (24, 4), (2, 2, 3), 4)
-        (48, 24, 4)
-        >>> reshaped_strides((4, 3), (24, 4), (12,), 4) is None
-        True
-    """
-    if 0 in new:
-        return packed_strides(new, itemsize)
-    axes = [(n, s) for n, s in zip(old, strides, strict=True) if n != 1]
-    made: list[int] = []
-    at = len(new)
-    while axes:
-        size, stride = axes.pop()  # a stretch of axes that lie one in the other, innermost first
-        step = stride
-        while axes and axes[-1][1] == size * stride:
-            size *= axes.pop()[0]
-        left = size
-        while left > 1:
-            at -= 1
-            if left % new[at]:
-                return None
-            made.append(step)
-            left //= new[at]
-            step *= new[at]
-    while at:  # axes of size 1 are left
-        made.append(made[-1] * new[at] if made else itemsize)
-        at -= 1
-    return tuple(reversed(made))
 
 
 class DeviceArray:
@@ -181,7 +119,7 @@ class DeviceArray:
             self.contiguous = True
         else:
             self.strides = strides
-            self.contiguous = _is_packed(shape, strides, dtype.itemsize)
+            self.contiguous = is_packed(shape, strides, dtype.itemsize)
 
     # ---- making and copying ---------------------------------------------------------------------
 
@@ -217,7 +155,7 @@ class DeviceArray:
         Args:
             wait: False for pinned memory that stays as it is until the copy is made.
         """
-        order = None if array.flags.c_contiguous else memory_order(array.shape, array.strides)
+        order = None if array.flags.c_contiguous else forward_order(array)
         if order is not None:
             turned = cls.from_host(np.ascontiguousarray(array.transpose(order)), index, wait)
             return turned.transpose(inverse(order))
@@ -239,7 +177,7 @@ class DeviceArray:
 
     def to_host(self) -> np.ndarray[Any, Any]:
         """A copy in host memory, with its dimensions in the same order; waits for the device."""
-        order = None if self.contiguous else memory_order(self.shape, self.strides)
+        order = None if self.contiguous else forward_order(self)
         if order is not None:
             return self.transpose(order).to_host().transpose(inverse(order))
         out = np.empty(self.shape, self.dtype.numpy)
@@ -465,12 +403,11 @@ def _empty_like(
     made = DeviceArray.empty(sizes, a.dtype.numpy if dtype is None else dtype, a.index)
     if shape is not None:
         return made
-    axes = sorted(range(a.ndim), key=lambda d: (-abs(a.strides[d]), d))
-    if order == "C" or a.contiguous or axes == list(range(a.ndim)):
+    axes = None if order == "C" else memory_order(a)
+    if axes is None:
         return made
     inner = tuple(made.shape[d] for d in axes)  # in the order of memory, as NumPy's "K"
-    back = tuple(axes.index(d) for d in range(a.ndim))
-    return DeviceArray(made.memory, made.address, inner, None, made.dtype).transpose(back)
+    return DeviceArray(made.memory, made.address, inner, None, made.dtype).transpose(inverse(axes))
 
 
 def _copyto(dst: DeviceArray, src: Any, **options: Any) -> None:

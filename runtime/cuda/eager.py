@@ -16,8 +16,9 @@ from tracegrad.ir.graph import GraphBuilder
 from tracegrad.ir.primitive import Primitive, get
 from tracegrad.ir.sizes import Size
 from tracegrad.ir.types import TensorType
-from tracegrad.runtime.cuda.array import DeviceArray, inverse, memory_order
+from tracegrad.runtime.cuda.array import DeviceArray
 from tracegrad.runtime.cuda.placing import device_index, resident
+from tracegrad.runtime.layouts import forward_order, inverse
 
 if TYPE_CHECKING:
     from tracegrad.runtime.cuda.programs import Program
@@ -134,7 +135,7 @@ def _common_order(arrays: Sequence[DeviceArray], shape: Any) -> tuple[int, ...] 
     for x in arrays:
         if x.shape != shape and x.size == max(x.shape, default=1):
             continue
-        order = None if x.contiguous or x.shape != shape else memory_order(x.shape, x.strides)
+        order = None if x.contiguous or x.shape != shape else forward_order(x)
         if order is None or common not in (None, order):
             return None
         common = order

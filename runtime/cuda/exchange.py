@@ -16,7 +16,8 @@ import numpy as np
 from tracegrad.ir.dtypes import bfloat16, from_numpy
 from tracegrad.ir.errors import CapsuleError, DTypeError, ExportError, OperandError
 from tracegrad.runtime.cuda import driver
-from tracegrad.runtime.cuda.array import DeviceArray, DeviceDType, packed_strides
+from tracegrad.runtime.cuda.array import DeviceArray, DeviceDType
+from tracegrad.runtime.layouts import packed_strides
 
 CUDA = 2  # kDLCUDA
 _CODES = {"i": 0, "u": 1, "f": 2, "b": 6}
