@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,30 +63,35 @@ def in_pinned_memory(array: Any) -> bool:
 
 
 def moved_to_pinned(x: Tensor, index: int) -> Tensor:
-    """A copy in page-locked memory."""
-    if state.recorder is not None:
-        state.recorder.note("pin_memory()")
+    """A copy in page-locked memory, differentiably."""
     array = np.ascontiguousarray(x._array)
     held = np.asarray(Pinned(max(array.nbytes, 1), index))[: array.nbytes]
     pinned = held.view(array.dtype).reshape(array.shape)
     pinned[...] = array
-    out = wrap(pinned)
-    if state.grad_enabled and x.requires_grad:
-        tape.attach(ToCopyBackward0(tape.gradient_edge(x), out.type_info, x.device), (out,))
-    return out
+    return _moved(x, pinned, "pin_memory()", lambda y: moved_to_pinned(y, index))
 
 
 def moved(x: Tensor, where: device, non_blocking: bool = False) -> Tensor:
     """The tensor on a device: itself if it is there, else a copy, differentiably."""
     if x.device == where:
         return x
+    array = on_device(x._array, where, not non_blocking)
+    return _moved(x, array, f"to({str(where)!r})", lambda y: moved(y, where, non_blocking))
+
+
+def _moved(x: Tensor, array: Any, what: str, move: Callable[[Tensor], Tensor]) -> Tensor:
+    """The tensor whose elements were copied to `array`, and all that goes along with it.
+
+    Args:
+        what: names the move for a capture, which does not contain it.
+        move: moves another tensor likewise: a tangent, or the batch that `x` is an example of.
+    """
+    out = wrap(array)
     if state.recorder is not None:
-        state.recorder.note(f"to({str(where)!r})")
-    out = wrap(on_device(x._array, where, not non_blocking))
-    if state.recorder is not None:  # tangents and batches move along
+        state.recorder.note(what)
         for lockstep, companion in state.recorder.companions(x):
             with lockstep.outside():
-                lockstep.accompany(out, moved(companion, where, non_blocking))
+                lockstep.accompany(out, move(companion))
     if state.grad_enabled and x.requires_grad:
         tape.attach(ToCopyBackward0(tape.gradient_edge(x), out.type_info, x.device), (out,))
     return out

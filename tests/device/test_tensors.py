@@ -294,6 +294,10 @@ def test_pinned_memory(device: str) -> None:
     assert x.grad is not None and x.grad[0].item() == 2.0
     with pytest.raises(RuntimeError, match="only dense CPU tensors can be pinned"):
         there.pin_memory()
+    rows = tg.arange(6.0).reshape(3, 2)
+    assert tg.equal(tg.func.vmap(lambda row: row.pin_memory() * 2)(rows), rows * 2)
+    _, tangent = tg.func.jvp(lambda row: row.pin_memory() * 2, (rows,), (rows + 1,))
+    assert tg.equal(tangent, (rows + 1) * 2)
 
 
 LAID_OUT = {

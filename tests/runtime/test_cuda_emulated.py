@@ -104,7 +104,7 @@ def test_generated_units_run_through_the_whole_runtime(machine: dict[str, str]) 
 
 def test_tensors_and_training_steps_through_the_whole_stack(machine: dict[str, str]) -> None:
     """A few of the tests of tests/device, which run there on a double that interprets graphs."""
-    chosen = "training or writes or views_share or dlpack or a_replay_is_eager_mode and softmax"
+    chosen = "training or writes or views_share or pinned or dlpack or a_replay_is_eager_mode and softmax"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen]
     done = subprocess.run(
         [*command, str(HERE.parent / "device")], env={**machine, "TRACEGRAD_WAIT": "1"},
