@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import builtins
 import functools
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tracegrad.ir.errors import OperandError, UnsupportedError
+from tracegrad.runtime.unwatched import unwatched
 from tracegrad.tracer.capture_hook import recording
 from tracegrad.tracer.pytree import Structure, flatten
 from tracegrad.tracer.state import state
@@ -114,10 +114,5 @@ def _call(what: str, fn: Callable[..., Any], args: Sequence[Any]) -> None:
     if recorder is None:
         fn(*structure.build(iter(shown)))
         return
-    watching = sys.getprofile()  # what `fn` does is repeated: nobody need look at it
-    sys.setprofile(None)
-    try:
-        with recording(None):
-            fn(*structure.build(iter(shown)))
-    finally:
-        sys.setprofile(watching)
+    with unwatched(), recording(None):  # what `fn` does is repeated: nobody need look at it
+        fn(*structure.build(iter(shown)))

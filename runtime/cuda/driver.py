@@ -14,7 +14,7 @@ it has another one, that comes back. `launch.c` does the same.
 Note [What pycuda does]
 It finds the driver and starts it, knows the devices and holds the context; and it launches where
 there is no C compiler. All that may wait is called through cffi, whose calls a daemon thread may end
-in: pycuda's are C++ and end the process then.
+in: pycuda's are C++ and end the process then. Part of pycuda is Python: captures do not look there.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from tracegrad.ir.errors import AcceleratorError, OutOfMemoryError
+from tracegrad.runtime.unwatched import hidden
 
 LIBRARY = "libcuda.so.1"
 SHARED_BYTES = 48 * 1024  # of a block, without asking
@@ -51,6 +52,7 @@ _started: list[int] = []
 
 
 @functools.cache
+@hidden
 def status() -> str | None:
     """None when CUDA is usable, else one line saying why not. Never raises, makes no context."""
     try:
@@ -82,12 +84,14 @@ def _pycuda() -> Any:
     return drv
 
 
+@hidden
 def device_count() -> int:
     """How many devices there are; 0 where CUDA cannot be used."""
     return _pycuda().Device.count() if status() is None else 0
 
 
 @functools.cache
+@hidden
 def _device(device: int) -> Any:
     drv = _pycuda()
     if not 0 <= device < drv.Device.count():
@@ -98,11 +102,13 @@ def _device(device: int) -> Any:
     return drv.Device(device)
 
 
+@hidden
 def name(device: int) -> str:
     """What the device calls itself."""
     return str(_device(device).name())
 
 
+@hidden
 def capability(device: int) -> tuple[int, int]:
     """Compute capability, such as (9, 0)."""
     major, minor = _device(device).compute_capability()
@@ -115,11 +121,13 @@ def arch(device: int) -> str:
     return f"sm_{major}{minor}"
 
 
+@hidden
 def multiprocessors(device: int) -> int:
     """How many multiprocessors the device has."""
     return int(_device(device).multiprocessor_count)
 
 
+@hidden
 def total_memory(device: int) -> int:
     """Bytes of memory on the device."""
     return int(_device(device).total_memory())
@@ -169,6 +177,7 @@ def context(device: int) -> Any:
     return found[1]
 
 
+@hidden
 def _retained(device: int) -> tuple[Any, Any]:
     where, drv = _device(device), _pycuda()
     try:
@@ -343,6 +352,7 @@ def fill_bytes(address: int, value: int, nbytes: int, device: int) -> None:
 # --- launches by pycuda ---------------------------------------------------------------------------
 
 
+@hidden
 def load(image: bytes, device: int) -> Any:
     """A cubin as a module of pycuda, for the rest of the process; `modules.Module` is for C."""
     drv, where = _pycuda(), context(device) and _contexts[device][0]
@@ -357,6 +367,7 @@ def load(image: bytes, device: int) -> Any:
     return made
 
 
+@hidden
 def function(module: Any, kernel: str, types: str, shared: int, device: int) -> Any:
     """A function of pycuda that `launch` calls, with arguments of `types`, as in `struct`."""
     drv = _pycuda()
@@ -370,6 +381,7 @@ def function(module: Any, kernel: str, types: str, shared: int, device: int) -> 
     return found.prepare(types)
 
 
+@hidden
 def launch(
     function: Any, grid: tuple[int, ...], block: tuple[int, ...], shared: int,
     arguments: tuple[int, ...], device: int,

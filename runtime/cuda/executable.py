@@ -12,7 +12,6 @@ The loop is then Python's, over prepared functions of pycuda: some microseconds 
 from __future__ import annotations
 
 import functools
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -129,16 +128,6 @@ def build(
         f"# {line}\n" for line in launches.table_text(unit, bases).splitlines()
     )
     return CudaExecutable(namespace[name], listing, unit, record, found.key)
-
-
-def unwatched(make: Callable[[], Any]) -> Any:
-    """What `make` gives, hidden from a capture: how code is made is not what that watches."""
-    observer = sys.getprofile()
-    sys.setprofile(None)
-    try:
-        return make()
-    finally:
-        sys.setprofile(observer)
 
 
 def machine_code(unit: CudaUnit, label: str, device: int) -> cubins.Cubin:

@@ -11,9 +11,10 @@ from typing import Any
 
 from tracegrad.codegen.unit import contiguous_inputs
 from tracegrad.ir.graph import Graph, Value
-from tracegrad.runtime.cuda import executable, graphs
+from tracegrad.runtime.cuda import graphs
 from tracegrad.runtime.cuda.array import DeviceArray
 from tracegrad.runtime.cuda.placing import device_index, resident
+from tracegrad.runtime.unwatched import unwatched
 
 
 class Program:
@@ -74,6 +75,5 @@ class Program:
             v: tuple(s // v.dtype.itemsize for s in given)
             for v, given in zip(self.graph.inputs, layout, strict=True) if given is not None
         }  # fmt: skip
-        return executable.unwatched(
-            lambda: graphs.launcher(self.graph, self.graph.name, strides, device=self.index)
-        )
+        with unwatched():
+            return graphs.launcher(self.graph, self.graph.name, strides, device=self.index)

@@ -14,6 +14,7 @@ from tracegrad.ir.errors import UnsupportedError
 from tracegrad.ir.graph import GraphBuilder
 from tracegrad.ir.types import TensorType
 from tracegrad.runtime.cuda import executable
+from tracegrad.runtime.unwatched import unwatched
 
 if TYPE_CHECKING:
     from tracegrad.runtime.cuda.array import DeviceArray
@@ -85,7 +86,5 @@ def _copier(axes: tuple[Axis, ...], itemsize: int, index: int) -> Callable[..., 
     for _ in range(2):
         builder.input(kind)
     graph = builder.finish([])
-    made = executable.unwatched(
-        lambda: executable.build(graph, "copy", unit, outputs=[], device=index)
-    )
-    return made.call
+    with unwatched():
+        return executable.build(graph, "copy", unit, outputs=[], device=index).call

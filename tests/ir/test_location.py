@@ -77,7 +77,7 @@ def test_a_backward_that_the_compiler_refuses_shows_the_backward(
     f(x)
     y = f(x)
 
-    def refuse(*args: object) -> None:
+    def refuse(*args: object, **options: object) -> None:
         raise tg.errors.CompileError("refused")
 
     monkeypatch.setattr(executable, "build", refuse)
