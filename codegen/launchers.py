@@ -33,10 +33,41 @@ class Launcher:
     doc: str
     guards: tuple[GuardLine, ...]
     inputs: tuple[str, ...]
-    call: str
+    call: tuple[str, ...]
     results: tuple[str, ...]
     returns: str
     undo: tuple[str, ...] = ()  # lines for a call that finds a fault in the values
+    keep: tuple[str, ...] = ()  # lines that write the addresses which stay in a table
+
+
+def run_lines(
+    addresses: Sequence[str | None], outputs: Sequence[TensorType], failed: Sequence[str],
+    kept: str = "", prefix: str = "out",
+) -> list[str]:  # fmt: skip
+    """Lines that call a unit: addresses of its inputs in, new arrays `out_0`, `out_1` ... out.
+
+    Args:
+        addresses: an expression each; None for one that the table holds already.
+        failed: what to do where the unit reports a failure.
+        kept: the line that writes those addresses where one of them is another.
+        prefix: of the names of the arrays.
+    """
+    lines = [
+        "try:",
+        "    slot = slots.pop()",
+        "except IndexError:",
+        "    slot = new_slot()",
+        "args, pointers = slot[0], slot[1]  # one table of addresses, seen as ints and as pointers",
+    ]
+    if kept:
+        lines.append(kept)
+    lines += [f"args[{k}] = {a}" for k, a in enumerate(addresses) if a is not None]
+    for k, t in enumerate(outputs):
+        lines.append(f"{prefix}_{k} = empty({tuple(map(int, t.shape))!r}, dtype_{t.dtype.name})")
+        lines.append(f"pointers[{len(addresses) + k}] = buffer({prefix}_{k})")
+    lines.append("if tg_run(pointers):")
+    lines += [f"    {line}" for line in failed]
+    return [*lines, "slots.append(slot)", "record.launches += 1"]
 
 
 def executable_text(name: str, inputs: int, outputs: Sequence[TensorType], kernels: int) -> str:
@@ -52,24 +83,10 @@ def executable_text(name: str, inputs: int, outputs: Sequence[TensorType], kerne
     lines = [
         f"def {name}({', '.join(names)}):",
         f'    """Addresses of {inputs} inputs -> {len(outputs)} arrays; {kernels} kernels."""',
-        "    try:",
-        "        slot = slots.pop()",
-        "    except IndexError:",
-        "        slot = new_slot()",
-        "    args, pointers = slot[0], slot[1]  # one table of addresses, seen as ints and as pointers",
-        *(f"    args[{k}] = {n}" for k, n in enumerate(names)),
+        *(f"    {line}" for line in run_lines(names, outputs, ["fail(slot, slots)"])),
     ]
-    for k, t in enumerate(outputs):
-        lines.append(f"    out_{k} = empty({tuple(map(int, t.shape))!r}, dtype_{t.dtype.name})")
-        lines.append(f"    pointers[{inputs + k}] = buffer(out_{k})")
     results = "".join(f"out_{k}, " for k in range(len(outputs))).strip()
-    lines += [
-        "    if tg_run(pointers):",
-        "        fail(slot, slots)",
-        "    slots.append(slot)",
-        "    record.launches += 1",
-        f"    return ({results})",
-    ]
+    lines.append(f"    return ({results})")
     return "\n".join(lines) + "\n"
 
 
@@ -88,13 +105,22 @@ def launcher_text(launcher: Launcher) -> str:
             lines.append(f"            return missed({guard.position})")
         lines += ["    except Exception:", f"        return missed({GUARD_RAISED})"]
     lines += [f"    {line}" for line in launcher.inputs]
-    lines += ["    try:", f"        {launcher.call}", "    except Strayed as stray:"]
-    lines += [f"        {line}" for line in (*launcher.undo, "return stray")]
-    lines += ["    except faults:"]
-    lines += [f"        {line}" for line in (*launcher.undo, "return FAULT")]
+    lines += [f"    {line}" for line in launcher.call]
     lines += [f"    {line}" for line in launcher.results]
     lines.append(f"    return {launcher.returns}")
+    if launcher.keep:
+        lines += ["", "", "def keep(slot):", '    """Write the addresses that stay until a tensor moves."""']
+        lines += [f"    {line}" for line in launcher.keep]
     return "\n".join(lines) + "\n"
+
+
+def caught(attempt: Sequence[str], undo: Sequence[str]) -> list[str]:
+    """Lines that call a unit, and what they return where it finds other values, or a fault in them."""
+    return [
+        "try:", *(f"    {line}" for line in attempt),
+        "except Strayed as stray:", *(f"    {line}" for line in (*undo, "return stray")),
+        "except faults:", *(f"    {line}" for line in (*undo, "return FAULT")),
+    ]  # fmt: skip
 
 
 def _one_line(text: str) -> str:

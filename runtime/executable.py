@@ -12,7 +12,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,11 +25,11 @@ from tracegrad.codegen.unit import ALIGN, Unit, plan_unit, render_unit
 from tracegrad.ir.errors import BoundsError, CompilerNotFound, DivisionByZeroError
 from tracegrad.ir.graph import Graph, Value
 from tracegrad.ir.passes.sizes import symbols
-from tracegrad.ir.types import Shape
+from tracegrad.ir.types import Shape, TensorType
 from tracegrad.runtime import cache, debugging, history, kernels, toolchain
 from tracegrad.runtime._abi import ffi
 
-Slot = tuple[Any, Any, np.ndarray, np.ndarray, np.ndarray]  # table, pointers, then their memory
+Slot = list[Any]  # table, the same as pointers, a stamp of what it holds, status, memory of them
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,18 @@ class Executable:
         text: the Python text of `call`.
         unit: plans and C texts.
         kernel: the loaded shared object.
+        types: of the outputs.
+        names: what the names in `text` stand for, for others that call the unit themselves.
+        launchable: for `history.watch`.
     """
 
     call: Callable[..., tuple[np.ndarray, ...]]
     text: str
     unit: Unit
     kernel: kernels.LoadedKernel
+    types: tuple[TensorType, ...] = ()
+    names: Mapping[str, Any] = field(default_factory=dict)
+    launchable: history.Launchable | None = None
 
 
 def target() -> Target:
@@ -166,13 +172,14 @@ def build(
         "record": kernel.record,
         **{f"dtype_{t.dtype.name}": t.dtype.numpy for t in types},
     }
+    names = dict(namespace)
     exec(compile(text, f"<tracegrad {graph.name}>", "exec"), namespace)
     watched = history.Launchable(kernel.run, kernel.record, graph, strides or {})
     history.watch(namespace[name], watched)
     call = namespace[name]
     if debug:
         call = debugging.watched(graph, call, strides)
-    return Executable(call, text, unit, kernel)
+    return Executable(call, text, unit, kernel, tuple(types), names, watched)
 
 
 def _new_slot(unit: Unit, arguments: int) -> Slot:
@@ -185,14 +192,15 @@ def _new_slot(unit: Unit, arguments: int) -> Slot:
     table[arguments] = -(-base // ALIGN) * ALIGN
     table[arguments + 1] = kernels.pointer(status)
     view = table.data
-    return (view, ffi.from_buffer("void *[]", table), table, arena, status)
+    return [view, ffi.from_buffer("void *[]", table), None, status, table, arena]
 
 
 def _fail(slot: Slot, slots: list[Slot]) -> NoReturn:
     """Raise what the unit reported in the status, which is clean again for the next call."""
-    code, index, axis, size = (int(n) for n in slot[4])
-    value = slot[4][2:3].tobytes()
-    slot[4][:] = 0
+    status = slot[3]
+    code, index, axis, size = (int(n) for n in status)
+    value = status[2:3].tobytes()
+    status[:] = 0
     slots.append(slot)
     if code == STRAYED:
         raise Strayed(index, value)

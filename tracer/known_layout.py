@@ -10,6 +10,10 @@ from __future__ import annotations
 from tracegrad.tracer.tensor import Tensor
 
 
+moves: list[object] = [object()]
+"""One object, another one after any tensor has moved: addresses written down under it are valid."""
+
+
 class KnownLayout:
     """What a tensor's meta-data was, and its array as last seen.
 
@@ -45,5 +49,6 @@ class KnownLayout:
         if (tensor._view is None) != self.whole:
             return False
         self.address = tensor._ptr()
+        moves[0] = object()  # before `array`, which lets other threads pass
         self.array = array
         return True

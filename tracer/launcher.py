@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tracegrad.codegen.launchers import GuardLine, Launcher, launcher_text
+from tracegrad.codegen.launchers import GuardLine, Launcher, caught, launcher_text, run_lines
 from tracegrad.ir.errors import BoundsError, DivisionByZeroError
 from tracegrad.ir.graph import Value
+from tracegrad.runtime import history
 from tracegrad.runtime.cuda.placing import resident
 from tracegrad.runtime.executable import Strayed
 from tracegrad.runtime.kernels import pointer
@@ -22,7 +23,7 @@ from tracegrad.tracer.capture_grads import unhooked
 from tracegrad.tracer.capture_memory import apart, write_all, write_back
 from tracegrad.tracer.capture_state import number_tensor
 from tracegrad.tracer.compiled_backward import CompiledBackward, FreedBackward
-from tracegrad.tracer.known_layout import KnownLayout
+from tracegrad.tracer.known_layout import KnownLayout, moves
 from tracegrad.tracer.resident import plain_memory
 from tracegrad.tracer.tensor import wrap
 
@@ -51,6 +52,7 @@ class LauncherBuilder:
         self.names = _input_names(trace.capture.sources)
         self.watched: set[int] = set()  # captured inputs whose layout a guard of the trace checks
         self.layouts = self._layouts()
+        self.inlined = trace.place is None and not trace.debug and trace.verify != "always"
 
     def build(self) -> tuple[str, Callable[[Sequence[Any]], Any]]:
         """The text of the launcher, and the function."""
@@ -104,18 +106,7 @@ class LauncherBuilder:
             inputs.append(f"if not apart({_tuple(written)}, {_tuple(others)}):")
             inputs.append(f"    return missed({OVERLAP})  # a write would be seen by another input")
         inputs += draws  # last: a launch that misses draws nothing
-        if trace.executable is not None:
-            namespace["forward"] = trace.executable.call
-            made = ", ".join(f"array_{k}" for k in range(trace.returned))
-            target = f"{made}, = " if made else ""
-            call = f"{target}forward({', '.join(addresses)})"
-            if trace.verify == "always":
-                namespace["verified"] = lambda *parts: verification.verified(trace, *parts)
-                arrays = _tuple([f"{name}._array" for name in names])
-                if made:
-                    call += f"; {made}, = verified({arrays}, ({made},))"
-        else:
-            call = "pass  # nothing is computed"
+        call, keep = self._call(namespace, addresses, undo)
         after = [
             *self._result_lines(), *self._callback_lines(namespace), *self._write_lines(namespace),
             *self._gradient_lines(),
@@ -125,11 +116,44 @@ class LauncherBuilder:
             after.append(f"after_{k}()")
         launcher = Launcher(
             f"Replay of {trace.name}, captured because {trace.why}.", tuple(guards), tuple(inputs),
-            call, tuple(after), self._returned(), tuple(undo),
+            tuple(call), tuple(after), self._returned(), tuple(undo), tuple(keep),
         )  # fmt: skip
         text = launcher_text(launcher)
         exec(compile(text, f"<tracegrad launcher of {trace.name}>", "exec"), namespace)
+        if self.inlined and trace.executable is not None and trace.executable.launchable is not None:
+            history.watch(namespace["launch"], trace.executable.launchable)
         return text, namespace["launch"]
+
+    def _call(
+        self, namespace: dict[str, Any], addresses: Sequence[str], undo: Sequence[str]
+    ) -> tuple[list[str], list[str]]:
+        """The lines that call the forward, and those that write addresses which stay."""
+        trace = self.trace
+        executable = trace.executable
+        if executable is None:
+            return ["# nothing is computed"], []
+        if self.inlined:
+            namespace.update(executable.names)
+            kept = [k for k in self.layouts if addresses[k] == f"layout_{k}.address"]
+            given = [None if k in kept else a for k, a in enumerate(addresses)]
+            line, keep = "", []
+            if kept:
+                namespace["moves"] = moves
+                line = "if slot[2] is not moves[0]: keep(slot)  # a tensor from outside has moved"
+                keep = ["slot[2], args = moves[0], slot[0]"]
+                keep += [f"args[{k}] = {addresses[k]}" for k in kept]
+            failed = caught(["fail(slot, slots)"], undo)
+            return run_lines(given, executable.types, failed, line, "array"), keep
+        namespace["forward"] = executable.call
+        made = ", ".join(f"array_{k}" for k in range(trace.returned))
+        target = f"{made}, = " if made else ""
+        attempt = [f"{target}forward({', '.join(addresses)})"]
+        if trace.verify == "always":
+            namespace["verified"] = lambda *parts: verification.verified(trace, *parts)
+            arrays = _tuple([f"{name}._array" for name in self.names])
+            if made:
+                attempt.append(f"{made}, = verified({arrays}, ({made},))")
+        return caught(attempt, undo), []
 
     def _layouts(self) -> dict[int, KnownLayout]:
         """The layouts of the captured inputs."""
