@@ -109,7 +109,12 @@ def launcher_text(launcher: Launcher) -> str:
     lines += [f"    {line}" for line in launcher.results]
     lines.append(f"    return {launcher.returns}")
     if launcher.keep:
-        lines += ["", "", "def keep(slot):", '    """Write the addresses that stay until a tensor moves."""']
+        lines += [
+            "",
+            "",
+            "def keep(slot):",
+            '    """Write the addresses that stay until a tensor moves."""',
+        ]
         lines += [f"    {line}" for line in launcher.keep]
     return "\n".join(lines) + "\n"
 

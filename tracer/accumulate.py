@@ -62,3 +62,12 @@ def accumulate(leaf: Tensor, ct: Tensor, create_graph: bool, *, fresh: bool) -> 
             np.add(have._array, ct._array, out=have._array)
             QUIET.reset(token)
             have._storage.bump("add_")
+
+
+def first(leaf: Tensor, array: np.ndarray) -> None:
+    """`accumulate` for a new array in the leaf's layout and dtype, where nothing is recorded."""
+    with _LOCKS[id(leaf) >> 6 & 15]:
+        if leaf._grad is None:
+            leaf._grad = wrap(array)
+            return
+    accumulate(leaf, wrap(array), False, fresh=True)

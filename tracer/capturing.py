@@ -52,6 +52,7 @@ from tracegrad.tracer.paths import Outcome, replay
 from tracegrad.tracer.pending import Pending, first_results, waits
 from tracegrad.tracer.profiling import profilers
 from tracegrad.tracer.pytree import flatten, leaves_of
+from tracegrad.tracer.quick import Quick, Quicks
 from tracegrad.tracer.stand_in_rules import Watch, without_stand_ins
 from tracegrad.tracer.state import state
 from tracegrad.tracer.symbolic import plain_number
@@ -105,6 +106,8 @@ class Capturing(Inspection):
         self._label = getattr(fn, "__name__", type(fn).__name__)
         self._traces: dict[Any, list[Trace]] = {}
         self._order: list[Trace] = []
+        self._quicks = Quicks()
+        self._quick: Quick | None = None  # of the last call that was replayed
         self._eager_keys: dict[Any, tuple[Reason, ...]] = {}
         self._pending: dict[Any, Pending] = {}  # captured, and compiled by the worker
         self._widening = Widening()
@@ -430,6 +433,8 @@ class Capturing(Inspection):
             old = self._sized.popleft()
             with self._order_lock:
                 gone = self._traces.pop(old, [])
+                self._quicks.drop(old)
+                self._quick = None
             self._order[:] = [t for t in self._order if t not in gone]
 
     def _uncovered(self, capture: Capture, covered: Sequence[Tensor]) -> Iterator[Reason]:

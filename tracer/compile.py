@@ -32,7 +32,7 @@ from tracegrad.tracer.keys import (
     make_key,
 )
 from tracegrad.tracer.profiling import profilers
-from tracegrad.tracer.state import state
+from tracegrad.tracer.state import state, watching
 
 BACKENDS = ("c", "eager")
 VERIFY = ("first", "always", "off")
@@ -60,10 +60,13 @@ def eager() -> Iterator[None]:
         ...     f(tg.tensor([1.0]))
         tensor([2.])
     """
+    token = object()
     _eager.depth += 1
+    watching.append(token)
     try:
         yield
     finally:
+        watching.remove(token)
         _eager.depth -= 1
 
 
@@ -76,6 +79,16 @@ class CompiledFunction(Capturing):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Replay a trace whose key and guards fit; else run eagerly and capture."""
+        quick, tried = self._quick, None
+        if (
+            quick is not None and not kwargs and not watching and not profilers
+            and not anomaly.enabled and quick.fits(args)
+        ):  # fmt: skip
+            trace = quick.trace
+            result = trace.launch(args)
+            if result.__class__ is tuple:
+                return result[0] if trace.single else trace.rebuild(result)
+            tried = (trace, result)
         if (
             self._backend == "eager" or _eager_everywhere or _eager.depth
             or state.recorder is not None or state.saved_hooks or anomaly.enabled
@@ -86,7 +99,7 @@ class CompiledFunction(Capturing):
             key = make_key(self._label, args, kwargs, leaves)
         except Unkeyed as error:
             return self._unkeyed(error, args, kwargs)
-        traces, tried, full = self._traces.get(key), None, key
+        traces, full = self._traces.get(key), key
         if (
             traces is None
             and self._widening
@@ -94,14 +107,18 @@ class CompiledFunction(Capturing):
         ):
             key = self._widening.reduced(key)
             traces = self._traces.get(key)
-        if traces and not profilers:  # as `_replay`, for the usual case that the first one fits
+        if traces and not profilers and tried is None:  # as `_replay`: usually the first one fits
             first = traces[0]
             result = first.launch(leaves)
             if type(result) is tuple:
+                if not kwargs:
+                    self._quick = self._quicks.entry(key, first, args)
                 return first.rebuild(result)
             tried = (first, result)
         outcome = self._replay(key, leaves, tried)
         if outcome.trace is not None:
+            if not kwargs:
+                self._quick = self._quicks.entry(key, outcome.trace, args)
             return outcome.trace.rebuild(outcome.result)
         if outcome.fault:
             return self._fn(*args, **kwargs)  # raises the error that eager mode raises

@@ -23,17 +23,22 @@ from tracegrad.ir.passes import optimize
 from tracegrad.ir.primitive import type_of
 from tracegrad.ir.types import Shape
 from tracegrad.runtime import background, executable
-from tracegrad.runtime.cuda.array import host
+from tracegrad.runtime.cuda.array import DeviceArray, host
 from tracegrad.runtime.executable import Executable
 from tracegrad.runtime.kernels import pointer
 from tracegrad.tracer import tape, verification
+from tracegrad.tracer.accumulate import first
+from tracegrad.tracer.anomaly import anomaly
 from tracegrad.tracer.moving import homeward
+from tracegrad.tracer.places import passed_through
+from tracegrad.tracer.profiling import profilers
 from tracegrad.tracer.resident import like_device, on_device_of, plain_memory
-from tracegrad.tracer.state import state
-from tracegrad.tracer.storage import Storage
+from tracegrad.tracer.state import state, watching
+from tracegrad.tracer.storage import Storage, marking
 from tracegrad.tracer.tensor import Tensor, wrap
 
 if TYPE_CHECKING:
+    from tracegrad.tracer.joint import Joint
     from tracegrad.tracer.trace import Trace
 
 
@@ -44,10 +49,10 @@ class Backward:
     missing, so that no `0 * inf` is added for them, from the primal inputs.
     """
 
-    def __init__(self, trace: Trace, present: tuple[bool, ...]) -> None:
+    def __init__(self, trace: Trace, present: tuple[bool, ...], of_inputs: bool = False) -> None:
         assert trace.cut is not None
         self.trace = trace
-        self.from_residuals = all(present)
+        self.from_residuals = all(present) and not of_inputs
         self.graph, self.wrt = trace.vjp_graph(present)
         if self.from_residuals:
             self.graph, self.wrt = optimize(trace.cut.backward), trace.wrt
@@ -161,20 +166,46 @@ class Backward:
 
 
 class CompiledBackward(tape.BackwardNode):
-    """The tape node of a compiled function."""
+    """The tape node of a compiled function.
 
-    __slots__ = ("trace", "residuals", "inputs")
+    Attributes:
+        sources: for each input with a gradient, the leaf itself where its accumulator is not made
+            yet, else the edge to what made it.
+        residuals: what the forward kept: (array, its storage or None, version). Of a joint launch,
+            those that are inputs or results, only to see whether they are written to.
+        inputs: the same for all inputs of the trace.
+        joint: of a joint launch, what it has computed.
+        gradients: of a joint launch, one array per source, or None; until they are taken.
+    """
+
+    __slots__ = ("trace", "sources", "residuals", "inputs", "joint", "gradients", "_edges")
 
     def __init__(
-        self, trace: Trace, edges: Sequence[tape.Edge],
+        self, trace: Trace, sources: tuple[Tensor | tape.Edge, ...],
         residuals: tuple[tuple[np.ndarray, Storage | None, int], ...],
         inputs: tuple[tuple[np.ndarray, Storage, int], ...],
+        joint: Joint | None = None, gradients: Sequence[np.ndarray | None] | None = None,
     ) -> None:  # fmt: skip
-        edges = homeward(edges, trace.abroad) if trace.abroad else edges
-        super().__init__(edges, trace.result_types)
+        # not by the base class, which would ask for the edges; there is no anomaly mode here
+        self._edges: tuple[tape.Edge, ...] | None = None
+        self.types = trace.result_types
+        self.sequence = tape.next_sequence()
+        self.retained = None
+        self.hooks = None
         self.trace = trace
+        self.sources = sources
         self.residuals: Any = residuals
         self.inputs: Any = inputs
+        self.joint = joint
+        self.gradients = gradients
+
+    @property
+    def edges(self) -> tuple[tape.Edge, ...]:  # type: ignore[override]
+        """For each source, where its gradient goes; accumulators of leaves are made when asked for."""
+        if self._edges is None:
+            edges = [(tape.accumulator(s), 0) if isinstance(s, Tensor) else s for s in self.sources]
+            self._edges = tuple(homeward(edges, self.trace.abroad) if self.trace.abroad else edges)
+        return self._edges
 
     def name(self) -> str:
         """How it prints."""
@@ -184,6 +215,7 @@ class CompiledBackward(tape.BackwardNode):
         """Drop residuals and inputs."""
         self.residuals = None
         self.inputs = None
+        self.gradients = None
 
     def owns(self, part: Tensor, cotangents: Sequence[Tensor | None]) -> bool:
         """Gradients are new arrays, one each."""
@@ -200,13 +232,72 @@ class CompiledBackward(tape.BackwardNode):
         ]  # fmt: skip
         if create_graph or state.recorder is not None:  # a recorder hears of operations only
             parts, wrt = self._differentiable(present, given)
+        elif self.joint is not None:
+            parts, wrt = self._of_joint(self.joint, present, given)
         else:
             backward = self.trace.backward(present)
             wrt = backward.wrt
             arrays = self._arrays(backward)
             parts = [wrap(a) for a in backward.run(arrays, [c._array for c in given])]
+            if len(given) == 1 and is_one(given[0]):
+                self.trace.mode.followed(present.index(True), [a for a, _, _ in self.inputs])
         by_input = dict(zip(wrt, parts, strict=True))
         return [by_input.get(i) for i in self.trace.wrt]
+
+    def _of_joint(
+        self, joint: Joint, present: tuple[bool, ...], given: Sequence[Tensor]
+    ) -> tuple[list[Tensor], tuple[int, ...]]:
+        """Gradients of a joint launch: those that it has computed, or others from its inputs."""
+        self._unchanged(self.residuals)
+        if (
+            self.gradients is not None and len(given) == 1 and present[joint.number]
+            and is_one(given[0])
+        ):  # fmt: skip
+            found = [wrap(a) for a in self.gradients if a is not None]
+            self.gradients = None  # they are the caller's now
+            self.trace.mode.used()
+            return found, joint.wrt
+        backward = self.trace.backward_of_inputs(present)
+        arrays = self._unchanged(self.inputs)
+        return [wrap(a) for a in backward.run(arrays, [c._array for c in given])], backward.wrt
+
+    def hand_over(self, output: Tensor, keep: bool) -> bool:
+        """The whole backward of a scalar result of a joint launch, where nobody watches it.
+
+        Returns:
+            False, with nothing done, where the engine must go the long way.
+        """
+        gradients, joint = self.gradients, self.joint
+        if (
+            gradients is None or joint is None or output._output_nr != joint.number or self.retained
+            or self.hooks is not None or watching or profilers or marking or anomaly.enabled
+        ):  # fmt: skip
+            return False
+        leaves = []
+        source: Any
+        for source in self.sources:
+            if source.__class__ is tuple:
+                end = source[0]
+            else:
+                end = source._accumulator and source._accumulator()
+                if end is None:
+                    leaves.append(source)
+                    continue
+            if type(end) is tape.AccumulateGrad and end.hooks is None:
+                leaves.append(end.variable)
+            else:
+                return False
+        for _, storage, version in self.residuals:
+            if storage.version != version:
+                return False
+        self.gradients = None
+        for leaf, array in zip(leaves, gradients):
+            if array is not None:
+                first(leaf, array)
+        if not keep:
+            self.residuals = self.inputs = None
+        self.trace.mode.used()
+        return True
 
     def _arrays(self, backward: Backward) -> list[np.ndarray]:
         """What the backward starts from, checked to be as the forward left it."""
@@ -258,16 +349,19 @@ class FreedBackward(tape.BackwardNode):
         raise GradientError(tape.FREED)
 
 
-def passed_through(graph: Graph) -> tuple[tuple[Value, ...], list[tuple[str, int]]]:
-    """The distinct computed outputs, and for each output ("array", k) or ("input", k)."""
-    inputs = {v: k for k, v in enumerate(graph.inputs)}
-    distinct: list[Value] = []
-    places: list[tuple[str, int]] = []
-    for v in graph.outputs:
-        if v in inputs:
-            places.append(("input", inputs[v]))
-            continue
-        if v not in distinct:
-            distinct.append(v)
-        places.append(("array", distinct.index(v)))
-    return tuple(distinct), places
+def gradient_source(tensor: Tensor) -> Tensor | tape.Edge:
+    """Where the gradient of an input goes: a leaf that has no accumulator yet, or an edge.
+
+    Accumulators of such leaves are made only where somebody asks for the edges: nobody can have
+    put a hook on one that was never made.
+    """
+    kept = tensor._accumulator
+    if tensor._grad_fn is None and tensor._view is None and (kept is None or kept() is None):
+        return tensor
+    return tape.gradient_edge(tensor)
+
+
+def is_one(cotangent: Tensor) -> bool:
+    """Whether a cotangent is the number 1, as that of a loss is."""
+    array = cotangent._array
+    return array.shape == () and array.__class__ is not DeviceArray and bool(array == 1)

@@ -72,7 +72,7 @@ class device:
     def __enter__(self) -> device:
         where = as_device(self)
         default.entered.append(default.where)
-        default.where = where
+        _choose(where)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -182,7 +182,13 @@ def set_default_device(device: Any) -> None:
     Raises:
         DeviceError: tensors cannot live there.
     """
-    default.where = CPU if device is None else as_device(device)
+    _choose(CPU if device is None else as_device(device))
+
+
+def _choose(where: device) -> None:
+    if where.index is not None:
+        current.chosen.append(where.index)
+    default.where = where
 
 
 def get_default_device() -> device:

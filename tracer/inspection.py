@@ -66,7 +66,8 @@ class Inspection:
         """The generated C, or CUDA of a trace on a device, commented.
 
         Args:
-            which: `"forward"` or `"backward"`.
+            which: `"forward"`, `"backward"`, or `"joint"` for the pass that computes the gradients
+                of a scalar result with it; launches use that where a backward follows each call.
             device: `"cpu"` or `"cuda"` for the text that the trace would have there; a CUDA device is
                 not needed. None: where it runs.
         Raises:
@@ -74,10 +75,14 @@ class Inspection:
             CaptureError: there is no trace yet, or nothing to differentiate.
         """
         chosen = self._trace(trace)
-        if which not in ("forward", "backward"):
-            raise ParameterError(f"source: which must be 'forward' or 'backward', got {which!r}")
+        if which not in ("forward", "backward", "joint"):
+            raise ParameterError(
+                f"source: which must be 'forward', 'backward' or 'joint', got {which!r}"
+            )
         if device not in (None, "cpu", "cuda"):
             raise ParameterError(f"source: device must be 'cpu' or 'cuda', got {device!r}")
+        if which == "joint":
+            return chosen.mode.source(device)
         if device is not None:
             return chosen.source_on(which, device)
         if which == "backward":
@@ -89,7 +94,9 @@ class Inspection:
         """The generated Python that checks the guards and calls the C."""
         chosen = self._trace(trace)
         text = chosen.launcher_text
-        return f"{text}\n\n{chosen.executable.text}" if chosen.executable is not None else text
+        if chosen.executable is not None and "forward(" in text:
+            return f"{text}\n\n{chosen.executable.text}"
+        return text
 
     def guards(self, trace: int = -1) -> tuple[Any, ...]:
         """What must hold outside the function for a trace to be replayed."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from tracegrad.tracer.tensor import Tensor
 
-
 moves: list[object] = [object()]
 """One object, another one after any tensor has moved: addresses written down under it are valid."""
 

@@ -17,17 +17,18 @@ from tracegrad.runtime.cuda.placing import resident
 from tracegrad.runtime.executable import Strayed
 from tracegrad.runtime.kernels import pointer
 from tracegrad.runtime.layouts import inverse
-from tracegrad.tracer import tape, verification
+from tracegrad.tracer import verification
 from tracegrad.tracer.capture import Source
 from tracegrad.tracer.capture_grads import unhooked
 from tracegrad.tracer.capture_memory import apart, write_all, write_back
 from tracegrad.tracer.capture_state import number_tensor
-from tracegrad.tracer.compiled_backward import CompiledBackward, FreedBackward
+from tracegrad.tracer.compiled_backward import CompiledBackward, FreedBackward, gradient_source
 from tracegrad.tracer.known_layout import KnownLayout, moves
 from tracegrad.tracer.resident import plain_memory
 from tracegrad.tracer.tensor import wrap
 
 if TYPE_CHECKING:
+    from tracegrad.tracer.joint import Joint
     from tracegrad.tracer.trace import Trace
 
 GRADIENT = -4
@@ -53,6 +54,9 @@ class LauncherBuilder:
         self.watched: set[int] = set()  # captured inputs whose layout a guard of the trace checks
         self.layouts = self._layouts()
         self.inlined = trace.place is None and not trace.debug and trace.verify != "always"
+        self.joint = trace.mode.active
+        self.executable = trace.executable if self.joint is None else self.joint.executable
+        self.places = trace.places if self.joint is None else self.joint.places
 
     def build(self) -> tuple[str, Callable[[Sequence[Any]], Any]]:
         """The text of the launcher, and the function."""
@@ -61,7 +65,8 @@ class LauncherBuilder:
             "MISS": MISS, "FAULT": FAULT, "faults": (BoundsError, DivisionByZeroError),
             "Strayed": Strayed, "trace": trace, "wrap": wrap, "pointer": pointer, "missed": trace.missed,
             "contiguous": plain_memory, "CompiledBackward": CompiledBackward,
-            "edge": tape.gradient_edge, "apart": apart, "write_back": write_back, "write_all": write_all,
+            "source": gradient_source, "mode": trace.mode, "joint": trace.mode.active,
+            "apart": apart, "write_back": write_back, "write_all": write_all,
             "FreedBackward": FreedBackward, "unhooked": unhooked,
             "number": number_tensor,
         }  # fmt: skip
@@ -120,8 +125,8 @@ class LauncherBuilder:
         )  # fmt: skip
         text = launcher_text(launcher)
         exec(compile(text, f"<tracegrad launcher of {trace.name}>", "exec"), namespace)
-        if self.inlined and trace.executable is not None and trace.executable.launchable is not None:
-            history.watch(namespace["launch"], trace.executable.launchable)
+        if self.inlined and self.executable is not None and self.executable.launchable is not None:
+            history.watch(namespace["launch"], self.executable.launchable)
         return text, namespace["launch"]
 
     def _call(
@@ -129,7 +134,7 @@ class LauncherBuilder:
     ) -> tuple[list[str], list[str]]:
         """The lines that call the forward, and those that write addresses which stay."""
         trace = self.trace
-        executable = trace.executable
+        executable = self.executable
         if executable is None:
             return ["# nothing is computed"], []
         if self.inlined:
@@ -231,7 +236,7 @@ class LauncherBuilder:
             arrays = []
             for kind, at in callback.tensors:
                 if kind == "output":
-                    kind, at = self.trace.places[at]
+                    kind, at = self.places[at]
                 arrays.append(f"{self.names[at]}._array" if kind == "input" else f"array_{at}")
             lines.append(f"callback_{k}({', '.join(f'wrap({a}.copy())' for a in arrays)})")
         return lines
@@ -252,7 +257,7 @@ class LauncherBuilder:
         """Write to the inputs; what comes from another input is read before the first write."""
         read, written = [], []
         for w in self.capture.writes:
-            kind, at = (w.kind, w.at) if w.kind == "input" else self.trace.places[w.at]
+            kind, at = (w.kind, w.at) if w.kind == "input" else self.places[w.at]
             array = f"array_{at}"
             if kind == "input":
                 array = f"moved_{w.source}"
@@ -278,10 +283,15 @@ class LauncherBuilder:
             lines.append(f"out_{k} = wrap({source})")
         outputs = self.trace.cotangent_outputs()
         if self.trace.wrt and outputs:
-            residuals = _tuple([self._residual(v) for v in self._residual_values()])
-            edges = _tuple([f"edge({names[i]})" for i in self.trace.wrt])
+            sources = _tuple([f"source({names[i]})" for i in self.trace.wrt])
             inputs = _tuple([self._kept(k) for k in range(len(names))])
-            lines.append(f"node = CompiledBackward(trace, {edges}, {residuals}, {inputs})")
+            if self.joint is None:
+                residuals = _tuple([self._residual(v) for v in self._residual_values()])
+                made = f"{sources}, {residuals}, {inputs}"
+            else:
+                residuals = _tuple([self._residual(v) for v in self._residual_values(watched=True)])
+                made = f"{sources}, {residuals}, {inputs}, joint, {self._gradients(self.joint)}"
+            lines.append(f"node = CompiledBackward(trace, {made})")
             for number, k in enumerate(outputs):
                 lines.append(f"out_{k}._requires_grad = True")
                 lines.append(f"out_{k}._grad_fn = node")
@@ -291,13 +301,31 @@ class LauncherBuilder:
             lines.append(f"out_{k}._requires_grad = True")
             lines.append(f"out_{k}._grad_fn = FreedBackward((), (out_{k}.type_info,))")
         lines.append("trace.hits += 1")
+        if self.joint is not None:
+            lines += [
+                "if trace.hits > mode.limit:",
+                "    mode.leave()  # the gradients are not asked for",
+            ]
         return lines
+
+    def _gradients(self, joint: Joint) -> str:
+        """Python text of the gradients: for each input with one, an array of its own, or None."""
+        given: set[int] = set()
+        texts = {}
+        for i, (kind, at) in zip(joint.wrt, joint.gradients, strict=True):
+            if kind == "input":
+                texts[i] = f"{self.names[at]}._array.copy()"
+                continue
+            shown = at in given or at in self._owners()
+            texts[i] = f"array_{at}.copy()" if shown else f"array_{at}"
+            given.add(at)
+        return _tuple([texts.get(i, "None") for i in self.trace.wrt])
 
     def _shown(self) -> list[tuple[int, tuple[str, int]]]:
         """The outputs that the caller gets, with their places; others are only written back."""
         returned = {k for kind, k in self.capture.returns if kind == "output"}
         returned |= {c.at for c in self.capture.gradient_changes if c.kind == "output"}
-        return [(k, place) for k, place in enumerate(self.trace.places) if k in returned]
+        return [(k, place) for k, place in enumerate(self.places) if k in returned]
 
     def _kept(self, k: int) -> str:
         """Python text of input k for the backward: a copy where the launch writes to it."""
@@ -314,8 +342,12 @@ class LauncherBuilder:
                 owners.setdefault(at, k)
         return owners
 
-    def _residual_values(self) -> tuple[Value, ...]:
-        return self.trace.cut.residuals if self.trace.cut is not None else ()
+    def _residual_values(self, watched: bool = False) -> tuple[Value, ...]:
+        """What the backward starts from; only what somebody could write to, if `watched`."""
+        if self.trace.cut is None:
+            return ()
+        shown = (*self.trace.cut.forward.inputs, *self.trace.graph.outputs)
+        return tuple(v for v in self.trace.cut.residuals if not watched or v in shown)
 
     def _residual(self, value: Value) -> str:
         """Python text of one residual: (array, storage or None, version).
@@ -330,7 +362,7 @@ class LauncherBuilder:
                 return self._kept(k)
             array = f"copy_{k}" if k in self.trace.copied else f"{names[k]}._array"
             return f"({array}, {names[k]}._storage, {names[k]}._storage.version)"
-        kind, at = self.trace.places[cut.forward.outputs.index(value)]
+        kind, at = self.places[cut.forward.outputs.index(value)]
         if kind == "input" and any(w.source == at for w in self.capture.writes):
             return f"(contiguous({names[at]}._array.copy()), None, 0)"
         if kind == "input":  # simplification found it to be one

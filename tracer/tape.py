@@ -41,7 +41,7 @@ Edge = tuple["BackwardNode | None", int]
 Saved = tuple[Any, "Storage | None", int]  # array (or NumPy scalar), its storage, version when kept
 
 NO_EDGE: Edge = (None, 0)
-_sequence = itertools.count()
+next_sequence = itertools.count().__next__
 
 FREED = (
     "Trying to backward through the graph a second time (or directly access saved tensors after "
@@ -67,6 +67,7 @@ class BackwardNode:
         hooks: the user's functions to call while the node runs; None where there are none.
         runs_user_code: its `apply` may write to the cotangents that it is given.
         homeward: it moves the gradient of a number that a device computed with to the host.
+        gradients: what `hand_over` gives to the leaves, where they are computed already.
     Example:
         >>> import tracegrad as tg
         >>> class Tenfold(tg.autograd.BackwardNode):
@@ -83,11 +84,12 @@ class BackwardNode:
     __slots__ = ("edges", "types", "sequence", "retained", "hooks", "_metadata", "__weakref__")
     runs_user_code = False
     homeward = False
+    gradients: Any = None
 
     def __init__(self, edges: Sequence[Edge], types: Sequence[TensorType]) -> None:
         self.edges = tuple(edges)
         self.types = tuple(types)
-        self.sequence = next(_sequence)
+        self.sequence = next_sequence()
         self.retained: dict[int, Any] | None = None
         self.hooks: NodeHooks | None = None
         if anomaly.enabled:
@@ -110,6 +112,10 @@ class BackwardNode:
 
         The engine may then keep it as `.grad` or add to it in place. Asked before `release`.
         """
+        return False
+
+    def hand_over(self, output: Tensor, keep: bool) -> bool:
+        """Do the whole backward of a scalar output, whose gradients are there; False if it cannot."""
         return False
 
     def release(self) -> None:
@@ -335,7 +341,7 @@ class OperationNode(BackwardNode):
     ) -> None:  # fmt: skip
         self.edges = plan.homeward(edges) if plan.abroad else edges
         self.types = plan.out_types
-        self.sequence = next(_sequence)
+        self.sequence = next_sequence()
         self.retained = None
         self.hooks = None
         self.plan = plan

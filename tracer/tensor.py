@@ -375,6 +375,12 @@ class Tensor(Operators):
         Raises:
             GradientError: no history, a freed graph, or an overwritten saved value.
         """
+        node = self._grad_fn
+        if (
+            node is not None and gradient is None and inputs is None and not create_graph
+            and node.gradients is not None and node.hand_over(self, bool(retain_graph))
+        ):  # fmt: skip
+            return
         from tracegrad.tracer.engine import backward
 
         backward(self, gradient, retain_graph, create_graph, inputs=inputs)

@@ -30,8 +30,10 @@ from tracegrad.runtime.executable import Executable, Strayed
 from tracegrad.runtime.kernels import pointer
 from tracegrad.runtime.layouts import inverse
 from tracegrad.tracer.capture import Capture
-from tracegrad.tracer.compiled_backward import Backward, passed_through
+from tracegrad.tracer.compiled_backward import Backward
+from tracegrad.tracer.joint import JointMode
 from tracegrad.tracer.launcher import GRADIENT, MISS, OVERLAP, LauncherBuilder
+from tracegrad.tracer.places import Place, passed_through, put_last
 from tracegrad.tracer.predicates import in_words
 from tracegrad.tracer.pytree import LEAF, Structure
 from tracegrad.tracer.resident import on_device_of, plain_memory
@@ -75,10 +77,10 @@ class Trace:
         self.failed_guard: int | None = None
         self.sizes = sizes or {}
         self.result_orders = [capture.orders.get(k) for k in self.cotangent_outputs()]
-        self.result_types = [
+        self.result_types = tuple(
             _reordered(capture.graph.outputs[k].type, order)
             for k, order in zip(self.cotangent_outputs(), self.result_orders, strict=True)
-        ]
+        )
         self.graph = with_sizes(optimize(capture.graph), self._input_shapes(), earlier)
         self.place = None if self.graph.device == "cpu" else device_index(self.graph.device)
         self.copied, self.strides = self._layouts()
@@ -97,11 +99,14 @@ class Trace:
         self.forward_graph = optimize(forward)
         self.predicates = list(capture.predicates)
         self._keys = tuple(p.key for p in self.predicates)
-        self.distinct, self.places = passed_through(self.forward_graph)
-        self.returned = self._checked_last()
+        distinct, places = passed_through(self.forward_graph)
+        kept = set(range(len(places))) - ({p.at for p in self.predicates} - self.wanted())
+        self.distinct, self.places, self.returned = put_last(distinct, places, kept)
         self._backwards: dict[tuple[bool, ...], Backward] = {}
+        self._from_inputs: dict[tuple[bool, ...], Backward] = {}
         self._histories: dict[tuple[bool, ...], tuple[Graph, tuple[int, ...]]] = {}
         self.apart = False  # the worker compiles for it
+        self.mode = JointMode(self)
         self.executable: Executable | None = None
         self.launch: Callable[[Sequence[Any]], Any] = lambda leaves: MISS
         self.launcher_text = ""
@@ -148,19 +153,7 @@ class Trace:
         whole = autodiff.joint(self.graph, self.wrt, outputs)
         return partition(whole, len(self.graph.inputs), len(self.graph.outputs))
 
-    def _checked_last(self) -> int:
-        """Put the outputs that are only checked behind the others; returns how many those are."""
-        checked = {p.at for p in self.predicates} - self._wanted()
-        kept = {
-            at for k, (kind, at) in enumerate(self.places) if kind == "array" and k not in checked
-        }
-        order = [*sorted(kept), *(k for k in range(len(self.distinct)) if k not in kept)]
-        new = {old: k for k, old in enumerate(order)}
-        self.distinct = tuple(self.distinct[k] for k in order)
-        self.places = [(kind, new[at] if kind == "array" else at) for kind, at in self.places]
-        return len(kept)
-
-    def _wanted(self) -> set[int]:
+    def wanted(self) -> set[int]:
         """The outputs of the captured graph that a replay returns or leaves somewhere."""
         places = [
             *self.capture.returns,
@@ -170,10 +163,11 @@ class Trace:
         ]
         return {k for kind, k in places if kind == "output"}
 
-    def _checks(self) -> list[Check]:
+    def checks(self, places: Sequence[Place]) -> list[Check]:
+        """What generated code checks; `places` are those of the captured graph's outputs."""
         checks = []
         for p in self.predicates:
-            kind, at = self.places[p.at]
+            kind, at = places[p.at]
             kind = "output" if kind == "array" else "input"
             checks.append(Check(kind, at, p.seen.tobytes(), str(p)))
         return checks
@@ -185,11 +179,15 @@ class Trace:
             CompilerNotFound, CompileError: from the toolchain.
         """
         graph = self.kernel_graph()
-        checks = self._checks()
+        checks = self.checks(self.places)
         if graph.outputs or checks:
             self.executable = executable.build(
                 graph, "forward", self.strides, checks, self.returned, self.debug
             )
+        self.make_launcher()
+
+    def make_launcher(self) -> None:
+        """Write the launcher anew: for forward and backward apart, or for both in one pass."""
         self.launcher_text, self.launch = LauncherBuilder(self).build()
 
     def compile_apart(self, then: Callable[[], None]) -> background.Job | None:
@@ -198,7 +196,7 @@ class Trace:
         Args:
             then: called in a thread when it has.
         """
-        graph, checks = self.kernel_graph(), self._checks()
+        graph, checks = self.kernel_graph(), self.checks(self.places)
         job = None
         if graph.outputs or checks:
             job = background.submit(graph, self.strides, checks, self.returned, then)
@@ -257,9 +255,20 @@ class Trace:
             found = self._backwards[present] = Backward(self, present)
         return found
 
+    def backward_of_inputs(self, present: tuple[bool, ...]) -> Backward:
+        """The same from the inputs alone, for launches that have kept nothing else."""
+        found = self._from_inputs.get(present)
+        if found is None:
+            found = self._from_inputs[present] = Backward(self, present, of_inputs=True)
+        return found
+
+    def result_shape(self, number: int) -> Shape:
+        """The shape of an output that takes a cotangent, by its number among those."""
+        return self.result_types[number].shape
+
     def backwards(self) -> tuple[Backward, ...]:
         """The backwards that were asked for so far."""
-        return tuple(self._backwards.values())
+        return (*self._backwards.values(), *self._from_inputs.values())
 
     def vjp_graph(self, present: tuple[bool, ...]) -> tuple[Graph, tuple[int, ...]]:
         """Primal inputs and present cotangents -> gradients of the inputs that they reach."""
@@ -350,6 +359,10 @@ class Trace:
             f"    inputs: {inputs or 'none'}",
             f"    {len(self.graph.nodes)} operations in {kernels} kernel(s)",
         ]
+        if self.mode.active is not None:
+            lines.append(
+                "    gradients: computed by each launch, because a backward follows each call"
+            )
         for k, shape in self._input_shapes().items():
             name = self.capture.sources[k].value.name
             lines.append(
@@ -370,11 +383,11 @@ class Trace:
         """Keep how the returned tensors are nested among other values."""
         self._structure = structure
         self._leaves = [None if isinstance(x, Tensor) else (x,) for x in leaves]
-        self._single = structure is LEAF and isinstance(leaves[0], Tensor)
+        self.single = structure is LEAF and isinstance(leaves[0], Tensor)
 
     def rebuild(self, tensors: tuple[Tensor, ...]) -> Any:
         """The tensors of a launch in the form in which the function returns them."""
-        if self._single:
+        if self.single:
             return tensors[0]
         remaining = iter(tensors)
         leaves = [next(remaining) if x is None else x[0] for x in self._leaves]
@@ -389,7 +402,7 @@ class Trace:
         graph = self.kernel_graph()
         if not graph.outputs:
             return "/* nothing is computed */\n"
-        checks = self._checks() if device == "cpu" else ()
+        checks = self.checks(self.places) if device == "cpu" else ()
         return executable.generate(graph, self.strides, checks, self.returned, device).source
 
     def forward_unit(self) -> Unit | None:

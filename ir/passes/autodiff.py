@@ -74,11 +74,51 @@ def joint(graph: Graph, wrt: Sequence[int], outputs: Sequence[int] | None = None
         ['float32[]', 'float32[3]']
     """
     outputs = differentiable_outputs(graph) if outputs is None else tuple(outputs)
+    builder = _begun_as(graph)
+    seeds = [builder.input(graph.outputs[i].type, _ct_name(graph, i)) for i in outputs]
+    return _with_gradients(builder, graph, wrt, outputs, seeds)
+
+
+def value_and_grad(graph: Graph, wrt: Sequence[int], output: int) -> Graph:
+    """Values and the gradients of one output: `joint` with the cotangent 1.
+
+    Args:
+        graph: the primal graph.
+        wrt: positions of the inputs to differentiate with respect to; of floating dtype.
+        output: position of an output without dimensions.
+    Returns:
+        A graph of the same inputs; its outputs are the primal ones, then one gradient per entry of
+        `wrt`.
+    Raises:
+        NotDifferentiableError: a derivative is needed of an operation that states it has none.
+    Example:
+        >>> from tracegrad.ir import dtypes, ops
+        >>> builder = GraphBuilder("f")
+        >>> x = builder.input(TensorType((3,), dtypes.float32), "x")
+        >>> with builder:
+        ...     y = ops.reduce_sum(x * x)
+        >>> [str(v.type) for v in value_and_grad(builder.finish([y]), [0], 0).outputs]
+        ['float32[]', 'float32[3]']
+    """
+    builder = _begun_as(graph)
+    with builder:
+        one = builder.constant(1, graph.outputs[output].dtype, graph.device)
+    return _with_gradients(builder, graph, wrt, (output,), [one])
+
+
+def _begun_as(graph: Graph) -> GraphBuilder:
+    """A builder that begins with the primal nodes, whose values are kept as they are."""
     builder = GraphBuilder(graph.name)
-    # Primal values are kept as they are: the joint graph begins with the primal nodes.
     builder.inputs.extend(graph.inputs)
     builder.nodes.extend(graph.nodes)
-    seeds = [builder.input(graph.outputs[i].type, _ct_name(graph, i)) for i in outputs]
+    return builder
+
+
+def _with_gradients(
+    builder: GraphBuilder, graph: Graph, wrt: Sequence[int], outputs: Sequence[int],
+    seeds: Sequence[Value],
+) -> Graph:  # fmt: skip
+    """The graph of the primal outputs and of the gradients for the cotangents `seeds`."""
     with builder:
         cotangents = _backward(builder, graph, wrt, outputs, seeds)
         results = [_or_zeros(cotangents.get(graph.inputs[i]), graph.inputs[i].type) for i in wrt]

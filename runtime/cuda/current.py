@@ -11,6 +11,10 @@ class _Current(threading.local):
 
 _current = _Current()
 
+chosen: list[int] = []
+"""Grows where a thread chooses a device. Empty, the usual case, it spares callers a look at each
+thread's own choices."""
+
 
 def device() -> int:
     """The number of the current device of this thread.
@@ -28,4 +32,5 @@ def set_device(number: int) -> None:
     Example:
         >>> set_device(0)
     """
+    chosen.append(number)
     _current.device = number

@@ -262,8 +262,8 @@ def test_dividing_a_launch_falls_back_on_the_cost_model(monkeypatch, profiled_se
     """Where nothing can be rehearsed, plans say how much each kernel has to do."""
     x, w = operands()
     compiled = replayed(several, x, w)
-    (what,) = (v for v in history._watched.values()
-               if v.entry is compiled._order[0].executable.kernel.record)  # fmt: skip
+    (what,) = {v for v in history._watched.values()
+               if v.entry is compiled._order[0].executable.kernel.record}  # fmt: skip
     assert len(rehearsal.rehearse(what)) == len(division(what)[0])
     monkeypatch.setattr(rehearsal, "MANY_KERNELS", 0)
     assert rehearsal.rehearse(what) is None
