@@ -64,10 +64,11 @@ def accumulate(leaf: Tensor, ct: Tensor, create_graph: bool, *, fresh: bool) -> 
             have._storage.bump("add_")
 
 
-def first(leaf: Tensor, array: np.ndarray) -> None:
-    """`accumulate` for a new array in the leaf's layout and dtype, where nothing is recorded."""
-    with _LOCKS[id(leaf) >> 6 & 15]:
-        if leaf._grad is None:
-            leaf._grad = wrap(array)
-            return
+def first(leaf: Tensor, array: np.ndarray, like: np.ndarray) -> None:
+    """`accumulate` for a new array in the layout and dtype of `like`, where nothing is recorded."""
+    if leaf._array is like:
+        with _LOCKS[id(leaf) >> 6 & 15]:
+            if leaf._grad is None:
+                leaf._grad = wrap(array)
+                return
     accumulate(leaf, wrap(array), False, fresh=True)

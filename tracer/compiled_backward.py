@@ -267,9 +267,9 @@ class CompiledBackward(tape.BackwardNode):
         Returns:
             False, with nothing done, where the engine must go the long way.
         """
-        gradients, joint = self.gradients, self.joint
+        gradients, joint, inputs = self.gradients, self.joint, self.inputs
         if (
-            gradients is None or joint is None or output._output_nr != joint.number or self.retained
+            gradients is None or joint is None or inputs is None or output._output_nr != joint.number or self.retained
             or self.hooks is not None or watching or profilers or marking or anomaly.enabled
         ):  # fmt: skip
             return False
@@ -291,9 +291,9 @@ class CompiledBackward(tape.BackwardNode):
             if storage.version != version:
                 return False
         self.gradients = None
-        for leaf, array in zip(leaves, gradients):
+        for leaf, array, i in zip(leaves, gradients, self.trace.wrt):
             if array is not None:
-                first(leaf, array)
+                first(leaf, array, inputs[i][0])
         if not keep:
             self.residuals = self.inputs = None
         self.trace.mode.used()

@@ -236,6 +236,15 @@ def memory_is_replaced(f, x, w):
     return one_backward(f, x, w)
 
 
+def memory_replaced_after_the_call(f, x, w):
+    y = f(x, w)
+    x.data = x.detach().t().to(tg.float32)
+    w.data = tg.zeros(5, dtype=tg.float64)
+    y.backward()
+    assert x.grad.dtype is x.dtype
+    return ()
+
+
 def saved_hooks_around(f, x, w):
     packed = []
 
@@ -255,6 +264,7 @@ ACTS = [
     hook_on_leaf, hook_after_the_call, hook_on_result, result_retains, accumulator_hook,
     operand_overwritten, result_written, one_is_frozen, frozen_after_the_call, not_leaves,
     without_recording, in_inference, gradient_of_transform, other_values, memory_is_replaced,
+    memory_replaced_after_the_call,
     saved_hooks_around,
     pytest.param(backward_with_history, marks=pytest.mark.filterwarnings("ignore:Using backward")),
 ]  # fmt: skip
