@@ -61,7 +61,7 @@ class World:
         self.seen: list[Any] = []
         functions = (
             self.forward, self.branching, self.writing, self.drawing, self.training, self.slope,
-            self.looking, self.blending, self.stepping,
+            self.looking, self.blending, self.stepping, self.fitting,
         )  # fmt: skip
         self.functions = {
             f.__name__: tg.compile(f, wait=wait) if compiled else f for f in functions
@@ -116,6 +116,11 @@ class World:
         with tg.no_grad():
             self.leaf -= rate / (1 + count) * self.leaf.grad
         return loss.detach()
+
+    def fitting(self, x: Any) -> Any:
+        """A loss, whose backward comes outside: after a few calls it is computed at once."""
+        y = self.model(x) * self.scale
+        return (F.dropout(y, 0.25) ** 2).mean() + (self.leaf * x).sin().sum(), y
 
     def state(self) -> dict[str, Any]:
         """All of it, to be compared."""
@@ -222,7 +227,43 @@ class Walk(RuleBasedStateMachine):
                 sum(total).backward()
         return [result, x.grad, x, x._version, name == "writing" or world.state()["random"]]
 
-    @rule(name=st.sampled_from(NAMES))
+    @rule(
+        times=st.integers(1, 9), value=st.integers(-4, 8),
+        kind=st.sampled_from(["plain", "plain", "again", "scaled", "late hook", "given", "unused", "both"]),
+    )  # fmt: skip
+    def fit(self, times: int, value: int, kind: str) -> None:
+        """Calls of one kind in a row, each followed by a backward; the last one is of another kind."""
+
+        def descend(world: World) -> Any:
+            tg.set_rng_state(self.random)
+            found = []
+            for k in range(times):
+                x = self.input(4, value + k, "plain").requires_grad_()
+                loss, y = world.functions["fitting"](x)
+                last = kind if k == times - 1 else "plain"
+                if last == "late hook":
+                    x.register_hook(lambda g: g * 2)
+                elif last == "scaled":
+                    loss = loss * 0.5
+                elif last == "both":
+                    loss = loss + y.sum()
+                if last == "given":
+                    found.append(tg.autograd.grad(loss, [x, world.leaf], allow_unused=True))
+                elif last != "unused":
+                    loss.backward(retain_graph=last == "again")
+                if last == "again":
+                    loss.backward()
+                found.append((loss, y, x.grad))
+            return found, tg.get_rng_state()
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            (want, after), (got, random) = (descend(w) for w in (self.eager, self.compiled))
+        same(got, want, "fitting")
+        same(random, after, "random numbers of fitting")
+        self.random = after
+
+    @rule(name=st.sampled_from((*NAMES, "fitting")))
     def wait(self, name: str) -> None:
         """In between, what the worker has compiled takes over."""
         function: Any = self.compiled.functions[name]
