@@ -347,10 +347,12 @@ FEWEST_PER_BLOCK = 8  # rows
 def row_plan(
     name: str, group: RowGroup, stages: Sequence[Stage], buffers: Mapping[Value, Buffer],
     body: Sequence[Line | Loop], written: Sequence[str], shown: Mapping[str, str],
+    memory: Sequence[Buffer] = (),
 ) -> KernelPlan:  # fmt: skip
     """The plan of a row kernel with this body, which writes these buffers.
 
     Args:
+        memory: buffers that are written to only, of values that the kernel reads from variables.
         shown: names of buffers in the text; local ones are called as in Python, where that is free.
     """
     shown = dict(shown)
@@ -358,14 +360,14 @@ def row_plan(
         if v.name.isidentifier() and v.name not in shown.values():
             shown[buffers[v].name] = v.name
     terms = [t for s in stages for t in s.lowered.terms()]
-    local = {buffers[v].name for v in group.local}
+    local = {b.name for v, b in buffers.items() if b.local or v in group.local}
     read = {t.template for t in terms if t.kind == "load"} - local
     operations = sum(
         prod(s.group.domain) * sum(t.cost for t in s.lowered.terms() if t.kind == "apply")
         for s in stages
     )
     return kernel_plan(
-        name, summary(group, stages), body, read, written, buffers.values(), operations,
+        name, summary(group, stages), body, read, written, (*buffers.values(), *memory), operations,
         any(s.lowered.lowering.uses_status for s in stages), tuple(shown.items()),
     )  # fmt: skip
 

@@ -269,8 +269,9 @@ class CompiledBackward(tape.BackwardNode):
         """
         gradients, joint, inputs = self.gradients, self.joint, self.inputs
         if (
-            gradients is None or joint is None or inputs is None or output._output_nr != joint.number or self.retained
-            or self.hooks is not None or watching or profilers or marking or anomaly.enabled
+            gradients is None or joint is None or inputs is None
+            or output._output_nr != joint.number or self.retained or self.hooks is not None
+            or watching or profilers or marking or anomaly.enabled
         ):  # fmt: skip
             return False
         leaves = []

@@ -130,13 +130,15 @@ class RowLayout:
         parts, per_part: where something accumulates over rows, in how many blocks of how many.
         made: what the kernel makes: the stage, and where its elements are in a row.
         aligned: whether inputs begin at the alignment of vectors.
+        memory: outputs of which stages read a variable, and where they go.
         own: the local arrays; `in_registers` those of them that are arrays of each thread.
     """
 
     def __init__(
         self, name: str, group: RowGroup, stages: list[Stage], buffers: Mapping[Value, Buffer],
-        aligned: bool,
+        aligned: bool, memory: Mapping[Value, Buffer],
     ) -> None:  # fmt: skip
+        self.memory = memory
         self.name, self.group, self.stages = name, group, stages
         self.buffers, self.aligned = buffers, aligned
         self.rows, self.merges = merge_loops(stages)
@@ -181,6 +183,10 @@ class RowLayout:
     def _rows_per_part(self) -> int:
         share = ceil_div(self.count, MOST_PARTS)
         return share if isinstance(share, Size) else max(FEWEST_PER_PART, share)
+
+    def in_memory(self, v: Value) -> Buffer:
+        """The buffer that holds a value, for others than the kernel."""
+        return self.memory.get(v) or self.buffers[v]
 
     # ---- where arrays are -----------------------------------------------------------------------
 

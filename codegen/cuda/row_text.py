@@ -198,15 +198,19 @@ class RowText:
         """What a reduction along the row leaves: a variable, or an element in memory."""
         for node, r, acc in accumulators:
             buffer = self.k.buffers[node.out]
-            if buffer.scalar:
+            out = self.k.in_memory(node.out)
+            if buffer.scalar and (out is buffer or self.k.readers(buffer.name)):
                 c_type = "int" if node.out.dtype.kind == "b" else node.out.dtype.c_compute
                 self.row.append(
                     Line(f"const {c_type} {buffer.name} = {r.value(acc, node.out.dtype)};")
                 )
+                if out is not buffer:
+                    value = buffer.name if c_type == out.dtype.c_type else r.result(acc)
+                    self.row += self.team.first([Line(f"{out.name}[row] = {value};")])
                 continue
-            place = "0" if buffer.local else "row"
-            self.row += self.team.first([Line(f"{buffer.name}[{place}] = {r.result(acc)};")])
-            self.unseen.add(buffer.name)
+            place = "0" if out.local else "row"
+            self.row += self.team.first([Line(f"{out.name}[{place}] = {r.result(acc)};")])
+            self.unseen.add(out.name)
 
     # ---- what accumulates over the rows ---------------------------------------------------------
 

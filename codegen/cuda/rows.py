@@ -89,16 +89,41 @@ def _fused(
     for v, b in list(local.items()):
         if not b.scalar and isinstance(prod(v.shape[len(group.rows) :]), Size):
             move(v)  # arrays have the same size in every call
+    results = _row_results(group, buffers, len(local))
+    local.update(results)
     while True:
         known = {**buffers, **local}
         stages = lower_stages(group, producer, known)
-        layout = RowLayout(name, group, stages, known, target.aligned)
+        memory = {v: buffers[v] for v in results}
+        layout = RowLayout(name, group, stages, known, target.aligned, memory)
         if layout.shared_bytes() <= target.shared_bytes - SPARE:
             return _planned(layout, tuple(moved.values()))
         arrays = [v for v, b in local.items() if b.local and not b.scalar]
         if not arrays:
             return None
         move(max(arrays, key=lambda v: v.type.nbytes))
+
+
+def _row_results(
+    group: RowGroup, buffers: Mapping[Value, Buffer], named: int
+) -> dict[Value, Buffer]:
+    """Variables for the results of whole rows that are outputs: later stages read those.
+
+    Args:
+        named: how many local buffers have names already.
+    """
+    made: dict[Value, Buffer] = {}
+    if prod(group.rows) == 1:  # one row cannot be told from a reduction over the rows
+        return made
+    k = len(group.rows)
+    for stage in group.stages:
+        for v in (node.out for node in stage.reductions):
+            if v not in group.local and v.shape[:k] == group.rows and prod(v.shape[k:]) == 1:
+                name = f"row_{named + len(made)}"
+                made[v] = replace(
+                    buffers[v], name=name, strides=(0,) * len(v.shape), local=True, scalar=True
+                )
+    return made
 
 
 def _planned(layout: RowLayout, moved: tuple[Scratch, ...]) -> tuple[CudaKernel, ...]:
@@ -108,10 +133,11 @@ def _planned(layout: RowLayout, moved: tuple[Scratch, ...]) -> tuple[CudaKernel,
     text = RowText(layout, Held(_affordable(layout, first.held.seen)))
     text.write()
     results = [n.out for s in layout.stages if s.accumulates for n in s.group.reductions]
-    written = [layout.buffers[v].name for v in layout.group.values if v not in results]
+    written = [layout.in_memory(v).name for v in layout.group.values if v not in results]
     plan = row_plan(
-        layout.name, layout.group, layout.stages, layout.buffers, (), written, text.shown
-    )
+        layout.name, layout.group, layout.stages, layout.buffers, (), written, text.shown,
+        (*layout.memory.values(),),
+    )  # fmt: skip
     teams = layout.parts if layout.accumulating else layout.count
     grid = (-(-int(teams) // layout.team.per_block), 1, 1)
     kernel = as_cuda(plan, text.items, grid, (layout.team.threads, 1, 1), layout.index)
