@@ -24,6 +24,9 @@ SMALL = 8 * 8 * 8  # multiplications per product below which a BLAS call costs m
 BLAS_FLOATS = ("float32", "float64")
 PANEL_FLOPS = 4_000_000  # above this the rows are cut into panels for threads
 PANELS = 8
+UNPACKED = 1_000_000  # multiplications up to which OpenBLAS reads the operands where they lie
+FEW_PARTS = 4  # of a product, each so small; more of them and packing pays
+FEW_ROWS = 16  # of the left operand, up to which that is so with the right one transposed, too
 PANEL_ROWS = 128  # fewer rows and a panel's time goes into packing the other operand again
 
 Views = Mapping[Value, tuple[Buffer, Affine, dict[str, int]]]
@@ -237,6 +240,10 @@ def plan_contraction(
     if 2 * m * n * k > PANEL_FLOPS and prod(batch) == 1 and m >= 2 * PANELS:
         rows = max(ceil_div(m, PANELS), min(PANEL_ROWS, ceil_div(m, 2)))
         panels = ceil_div(m, rows)
+    parallel = panels > 1
+    if not parallel and not batch:
+        panels = _unpacked_parts(m, n, k, right.transposed)
+        rows = ceil_div(m, panels)
     height = str(m)
     body: list[Line | Loop] = []
     if panels > 1:
@@ -258,8 +265,9 @@ def plan_contraction(
     threads = (PARALLEL,) if target.openmp else ()
     items: tuple[Line | Loop, ...] = tuple(body)
     if panels > 1:
-        items = (Loop("row", str(m), items, step=str(rows), pragmas=threads,
-                      comment=f"panels of {rows} rows, one thread each"),)  # fmt: skip
+        why = "one thread each" if parallel else "small enough for BLAS to multiply without packing"
+        items = (Loop("row", str(m), items, step=str(rows), pragmas=threads if parallel else (),
+                      comment=f"panels of {rows} rows, {why}"),)  # fmt: skip
     busy = 2 * m * n * k * prod(batch) > PANEL_FLOPS
     for i in range(len(batch) - 1, -1, -1):
         if batch[i] > 1:
@@ -282,6 +290,14 @@ def plan_contraction(
         tuple(p.name for p in parameters),
         nbytes=prod(batch) * (m * k + k * n + m * n) * size, ops=2 * prod(batch) * m * n * k,
     )  # fmt: skip
+
+
+def _unpacked_parts(m: int, n: int, k: int, transposed: bool) -> int:
+    """In how many parts of its rows a product of one thread is quicker than as a whole."""
+    if isinstance(m * n * k, Size) or (transposed and m > FEW_ROWS):
+        return 1
+    parts = ceil_div(m * n * k, UNPACKED)
+    return parts if parts <= FEW_PARTS and m >= 4 * parts else 1
 
 
 def _shape(shape: Shape) -> str:

@@ -41,13 +41,14 @@ class Launcher:
 
 
 def run_lines(
-    addresses: Sequence[str | None], outputs: Sequence[TensorType], failed: Sequence[str],
+    addresses: Sequence[str | None], outputs: Sequence[TensorType | None], failed: Sequence[str],
     kept: str = "", prefix: str = "out",
 ) -> list[str]:  # fmt: skip
     """Lines that call a unit: addresses of its inputs in, new arrays `out_0`, `out_1` ... out.
 
     Args:
         addresses: an expression each; None for one that the table holds already.
+        outputs: their types; None for one that is written where an input lies.
         failed: what to do where the unit reports a failure.
         kept: the line that writes those addresses where one of them is another.
         prefix: of the names of the arrays.
@@ -63,6 +64,8 @@ def run_lines(
         lines.append(kept)
     lines += [f"args[{k}] = {a}" for k, a in enumerate(addresses) if a is not None]
     for k, t in enumerate(outputs):
+        if t is None:
+            continue
         lines.append(f"{prefix}_{k} = empty({tuple(map(int, t.shape))!r}, dtype_{t.dtype.name})")
         lines.append(f"pointers[{len(addresses) + k}] = buffer({prefix}_{k})")
     lines.append("if tg_run(pointers):")
@@ -70,8 +73,12 @@ def run_lines(
     return [*lines, "slots.append(slot)", "record.launches += 1"]
 
 
-def executable_text(name: str, inputs: int, outputs: Sequence[TensorType], kernels: int) -> str:
+def executable_text(
+    name: str, inputs: int, outputs: Sequence[TensorType | None], kernels: int
+) -> str:
     """The function that calls a unit: input addresses in, output arrays out.
+
+    Outputs of which the type is None are written where an input lies, and not returned.
 
     Example:
         >>> from tracegrad.ir import dtypes
@@ -80,12 +87,13 @@ def executable_text(name: str, inputs: int, outputs: Sequence[TensorType], kerne
         'def forward(in_0):'
     """
     names = [f"in_{k}" for k in range(inputs)]
+    made = sum(t is not None for t in outputs)
     lines = [
         f"def {name}({', '.join(names)}):",
-        f'    """Addresses of {inputs} inputs -> {len(outputs)} arrays; {kernels} kernels."""',
+        f'    """Addresses of {inputs} inputs -> {made} arrays; {kernels} kernels."""',
         *(f"    {line}" for line in run_lines(names, outputs, ["fail(slot, slots)"])),
     ]
-    results = "".join(f"out_{k}, " for k in range(len(outputs))).strip()
+    results = "".join(f"out_{k}, " for k, t in enumerate(outputs) if t is not None).strip()
     lines.append(f"    return ({results})")
     return "\n".join(lines) + "\n"
 

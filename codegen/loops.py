@@ -294,7 +294,9 @@ class _Nest:
 
     def _parallel(self, elements: int) -> bool:
         """Whether so many elements are worth threads, or may be in another call."""
-        return isinstance(elements, Size) or elements * self.lowered.seconds() > PARALLEL_SECONDS
+        if isinstance(elements, Size):
+            return True
+        return elements * self.lowered.seconds(elements) > PARALLEL_SECONDS
 
     # ---- parameters -----------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from tracegrad.ir.location import Location
 from tracegrad.ir.types import Shape, contiguous_strides
 
 SECONDS_PER_OP, SECONDS_PER_BYTE = 0.08e-9, 0.1e-9  # one core, vectorised; rough on purpose
+CACHE, SECONDS_PER_CACHED_BYTE = 2 << 20, 0.01e-9  # bytes that stay in caches near a core
 
 
 @dataclass(frozen=True)
@@ -118,13 +119,15 @@ class Lowered:
             found.extend(g.index for g in t.guards)
         return found
 
-    def seconds(self) -> float:
-        """About how long one element takes on one core."""
-        terms = self.terms()
-        ops = sum(t.cost for t in terms if t.kind == "apply")
-        loads = sum(t.dtype.itemsize for t in terms if t.kind == "load")
-        stores = sum(v.dtype.itemsize for v, *_ in self.stored)
-        return max(ops * SECONDS_PER_OP + (loads + stores) * SECONDS_PER_BYTE, 1e-12)
+    def seconds(self, elements: int | None = None) -> float:
+        """About how long one element of so many takes on one core; from memory without a number."""
+        varying = _varying(self.terms())
+        ops = sum(t.cost for t in varying if t.kind == "apply")
+        nbytes = sum(t.dtype.itemsize for t in varying if t.kind == "load")
+        nbytes += sum(v.dtype.itemsize for v, *_ in self.stored)
+        cached = elements is not None and elements * nbytes <= CACHE
+        each = SECONDS_PER_CACHED_BYTE if cached else SECONDS_PER_BYTE
+        return max(ops * SECONDS_PER_OP + nbytes * each, 1e-12)
 
     def locations(self) -> dict[str, Location]:
         """The Python lines that are computed here."""
@@ -133,6 +136,20 @@ class Lowered:
             if node.location is not None:
                 lines.setdefault(str(node.location), node.location)
         return lines
+
+
+def _varying(terms: Sequence[Term]) -> list[Term]:
+    """The terms that differ from element to element; others are computed once, before the loops."""
+    found: dict[int, bool] = {}
+
+    def varies(term: Term) -> bool:
+        known = found.get(id(term))
+        if known is None:
+            own = bool(term.affine.terms) or any(g.index.terms for g in term.guards)
+            known = found[id(term)] = own or any(map(varies, term.operands.values()))
+        return known
+
+    return [t for t in terms if varies(t)]
 
 
 @dataclass

@@ -331,8 +331,11 @@ class _RowKernel:
         if not self.target.openmp or not self.rows:
             return ()
         count = prod(self.group.rows)
-        seconds = sum(prod(s.group.domain) * s.lowered.seconds() for s in self.stages)
         sizes = [prod(s.group.domain) for s in self.stages]
+        known = [None if isinstance(n, Size) else n for n in sizes]
+        seconds = sum(
+            n * s.lowered.seconds(k) for n, k, s in zip(sizes, known, self.stages, strict=True)
+        )
         varying = [n for n in sizes if isinstance(n, Size)]
         if isinstance(count, Size) or varying:
             most = max(varying, default=count)

@@ -22,6 +22,7 @@ from tracegrad.codegen.loops import plan_group
 from tracegrad.codegen.lower import Buffer, same_memory
 from tracegrad.codegen.nest import natural
 from tracegrad.codegen.opaque import plan_opaque
+from tracegrad.codegen.overwriting import unsafe
 from tracegrad.codegen.plan import KernelPlan, Parameter, Scratch, Slot, Target
 from tracegrad.codegen.prelude import prelude, without_comments
 from tracegrad.codegen.rows import plan_rows
@@ -56,6 +57,8 @@ class Unit:
         uses_status: whether the last argument is a status of four int64.
         nbytes: bytes moved, each kernel's buffers counted once.
         ops: operations, about.
+        inplace: pairs (output, input): outputs that are written where that input lies; what the table
+            holds for them is not used.
         numbers: what the table of arguments holds behind the status: sizes that vary, and the
             offsets of temporaries in the arena. Other sizes may have the same `code`.
     """
@@ -69,6 +72,7 @@ class Unit:
     nbytes: int
     ops: int
     numbers: tuple[int, ...] = ()
+    inplace: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,7 @@ class UnitPlan:
         arena_bytes, temporaries: see `Unit`.
         checks: lines of C after the kernel at a position.
         sizes: the sizes that vary, by the name of an argument.
+        inplace: see `Unit`.
     """
 
     title: str
@@ -96,6 +101,7 @@ class UnitPlan:
     temporaries: int
     checks: Mapping[int, Sequence[str]]
     sizes: Mapping[str, int] = field(default_factory=dict)
+    inplace: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -150,9 +156,29 @@ def build(
 
 def plan_unit(
     graph: Graph, target: Target, strides: Mapping[Value, Shape], checks: Sequence[Check] = (),
-    returned: int | None = None,
+    returned: int | None = None, inplace: Mapping[int, int] | None = None,
 ) -> UnitPlan:  # fmt: skip
-    """Decide the kernels of a graph and the places of its buffers; arguments as for `build`."""
+    """Decide the kernels of a graph and the places of its buffers; arguments as for `build`.
+
+    Args:
+        inplace: outputs that only replace an input of the same type, with the number of that input;
+            it must be contiguous. Those that can be written in place are in the plan's `inplace`.
+    """
+    wanted = dict(inplace or {})
+    while True:
+        plan = _plan(graph, target, strides, checks, returned, wanted)
+        may_stop = bool(checks) or any(k.uses_status for k in plan.kernels)
+        refused = unsafe(plan.kernels, plan.texts, may_stop, wanted)
+        if not refused:
+            return plan
+        wanted = {out: k for out, k in wanted.items() if out not in refused}
+
+
+def _plan(
+    graph: Graph, target: Target, strides: Mapping[Value, Shape], checks: Sequence[Check],
+    returned: int | None, inplace: Mapping[int, int],
+) -> UnitPlan:  # fmt: skip
+    """As `plan_unit`, with all of `inplace` written in place."""
     returned = len(graph.outputs) if returned is None else returned
     assert len(set(graph.outputs)) == len(graph.outputs), "outputs must be distinct"
     assert not set(graph.outputs) & set(graph.inputs), "an output must not be an input"
@@ -161,7 +187,7 @@ def plan_unit(
     graph = prepared(graph, strides)
     graph = with_sized_constants(graph) if sizes else graph
     steps = schedule(graph, strides)
-    buffers = name_buffers(graph, steps, strides, returned)
+    buffers = name_buffers(graph, steps, strides, returned, inplace)
     checked = _check_positions(graph, steps, checks)
     kernels: list[KernelPlan] = []
     texts: dict[int, str] = {}
@@ -199,7 +225,7 @@ def plan_unit(
         lines.setdefault(at, []).extend(check_lines(number, check, buffers[v]))
     return UnitPlan(
         title, tuple(kernels), texts, tuple(slots), len(graph.inputs), returned, arena,
-        temporaries, lines, sizes,
+        temporaries, lines, sizes, inplace,
     )  # fmt: skip
 
 
@@ -224,9 +250,10 @@ def prepared(
 
 
 def name_buffers(
-    graph: Graph, steps: Sequence[Step], strides: Mapping[Value, Shape], returned: int
-) -> dict[Value, Buffer]:
-    """The buffers of all that the steps read and write."""
+    graph: Graph, steps: Sequence[Step], strides: Mapping[Value, Shape], returned: int,
+    inplace: Mapping[int, int] | None = None,
+) -> dict[Value, Buffer]:  # fmt: skip
+    """The buffers of all that the steps read and write; outputs in `inplace` have that of an input."""
     buffers: dict[Value, Buffer] = {}
 
     def add(value: Value, name: str) -> None:
@@ -236,7 +263,7 @@ def name_buffers(
     for k, v in enumerate(graph.inputs):
         add(v, f"in_{k}")
     for k, v in enumerate(graph.outputs[:returned]):
-        add(v, f"out_{k}")
+        add(v, f"in_{inplace[k]}" if inplace and k in inplace else f"out_{k}")
     temporaries = [v for step in steps for v in step.values if v not in buffers]
     for k, v in enumerate(temporaries):
         add(v, f"tmp_{k}")
@@ -346,6 +373,7 @@ def render_unit(plan: UnitPlan, target: Target) -> Unit:
         strip_comments(render("unit.c.j2", unit=view)),
         len(plan.kernels), plan.arena_bytes, plan.temporaries, uses_status,
         sum(k.nbytes for k in plan.kernels), sum(k.ops for k in plan.kernels), _numbers(plan),
+        tuple(plan.inplace.items()),
     )  # fmt: skip
 
 
@@ -423,6 +451,7 @@ def with_names(text: str, names: Sequence[tuple[str, str]]) -> str:
 def _bindings(plan: UnitPlan, uses_status: bool) -> list[str]:
     """The lines of `tg_run` that name its arguments; buffers that no kernel reads are left out."""
     used = {a for k in plan.kernels for a in k.arguments}
+    replaced = {f"in_{k}" for k in plan.inplace.values()}
     status = plan.inputs + plan.outputs + 1
     used.update(_WORD.findall("\n".join(line for lines in plan.checks.values() for line in lines)))
     last = plan.inputs + plan.outputs
@@ -435,7 +464,7 @@ def _bindings(plan: UnitPlan, uses_status: bool) -> list[str]:
         offset += s.kind == "arena"
         if s.name not in used:
             continue
-        const = "const " if s.kind == "input" else ""
+        const = "const " if s.kind == "input" and s.name not in replaced else ""
         if s.kind == "arena" and plan.sizes:
             place = f"(void *)((char *)args[{last}] + (intptr_t)args[{at}])"
         elif s.kind == "arena" and s.position:
@@ -445,6 +474,8 @@ def _bindings(plan: UnitPlan, uses_status: bool) -> list[str]:
         else:
             place = f"args[{s.position + (plan.inputs if s.kind == 'output' else 0)}]"
         comment = f"  // {s.comment}" if s.comment else ""
+        if s.name in replaced:
+            comment += ", written in place"
         lines.append(f"{const}{s.c_type} *{s.name} = {place};{comment}")
     if uses_status:
         lines.append(f"int64_t *status = args[{status}];")

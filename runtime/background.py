@@ -273,6 +273,7 @@ _worker_lock = threading.Lock()
 def submit(
     graph: Graph, strides: Mapping[Value, Shape] | None = None, checks: Sequence[Check] = (),
     returned: int | None = None, then: Callable[[], None] = lambda: None,
+    inplace: Mapping[int, int] | None = None,
 ) -> Job | None:  # fmt: skip
     """Begin to make what `executable.build` with the same arguments needs.
 
@@ -291,7 +292,7 @@ def submit(
             return None
         if not toolchain.find().present or not folder.current().writable:
             return None
-        work = _packed((graph, dict(strides or {}), tuple(checks), returned))
+        work = _packed((graph, dict(strides or {}), tuple(checks), returned, inplace))
         if work is None:
             return None
         environment = _environment()
@@ -378,8 +379,8 @@ def main(number: int) -> None:
         count += 1
         problem = ""
         try:
-            graph, strides, checks, returned = pickle.loads(_opened(letter))
-            executable.build(graph, "build", strides, checks, returned)
+            graph, strides, checks, returned, inplace = pickle.loads(_opened(letter))
+            executable.build(graph, "build", strides, checks, returned, inplace=inplace)
             kernels.unload_all()
         except Exception as error:  # the other process will meet it, too, and tell the user
             problem = f"{type(error).__name__}: {error}"

@@ -37,11 +37,12 @@ class Executable:
     """A compiled graph.
 
     Attributes:
-        call: `call(*addresses)` -> tuple of new arrays, one per output.
+        call: `call(*addresses)` -> tuple of new arrays, one per output that is not written where an
+            input lies.
         text: the Python text of `call`.
         unit: plans and C texts.
         kernel: the loaded shared object.
-        types: of the outputs.
+        types: of the outputs, None for those.
         names: what the names in `text` stand for, for others that call the unit themselves.
         launchable: for `history.watch`.
     """
@@ -50,7 +51,7 @@ class Executable:
     text: str
     unit: Unit
     kernel: kernels.LoadedKernel
-    types: tuple[TensorType, ...] = ()
+    types: tuple[TensorType | None, ...] = ()
     names: Mapping[str, Any] = field(default_factory=dict)
     launchable: history.Launchable | None = None
 
@@ -72,6 +73,7 @@ def target() -> Target:
 def generate(
     graph: Graph, strides: Mapping[Value, Shape] | None = None, checks: Sequence[Check] = (),
     returned: int | None = None, device: str | None = None,
+    inplace: Mapping[int, int] | None = None,
 ) -> Unit:  # fmt: skip
     """The C of a graph for the compiler at hand (or, without one, for a usual one).
 
@@ -88,12 +90,15 @@ def generate(
         chosen = target()
     except CompilerNotFound:
         chosen = Target()
-    key = _unit_key(graph, chosen, strides or {}, (tuple(checks), returned))
+    places = dict(inplace or {})
+    key = _unit_key(graph, chosen, strides or {}, (tuple(checks), returned, places))
     kept = cache.get_text("units", key)
     if kept is not None:
         found = json.loads(kept)
-        return Unit(**{**found, "numbers": tuple(found["numbers"])})
-    unit = render_unit(plan_unit(graph, chosen, strides or {}, checks, returned), chosen)
+        found["numbers"] = tuple(found["numbers"])
+        found["inplace"] = tuple(map(tuple, found["inplace"]))
+        return Unit(**found)
+    unit = render_unit(plan_unit(graph, chosen, strides or {}, checks, returned, places), chosen)
     cache.put_text("units", key, json.dumps(asdict(unit)))
     return unit
 
@@ -136,11 +141,13 @@ class Strayed(Exception):
 def build(
     graph: Graph, name: str, strides: Mapping[Value, Shape] | None = None,
     checks: Sequence[Check] = (), returned: int | None = None, debug: bool = False,
+    inplace: Mapping[int, int] | None = None,
 ) -> Executable:  # fmt: skip
     """Generate, compile and load a graph.
 
     Args:
         checks, returned: as for `codegen.unit.build`. A call raises `Strayed` where a check fails.
+        inplace: as for `codegen.unit.plan_unit`, in host memory.
         debug: a call raises `NaNError` where an operation makes a NaN.
     Raises:
         CompilerNotFound: there is no compiler and the cache does not hold this graph's code.
@@ -151,7 +158,7 @@ def build(
 
         return traces.build(graph, name, strides, checks, returned, debug)  # type: ignore[return-value]
     start = time.perf_counter()
-    unit = generate(graph, strides, checks, returned)
+    unit = generate(graph, strides, checks, returned, inplace=inplace)
     elapsed = (time.perf_counter() - start) * 1e3
     outputs = graph.outputs[:returned]
     kernel = kernels.load(
@@ -159,7 +166,8 @@ def build(
         inputs=len(graph.inputs), outputs=len(outputs), ops=len(graph.nodes),
         bytes=unit.nbytes,
     )  # fmt: skip
-    types = [v.type for v in outputs]
+    replaced = dict(unit.inplace)
+    types = [None if k in replaced else v.type for k, v in enumerate(outputs)]
     text = executable_text(name, len(graph.inputs), types, unit.kernels)
     slots: list[Slot] = []
     namespace: dict[str, Any] = {
@@ -170,7 +178,7 @@ def build(
         "tg_run": kernel.run,  # `history.timing` may put a clock around it
         "fail": _fail,
         "record": kernel.record,
-        **{f"dtype_{t.dtype.name}": t.dtype.numpy for t in types},
+        **{f"dtype_{t.dtype.name}": t.dtype.numpy for t in types if t is not None},
     }
     names = dict(namespace)
     exec(compile(text, f"<tracegrad {graph.name}>", "exec"), namespace)

@@ -20,7 +20,8 @@ from tracegrad.ir.location import Location
 from tracegrad.ir.primitive import TABLE, Primitive
 from tracegrad.runtime.cuda.array import DeviceArray, all_apart, host
 from tracegrad.tracer.inplace import check_layout
-from tracegrad.tracer.storage import announce, before_write
+from tracegrad.tracer.storage import announce as announce_storage
+from tracegrad.tracer.storage import before_write
 from tracegrad.tracer.tensor import Tensor
 
 Step = tuple[Any, Any, tuple[int, ...]]  # operation, parameters, shape: of a view's chain
@@ -183,14 +184,11 @@ def write_all(writes: Sequence[tuple[Tensor, Any, Sequence[tuple[str, Location |
         if not (plain and own.contiguous and array.contiguous and own.dtype is array.dtype):
             write_back(tensor, array, noted)
             continue
-        storage = tensor._storage
-        if before_write:
-            announce(storage)
+        announce(tensor)
         index = own.index
         if own.size:
             copies.append((own.address, array.address, own.nbytes))
-        for name, location in noted:
-            storage.note(name, location)
+        note(tensor, noted)
     if copies:
         from tracegrad.runtime.cuda import executable
 
@@ -199,11 +197,20 @@ def write_all(writes: Sequence[tuple[Tensor, Any, Sequence[tuple[str, Location |
 
 def write_back(tensor: Tensor, array: Any, noted: Sequence[tuple[str, Location | None]]) -> None:
     """Put what a replay computed into the memory of an input, as the writes it stands for did."""
-    storage = tensor._storage
-    if before_write:
-        announce(storage)
+    announce(tensor)
     if tensor._array.__class__ is not DeviceArray:
         array = host(array)
     tensor._array[...] = array
+    note(tensor, noted)
+
+
+def announce(tensor: Tensor) -> None:
+    """Tell those who must see the memory as it was before a replay writes to it."""
+    if before_write:
+        announce_storage(tensor._storage)
+
+
+def note(tensor: Tensor, noted: Sequence[tuple[str, Location | None]]) -> None:
+    """Count the writes that a replay stands for."""
     for name, location in noted:
-        storage.note(name, location)
+        tensor._storage.note(name, location)

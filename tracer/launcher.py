@@ -18,9 +18,10 @@ from tracegrad.runtime.executable import Strayed
 from tracegrad.runtime.kernels import pointer
 from tracegrad.runtime.layouts import inverse
 from tracegrad.tracer import verification
+from tracegrad.tracer.apart import Apart
 from tracegrad.tracer.capture import Source
 from tracegrad.tracer.capture_grads import unhooked
-from tracegrad.tracer.capture_memory import apart, write_all, write_back
+from tracegrad.tracer.capture_memory import announce, apart, note, write_all, write_back
 from tracegrad.tracer.capture_state import number_tensor
 from tracegrad.tracer.compiled_backward import CompiledBackward, FreedBackward, gradient_source
 from tracegrad.tracer.known_layout import KnownLayout, moves
@@ -57,6 +58,9 @@ class LauncherBuilder:
         self.joint = trace.mode.active
         self.executable = trace.executable if self.joint is None else self.joint.executable
         self.places = trace.places if self.joint is None else self.joint.places
+        self.replaced: dict[int, int] = {}  # arrays that the unit writes where an input lies
+        if self.inlined and self.joint is None and trace.executable is not None:
+            self.replaced = dict(trace.executable.unit.inplace)
 
     def build(self) -> tuple[str, Callable[[Sequence[Any]], Any]]:
         """The text of the launcher, and the function."""
@@ -66,7 +70,7 @@ class LauncherBuilder:
             "Strayed": Strayed, "trace": trace, "wrap": wrap, "pointer": pointer, "missed": trace.missed,
             "contiguous": plain_memory, "CompiledBackward": CompiledBackward,
             "source": gradient_source, "mode": trace.mode, "joint": trace.mode.active,
-            "apart": apart, "write_back": write_back, "write_all": write_all,
+            "announce": announce, "note": note, "write_back": write_back, "write_all": write_all,
             "FreedBackward": FreedBackward, "unhooked": unhooked,
             "number": number_tensor,
         }  # fmt: skip
@@ -102,14 +106,7 @@ class LauncherBuilder:
                 addresses.append(f"layout_{k}.address")
             else:
                 addresses.append(f"{name}._ptr()")
-        written = [names[w.source] for w in self.capture.writes]
-        if written:
-            others = [
-                n for n, s in zip(names, self.capture.sources, strict=True)
-                if n not in written and s.kind not in ("random", "number")
-            ]  # fmt: skip
-            inputs.append(f"if not apart({_tuple(written)}, {_tuple(others)}):")
-            inputs.append(f"    return missed({OVERLAP})  # a write would be seen by another input")
+        inputs += self._apart_lines(namespace)
         inputs += draws  # last: a launch that misses draws nothing
         call, keep = self._call(namespace, addresses, undo)
         after = [
@@ -148,7 +145,9 @@ class LauncherBuilder:
                 keep = ["slot[2], args = moves[0], slot[0]"]
                 keep += [f"args[{k}] = {addresses[k]}" for k in kept]
             failed = caught(["fail(slot, slots)"], undo)
-            return run_lines(given, executable.types, failed, line, "array"), keep
+            announced = [f"announce({self.names[k]})" for k in self.replaced.values()]
+            lines = run_lines(given, executable.types, failed, line, "array")
+            return [*announced, *lines], keep
         namespace["forward"] = executable.call
         made = ", ".join(f"array_{k}" for k in range(trace.returned))
         target = f"{made}, = " if made else ""
@@ -159,6 +158,28 @@ class LauncherBuilder:
             if made:
                 attempt.append(f"{made}, = verified({arrays}, ({made},))")
         return caught(attempt, undo), []
+
+    def _apart_lines(self, namespace: dict[str, Any]) -> list[str]:
+        """Look whether what the launch writes to shares memory with another input."""
+        written = {w.source for w in self.capture.writes}
+        if not written:
+            return []
+        seen = [k for k, s in enumerate(self.capture.sources)
+                if s.kind not in ("random", "number", "literal")]  # fmt: skip
+        names, kinds = self.names, (written, set(seen) - written)
+        if self.trace.place is not None:
+            namespace["apart"] = apart
+            given = [_tuple([names[k] for k in seen if k in kind]) for kind in kinds]
+        else:  # of tensors from outside it is known while none has moved
+            fixed = [[self.capture.sources[k].tensor for k in seen if k in kind and k in self.layouts]
+                     for kind in kinds]  # fmt: skip
+            namespace["apart"] = Apart(*fixed)  # type: ignore[arg-type]
+            given = [_tuple([names[k] for k in seen if k in kind and k not in self.layouts])
+                     for kind in kinds]  # fmt: skip
+        return [
+            f"if not apart({', '.join(given)}):",
+            f"    return missed({OVERLAP})  # a write would be seen by another input",
+        ]
 
     def _layouts(self) -> dict[int, KnownLayout]:
         """The layouts of the captured inputs."""
@@ -255,19 +276,22 @@ class LauncherBuilder:
 
     def _write_lines(self, namespace: dict[str, Any]) -> list[str]:
         """Write to the inputs; what comes from another input is read before the first write."""
-        read, written = [], []
+        read, written, noted = [], [], []
         for w in self.capture.writes:
             kind, at = (w.kind, w.at) if w.kind == "input" else self.places[w.at]
+            namespace[f"noted_{w.source}"] = w.noted
+            if kind == "array" and at in self.replaced:
+                noted.append(f"note({self.names[w.source]}, noted_{w.source})")
+                continue
             array = f"array_{at}"
             if kind == "input":
                 array = f"moved_{w.source}"
                 read.append(f"{array} = {self.names[at]}._array.copy()")
-            namespace[f"noted_{w.source}"] = w.noted
             written.append((self.names[w.source], array, f"noted_{w.source}"))
         if len(written) > 1 and self.trace.place is not None:
             listed = _tuple([_tuple(parts) for parts in written])
             return [*read, f"write_all({listed})"]
-        return [*read, *(f"write_back({', '.join(parts)})" for parts in written)]
+        return [*read, *(f"write_back({', '.join(parts)})" for parts in written), *noted]
 
     def _result_lines(self) -> list[str]:
         """Wrap the arrays that the caller sees, and put the backward on the tape."""

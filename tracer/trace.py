@@ -163,6 +163,35 @@ class Trace:
         ]
         return {k for kind, k in places if kind == "output"}
 
+    def replaced(self) -> dict[int, int]:
+        """Arrays of the forward that only replace what an input holds: they may be written there.
+
+        Not where somebody looks at that input after the launch as it was before: what the backward
+        keeps, callbacks, a verification of each call, results that are an input's value.
+        """
+        capture = self.capture
+        if (
+            self.place is not None or self.debug or self.verify == "always" or capture.callbacks
+            or (self.wrt and self.cotangent_outputs())
+        ):  # fmt: skip
+            return {}
+        read = {at for kind, at in self.places if kind == "input"}
+        writes = [
+            w for w in capture.writes if w.kind == "output" and self.places[w.at][0] == "array"
+        ]
+        kept = [k for kind, k in capture.returns if kind == "output"]
+        kept += [c.at for c in capture.gradient_changes if c.kind == "output"]
+        kept += [p.at for p in self.predicates]
+        arrays = [self.places[k][1] for k in kept] + [self.places[w.at][1] for w in writes]
+        found = {}
+        for w in writes:
+            array, source = self.places[w.at][1], capture.sources[w.source]
+            alone = arrays.count(array) == 1
+            if alone and source.contiguous and w.source not in read:
+                if self.distinct[array].type == self.graph.inputs[w.source].type:
+                    found[array] = w.source
+        return found
+
     def checks(self, places: Sequence[Place]) -> list[Check]:
         """What generated code checks; `places` are those of the captured graph's outputs."""
         checks = []
@@ -182,7 +211,7 @@ class Trace:
         checks = self.checks(self.places)
         if graph.outputs or checks:
             self.executable = executable.build(
-                graph, "forward", self.strides, checks, self.returned, self.debug
+                graph, "forward", self.strides, checks, self.returned, self.debug, self.replaced()
             )
         self.make_launcher()
 
@@ -199,7 +228,9 @@ class Trace:
         graph, checks = self.kernel_graph(), self.checks(self.places)
         job = None
         if graph.outputs or checks:
-            job = background.submit(graph, self.strides, checks, self.returned, then)
+            job = background.submit(
+                graph, self.strides, checks, self.returned, then, self.replaced()
+            )
         self.apart = job is not None
         return job
 
@@ -238,7 +269,13 @@ class Trace:
             return ()
         fit = [plain_memory(a) if k in self.copied else a for k, a in enumerate(arrays)]
         fit = on_device_of(self.graph, fit)
-        return self.executable.call(*(pointer(a) for a in fit))
+        replaced = dict(self.executable.unit.inplace) if self.place is None else {}
+        for k in replaced.values():
+            fit[k] = fit[k].copy()  # this is a look at the results, no launch
+        made = iter(self.executable.call(*(pointer(a) for a in fit)))
+        return tuple(
+            fit[replaced[k]] if k in replaced else next(made) for k in range(self.returned)
+        )
 
     # ---- the backward ---------------------------------------------------------------------------
 
