@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from tracegrad.ir.graph import Value
+from tracegrad.ir.location import Location
+
 PARALLEL = "omp parallel for schedule(static) num_threads(*tg_threads)"
 """The pragma of a loop whose iterations are shared among threads."""
 
@@ -132,7 +135,8 @@ class Slot:
     """A buffer of the translation unit.
 
     `kind` is "input", "output" or "arena"; `position` is the index among the inputs or outputs,
-    or the byte offset in the arena.
+    or the byte offset in the arena. `first` and `last` are the kernels between which it holds what it
+    is for; `value` is what that is (none for scratch), `location` the line that computes it.
     """
 
     name: str
@@ -141,3 +145,7 @@ class Slot:
     position: int
     nbytes: int
     comment: str = ""
+    first: int = -1
+    last: int = -1
+    value: Value | None = None
+    location: Location | None = None

@@ -21,7 +21,7 @@ import numpy as np
 from tracegrad.codegen.checks import STRAYED, Check
 from tracegrad.codegen.launchers import executable_text
 from tracegrad.codegen.plan import Target
-from tracegrad.codegen.unit import ALIGN, Unit, plan_unit, render_unit
+from tracegrad.codegen.unit import ALIGN, Unit, UnitPlan, plan_unit, render_unit
 from tracegrad.ir.errors import BoundsError, CompilerNotFound, DivisionByZeroError
 from tracegrad.ir.graph import Graph, Value
 from tracegrad.ir.passes.sizes import symbols
@@ -101,6 +101,18 @@ def generate(
     unit = render_unit(plan_unit(graph, chosen, strides or {}, checks, returned, places), chosen)
     cache.put_text("units", key, json.dumps(asdict(unit)))
     return unit
+
+
+def planned(
+    graph: Graph, strides: Mapping[Value, Shape] | None = None, checks: Sequence[Check] = (),
+    returned: int | None = None, inplace: Mapping[int, int] | None = None,
+) -> UnitPlan:  # fmt: skip
+    """What `generate` with the same arguments decides, in host memory."""
+    try:
+        chosen = target()
+    except CompilerNotFound:
+        chosen = Target()
+    return plan_unit(graph, chosen, strides or {}, checks, returned, dict(inplace or {}))
 
 
 def _unit_key(

@@ -12,6 +12,7 @@ from tracegrad.ir.errors import CaptureError, ParameterError
 from tracegrad.ir.graph import Graph
 
 if TYPE_CHECKING:
+    from tracegrad.codegen.memory_plan import MemoryPlans
     from tracegrad.tracer.capture import Reason
     from tracegrad.tracer.trace import Trace
     from tracegrad.tracer.widening import Widening
@@ -89,6 +90,29 @@ class Inspection:
             return chosen.full_backward().unit().source
         unit = chosen.forward_unit()
         return unit.source if unit is not None else "/* nothing is computed */\n"
+
+    def memory_plan(self, trace: int = -1) -> MemoryPlans:
+        """Each buffer of each pass of a trace: its bytes, its life, the Python line it comes from.
+
+        Temporaries share one arena: those that live at different times lie at the same place. Waits
+        until what was captured is compiled.
+
+        Returns:
+            A tuple of `MemoryPlan`, for the forward, the backward (where there is one) and the joint
+            pass (where launches run it). It prints as tables; the fields of a plan and of its `buffers`
+            have the same as numbers.
+        Raises:
+            CaptureError: there is no trace yet, or it runs on a device.
+
+        Example:
+            >>> import tracegrad as tg
+            >>> f = tg.compile(lambda x: (x - x.mean()).exp().sum(), wait=True)
+            >>> y = f(tg.ones(1000))
+            >>> (plan,) = f.memory_plan()
+            >>> [(b.name, b.kind, b.nbytes) for b in plan.buffers]
+            [('in_0', 'input', 4000), ('out_0', 'output', 4), ('tmp_0', 'temporary', 4)]
+        """
+        return self._trace(trace).memory_plans()
 
     def launcher(self, trace: int = -1) -> str:
         """The generated Python that checks the guards and calls the C."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from tracegrad.codegen.checks import Check
 from tracegrad.codegen.launchers import GUARD_RAISED
+from tracegrad.codegen.memory_plan import MemoryPlans, memory_plan
 from tracegrad.codegen.unit import Unit, contiguous_inputs
 from tracegrad.ir.errors import (
     CaptureError,
@@ -429,6 +430,35 @@ class Trace:
         remaining = iter(tensors)
         leaves = [next(remaining) if x is None else x[0] for x in self._leaves]
         return self._structure.build(iter(leaves))
+
+    def memory_plans(self) -> MemoryPlans:
+        """The memory of each pass: forward, backward, and both in one where launches run that.
+
+        Raises:
+            CaptureError: the trace is on a device, whose pool gives temporaries their places.
+        """
+        if self.place is not None:
+            raise CaptureError(
+                f"memory_plan: {self.name} runs on {self.graph.device}, where temporaries come from the "
+                "pool at each call; see cuda.memory_stats()"
+            )
+        made = []
+        graph, checks = self.kernel_graph(), self.checks(self.places)
+        if graph.outputs or checks:
+            unit = executable.planned(graph, self.strides, checks, self.returned, self.replaced())
+            primal = {at for kind, at in self.places[: len(self.graph.outputs)] if kind == "array"}
+            kept = set(range(self.returned)) - primal
+            made.append(memory_plan(f"forward of {self.name}", unit, kept))
+        if self.cut is not None:
+            for b in self._backwards.values() or [self.full_backward()]:
+                unit = executable.planned(b.kernel_graph(), b.strides)
+                made.append(memory_plan(f"backward of {self.name}", unit))
+        joint = self.mode.active
+        if joint is not None:
+            checks = self.checks(joint.places)
+            unit = executable.planned(joint.graph(), {}, checks, joint.returned)
+            made.append(memory_plan(f"joint pass of {self.name}", unit))
+        return MemoryPlans(made)
 
     def source_on(self, which: str, device: str) -> str:
         """The text of the forward or backward as it would be on a device."""
