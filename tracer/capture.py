@@ -23,9 +23,9 @@ from tracegrad.ir.types import Shape, contiguous_strides
 from tracegrad.runtime.cuda.array import DeviceArray, host
 from tracegrad.runtime.layouts import is_dense, memory_order
 from tracegrad.tracer.capture_grads import Gradient, GradientChange
-from tracegrad.tracer.capture_hook import Recorder
 from tracegrad.tracer.capture_memory import Memory, WriteBack, path, put, taken, with_strides
 from tracegrad.tracer.capture_state import Number, StateReads
+from tracegrad.tracer.capture_user_nodes import UserNodeRecords, is_freed
 from tracegrad.tracer.engine import reachable
 from tracegrad.tracer.keys import BY_VALUE, PLAIN
 from tracegrad.tracer.predicates import LARGEST, PREDICATES, Predicate, Read
@@ -33,10 +33,11 @@ from tracegrad.tracer.state import state
 from tracegrad.tracer.symbolic import Condition, NumberReads
 from tracegrad.tracer.tape import AccumulateGrad, BackwardNode, OperationNode
 from tracegrad.tracer.tensor import Tensor, wrap
+from tracegrad.tracer.user_nodes import Refused
+from tracegrad.tracer.user_tape import UserTape
 
 if TYPE_CHECKING:
     from tracegrad.tracer.callbacks import Callback
-    from tracegrad.tracer.function_node import FunctionNode
     from tracegrad.tracer.random import Generator
     from tracegrad.tracer.views import Region
 
@@ -115,6 +116,7 @@ class Capture:
         predicates: the values that Python read, in order; for other values the run goes elsewhere.
         conditions: what the numbers among the arguments must fulfil.
         orders: of outputs that are a result's dimensions in the order of its memory: that order.
+        tape: what a replay makes anew of the tape, where user code is called in the backward.
         pinned: names of numbers that vary, and where Python read their very values all the same.
         reasons: why this run must not be replayed; empty where it may.
     """
@@ -135,10 +137,11 @@ class Capture:
     conditions: tuple[Condition, ...] = ()
     pinned: tuple[tuple[str, Location | None], ...] = ()
     orders: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    tape: UserTape | None = None
 
 
 @dataclass
-class GraphRecorder(Recorder):
+class GraphRecorder(UserNodeRecords):
     """Builds a graph while a function runs eagerly."""
 
     name: str
@@ -169,6 +172,7 @@ class GraphRecorder(Recorder):
         self._ordered: dict[tuple[Value, tuple[int, ...]], Value] = {}
         self._deferred: dict[int, Reason] = {}  # by the node that must not outlive the run
         self._called: dict[int, str] = {}  # names of tensors that may become inputs
+        self._begin()
 
     # ---- inputs ---------------------------------------------------------------------------------
 
@@ -183,6 +187,7 @@ class GraphRecorder(Recorder):
     def _input(self, given: Tensor, kind: str, name: str, **where: Any) -> Value:
         value = self.builder.input(given.type_info, name)
         number = self._given[id(given)] = len(self.sources)
+        self._inputs[number] = given
         self._source(kind, value, given, **where)
         self._know(given, value)
         memory = self._memories[id(given._storage.memory)]
@@ -283,6 +288,9 @@ class GraphRecorder(Recorder):
             detach = primitive.TABLE["detach"]
             value = self.builder.append(detach, [value], {}, location=location)
         self._know(out, value)
+        if out._grad_fn is not None:
+            self._alive.append(out._grad_fn)
+            self._operations[id(out._grad_fn)] = inputs, value
 
     def recorded(self) -> int:
         """How many operations have been recorded."""
@@ -367,6 +375,7 @@ class GraphRecorder(Recorder):
         else:
             memory.value = whole
         memory.writes += 1
+        memory.through_view |= target is not memory.root
         if target._storage is memory.root._storage:
             memory.noted.append((name, here()))
         self._set(target, new, memory)
@@ -440,11 +449,6 @@ class GraphRecorder(Recorder):
         """Go on with the value that it has now; the run stays eager anyway."""
         self._literal(tensor)
 
-    def for_function(self, node: FunctionNode, args: Sequence[Any]) -> Recorder | None:
-        """This one; the node must not be in the history of a result."""
-        self._defer(node, f"autograd.Function {node._function.__name__}")
-        return self
-
     def backward(self, nodes: Sequence[BackwardNode | None], into_leaves: bool) -> None:
         """A backward over operations of this run is operations itself."""
         for node in reachable(nodes):
@@ -494,7 +498,11 @@ class GraphRecorder(Recorder):
         if what in _HOOKS and tensor is not None and self._is_own(tensor):
             assert tensor._grad_fn is not None, "it is no leaf"
             self._defer(tensor._grad_fn, what)
+            if len(tensor._grad_fn.types) == 1:
+                self._hooked.setdefault(id(tensor._grad_fn), self.value_of(tensor))
             return
+        if what == "saved_tensors_hooks":
+            return  # what they make of tensors is looked at in `gather`
         self.reasons.append(_used(what))
 
     def _is_own(self, tensor: Tensor) -> bool:
@@ -510,6 +518,9 @@ class GraphRecorder(Recorder):
     def stay_eager(self, what: str) -> None:
         """Note a reason not to replay this run."""
         self.reasons.append(Reason(what, here()))
+
+    def _refused(self, error: Refused) -> Reason:
+        return Reason(str(error), error.location)
 
     def has_changed(self) -> bool:
         """Whether the run has changed anything outside so far that it told of here."""
@@ -563,16 +574,20 @@ class GraphRecorder(Recorder):
             if kind == "output" and tensor.requires_grad:
                 if self._leads_inside(tensor._grad_fn):
                     self.stay_eager("the history of a result leads to a leaf that the run made")
-                self._check_history(tensor._grad_fn)
-                if _is_freed(tensor._grad_fn):
+                if not self._gathered:
+                    self._check_history(tensor._grad_fn)
+                if is_freed(tensor._grad_fn):
                     freed.append(k)
                     if _leads_past_freed(tensor._grad_fn):
                         self.stay_eager("a part of a result's history was let go of by a backward")
                 else:
                     differentiable[k] = True
         if self._cuts:
-            derived = self._ancestors([v for v, flag in zip(outputs, differentiable) if flag])
-            self.reasons += [reason for value, reason in self._cuts if value in derived]
+            roots = [self.value_of(t) for t in results if t.requires_grad]
+            reached = self._ancestors([v for v, flag in zip(outputs, differentiable) if flag])
+            if self._user_nodes is not None:
+                reached = self._user_nodes.ancestors(self.builder.nodes, roots)
+            self.reasons += [reason for value, reason in self._cuts if value in reached]
         writes = []
         for memory in self._memories.values():
             if memory.source is not None and memory.writes:
@@ -599,14 +614,19 @@ class GraphRecorder(Recorder):
             elif self.sources[k].kind != "literal":  # that one is the same at each replay
                 outputs.append(read.value)
                 predicates.append(read.predicate(len(outputs) - 1))
-        differentiable += [False] * (len(outputs) - len(differentiable))
+        derived = self._unless_refused(lambda found: found.finish(place, laid_out, orders))
+        returned = len(outputs)  # what follows is needed for derivatives only
+        described = derived(place) if derived is not None else None
+        graph = with_names(self._graph(outputs), self._names)
+        tape = self._unless_refused(lambda _: described(graph)) if described is not None else None
+        differentiable += [False] * (returned - len(differentiable))
         return Capture(
-            with_names(self._graph(outputs), self._names), tuple(self.sources), tuple(returns),
+            graph.replace(outputs=graph.outputs[:returned]), tuple(self.sources), tuple(returns),
             tuple(differentiable), tuple(self.reasons), tuple(writes),
             tuple(self._gradients.values()), self._unhooked(), tuple(gradients), tuple(freed),
             tuple(self.states.afterwards), tuple(predicates),
             tuple(callbacks), tuple(self.numbers.conditions.values()), tuple(self.numbers.pinned.values()),
-            orders,
+            orders, tape,
         )  # fmt: skip
 
     def _graph(self, outputs: Sequence[Value]) -> Graph:
@@ -654,7 +674,7 @@ class GraphRecorder(Recorder):
 
     def _check_history(self, node: BackwardNode | None) -> None:
         """Refuse to replay a run whose results have nodes that call the user's code."""
-        for n in () if _is_freed(node) else reachable([node]):
+        for n in () if is_freed(node) else reachable([node]):
             if n.sequence < self._first or isinstance(n, AccumulateGrad):
                 continue
             known = self._deferred.get(id(n))
@@ -719,8 +739,3 @@ def _leads_past_freed(node: BackwardNode | None) -> bool:
         seen.update(new)
         stack.extend(new)
     return False
-
-
-def _is_freed(node: BackwardNode | None) -> bool:
-    """Whether a backward that reaches `node` would find that what it needs was let go of."""
-    return any(isinstance(n, OperationNode) and n.saved is None for n in reachable([node]))

@@ -39,6 +39,7 @@ class Memory:
         tracked: a tensor that looks at it has required grad.
         writes: how many writes there were; a tensor's value is stale when it is from before one.
         noted: (operation, line) of the writes that count in the version of `root`.
+        through_view: it was written to through another tensor than `root`.
     """
 
     root: Tensor
@@ -48,6 +49,7 @@ class Memory:
     tracked: bool = False
     writes: int = 0
     noted: list[tuple[str, Location | None]] = field(default_factory=list)
+    through_view: bool = False
 
 
 @dataclass(frozen=True)

@@ -265,6 +265,7 @@ class Capturing(Inspection):
             return None
         if watch is not None:
             result = plain_number(without_stand_ins(result, plain_number))
+        recorder.gather(result, observer.external, observer.keyed)
         recorder.numbers.close()
         for x in leaves_of(result):
             if isinstance(x, Epoch) and not observer.existed(x):

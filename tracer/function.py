@@ -105,9 +105,10 @@ class Function:
 
     Write `forward(ctx, *args)`, or `forward(*args)` with `setup_context(ctx, inputs, output)`, and
     `backward(ctx, *grad_outputs)` (or `vjp`) returning one gradient per argument of `forward`, None
-    for those that need none; all are static methods. `forward` runs without recording. In a
-    compiled function it makes the run stay eager. With `clear_saved_tensors_on_access = True` in the
-    class, what was saved is let go of when `backward` has asked for it, which it may do once.
+    for those that need none; all are static methods. `forward` runs without recording. A compiled
+    function calls `backward` between the segments of its own. With `clear_saved_tensors_on_access =
+    True` in the class, what was saved is let go of when `backward` has asked for it, which it may do
+    once.
 
     Example:
         >>> import tracegrad as tg

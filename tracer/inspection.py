@@ -87,7 +87,7 @@ class Inspection:
         if device is not None:
             return chosen.source_on(which, device)
         if which == "backward":
-            return chosen.full_backward().unit().source
+            return "\n".join(b.unit().source for b in chosen.full_backwards())
         unit = chosen.forward_unit()
         return unit.source if unit is not None else "/* nothing is computed */\n"
 

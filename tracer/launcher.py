@@ -26,6 +26,7 @@ from tracegrad.tracer.capture_state import number_tensor
 from tracegrad.tracer.compiled_backward import CompiledBackward, FreedBackward, gradient_source
 from tracegrad.tracer.known_layout import KnownLayout, moves
 from tracegrad.tracer.resident import plain_memory
+from tracegrad.tracer.split_tape import SplitTape
 from tracegrad.tracer.tensor import wrap
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ class LauncherBuilder:
             "FreedBackward": FreedBackward, "unhooked": unhooked,
             "number": number_tensor,
         }  # fmt: skip
+        if trace.segmented is not None:
+            namespace["attach"] = SplitTape(trace).attach
         guards = self._guard_views(namespace)
         inputs: list[str] = []
         draws: list[str] = []
@@ -321,6 +324,12 @@ class LauncherBuilder:
                 lines.append(f"out_{k}._grad_fn = node")
                 if number:
                     lines.append(f"out_{k}._output_nr = {number}")
+        if self.trace.segmented is not None:
+            made = _tuple([f"array_{k}" for k in range(self.trace.returned)])
+            results = _tuple(
+                [f"out_{k}" if kind == "output" else "None" for kind, k in self.capture.returns]
+            )
+            lines.append(f"attach({_tuple(names)}, {made}, {results})  # the tape")
         for k in self.capture.freed:
             lines.append(f"out_{k}._requires_grad = True")
             lines.append(f"out_{k}._grad_fn = FreedBackward((), (out_{k}.type_info,))")

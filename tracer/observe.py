@@ -132,6 +132,15 @@ class Observer:
         """Whether an object that the garbage collector tracks was there before the run."""
         return self._before is not None and self._before.holds(value)
 
+    def external(self, value: object) -> bool:
+        """Whether an object was there before the run, or was read from outside."""
+        return self._reads.external(value)
+
+    @property
+    def keyed(self) -> set[int]:
+        """Ids of the tensors and containers among the arguments."""
+        return self._reads.keyed
+
     def _functions(self, code: types.CodeType) -> Sequence[types.FunctionType]:
         return () if self._before is None else self._before.functions(code)
 

@@ -38,8 +38,10 @@ from tracegrad.tracer.places import Place, passed_through, put_last
 from tracegrad.tracer.predicates import in_words
 from tracegrad.tracer.pytree import LEAF, Structure
 from tracegrad.tracer.resident import on_device_of, plain_memory
+from tracegrad.tracer.segments import Segmented
 from tracegrad.tracer.tape import numbers_abroad
 from tracegrad.tracer.tensor import Tensor
+from tracegrad.tracer.user_tape import Slot
 
 if TYPE_CHECKING:
     from tracegrad.tracer.guards import Guard
@@ -85,12 +87,19 @@ class Trace:
         self.graph = with_sizes(optimize(capture.graph), self._input_shapes(), earlier)
         self.place = None if self.graph.device == "cpu" else device_index(self.graph.device)
         self.copied, self.strides = self._layouts()
-        self.wrt = self._wrt()
+        self.wrt = self._wrt() if capture.tape is None else ()
         asked = [self.graph.inputs[i].type for i in self.wrt]
         self.abroad = numbers_abroad(asked, self.graph.device)
         self.cut: Partition | None = None
         self.backward_error: NotDifferentiableError | None = None
         forward = self.graph
+        self.segmented: Segmented | None = None
+        if capture.tape is not None:
+            contiguous = [s.contiguous for s in capture.sources]
+            self.segmented = Segmented(
+                self, capture.tape, self._input_shapes(), self.graph, contiguous
+            )
+            forward = self.segmented.forward
         if self.wrt:
             try:
                 self.cut = self._partition(self.cotangent_outputs())
@@ -161,8 +170,13 @@ class Trace:
             *((w.kind, w.at) for w in self.capture.writes),
             *((c.kind, c.at) for c in self.capture.gradient_changes),
             *(place for callback in self.capture.callbacks for place in callback.tensors),
+            *(() if self.segmented is None else self.segmented.given),
+            *(s.place for s in self._slots() if s.place is not None),
         ]
         return {k for kind, k in places if kind == "output"}
+
+    def _slots(self) -> Sequence[Slot]:
+        return () if self.capture.tape is None else self.capture.tape.slots
 
     def replaced(self) -> dict[int, int]:
         """Arrays of the forward that only replace what an input holds: they may be written there.
@@ -173,7 +187,7 @@ class Trace:
         capture = self.capture
         if (
             self.place is not None or self.debug or self.verify == "always" or capture.callbacks
-            or (self.wrt and self.cotangent_outputs())
+            or (self.wrt and self.cotangent_outputs()) or self.segmented is not None
         ):  # fmt: skip
             return {}
         read = {at for kind, at in self.places if kind == "input"}
@@ -306,7 +320,20 @@ class Trace:
 
     def backwards(self) -> tuple[Backward, ...]:
         """The backwards that were asked for so far."""
+        if self.segmented is not None:
+            return tuple(b for s in self.segmented.segments for b in s.backwards())
         return (*self._backwards.values(), *self._from_inputs.values())
+
+    def full_backwards(self) -> tuple[Backward, ...]:
+        """The backward for cotangents of all differentiable outputs: of each segment, where the
+        user's functions lie between several.
+
+        Raises:
+            CaptureError: nothing was differentiable in the captured run.
+        """
+        if self.segmented is not None:
+            return tuple(s.full_backward() for s in self.segmented.segments)
+        return (self.full_backward(),)
 
     def vjp_graph(self, present: tuple[bool, ...]) -> tuple[Graph, tuple[int, ...]]:
         """Primal inputs and present cotangents -> gradients of the inputs that they reach."""
@@ -335,6 +362,11 @@ class Trace:
             CaptureError: nothing was differentiable in the captured run.
         """
         outputs = self.cotangent_outputs()
+        if self.segmented is not None:
+            raise CaptureError(
+                f"{self.name} has several backward graphs, between which functions of yours are "
+                "called; .source('backward') shows them all"
+            )
         if not self.wrt or not outputs:
             raise CaptureError(
                 f"{self.name} has no backward: no result depends on an input that requires grad"
@@ -449,8 +481,8 @@ class Trace:
             primal = {at for kind, at in self.places[: len(self.graph.outputs)] if kind == "array"}
             kept = set(range(self.returned)) - primal
             made.append(memory_plan(f"forward of {self.name}", unit, kept))
-        if self.cut is not None:
-            for b in self._backwards.values() or [self.full_backward()]:
+        if self.cut is not None or self.segmented is not None:
+            for b in self.backwards() or self.full_backwards():
                 unit = executable.planned(b.kernel_graph(), b.strides)
                 made.append(memory_plan(f"backward of {self.name}", unit))
         joint = self.mode.active
@@ -463,9 +495,10 @@ class Trace:
     def source_on(self, which: str, device: str) -> str:
         """The text of the forward or backward as it would be on a device."""
         if which == "backward":
-            backward = self.full_backward()
-            graph, strides = backward.kernel_graph(), backward.strides
-            return executable.generate(graph, strides, device=device).source
+            return "\n".join(
+                executable.generate(b.kernel_graph(), b.strides, device=device).source
+                for b in self.full_backwards()
+            )
         graph = self.kernel_graph()
         if not graph.outputs:
             return "/* nothing is computed */\n"

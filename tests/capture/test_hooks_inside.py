@@ -185,16 +185,11 @@ def test_second_derivatives_beside_hooks(program: Any) -> None:
                 same(mine, theirs)
 
 
-def test_hooks_inside_are_told_of_with_their_line() -> None:
-    for program, text in (
-        (hook_inside, "hook"),
-        (function_inside, "Cube"),
-        (checkpointed, "checkpoint"),
-    ):
-        t = Twin(program, True)
-        with pytest.warns(tg.EagerWarning, match=text):
-            t.run(tg.ones(3, requires_grad=True))
-        assert "test_hooks_inside.py:" in t.run.explain()
+def test_a_checkpoint_inside_is_told_of_with_its_line() -> None:
+    t = Twin(checkpointed, True)
+    with pytest.warns(tg.EagerWarning, match="checkpoint"):
+        t.run(tg.ones(3, requires_grad=True))
+    assert "test_hooks_inside.py:" in t.run.explain()
 
 
 def test_a_hook_on_a_leaf_that_autograd_grad_inside_comes_to() -> None:
@@ -333,15 +328,33 @@ def test_what_a_backward_inside_reads_is_guarded() -> None:
     assert compiled.cache_info().hits == 2
 
 
-def test_a_graph_that_outlives_the_run_is_refused_all_the_same() -> None:
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_graph_that_outlives_the_run(keep: bool) -> None:
+    """It is replayed where the backward inside has left it whole."""
+
     def step(w: Any) -> Any:
         y = Cube.apply(w)
-        y.sum().backward(retain_graph=True)
-        return y
+        (g,) = tg.autograd.grad(y.sum(), w, retain_graph=keep)
+        return y, g
 
-    compiled = tg.compile(step)
-    with pytest.warns(tg.EagerWarning, match="autograd.Function Cube"):
-        compiled(tg.ones(2, requires_grad=True))
+    compiled = tg.compile(step, wait=True)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for k in range(3):
+            found = []
+            for fn in (compiled, step):
+                w = tg.full((2,), 1.0 + k, requires_grad=True)
+                y, g = fn(w)
+                if keep:
+                    y.sum().backward()
+                else:
+                    with pytest.raises(tg.errors.GradientError, match="second time"):
+                        y.sum().backward()
+                found.append((y, g, w.grad))
+            for mine, theirs in zip(*found, strict=True):
+                same(mine, theirs)
+    assert compiled.cache_info().hits == (2 if keep else 0)
+    assert keep or "whose backward has run" in str(told[0].message)
 
 
 def test_a_hook_on_a_tensor_from_outside_is_refused() -> None:
