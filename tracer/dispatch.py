@@ -23,7 +23,7 @@ from tracegrad.ir.types import TensorType
 from tracegrad.runtime.cuda.array import DeviceArray
 from tracegrad.tracer import tape
 from tracegrad.tracer.profiling import profilers
-from tracegrad.tracer.saved import Packed, pack
+from tracegrad.tracer.saved import pack
 from tracegrad.tracer.state import state, watching
 from tracegrad.tracer.symbolic import is_symbolic, number_beside, plain_numbers
 from tracegrad.tracer.tape import NO_EDGE, Plan, leaf_edge
@@ -100,14 +100,12 @@ def planned(op: Primitive, arrays: Sequence[Any], params: Mapping[str, Any]) -> 
 def _recorded(
     op: Primitive, operands: Sequence[Any], params: Mapping[str, Any], out: Tensor
 ) -> None:
-    """Tell the recorder, which may give `out` a companion, and packed values of it."""
+    """Tell the recorder, then give what is kept to hooks: they may use `out`."""
     assert state.recorder is not None, "there is one"
     state.recorder.record(op, operands, params, out)
     node = out._grad_fn
-    if state.saved_hooks and isinstance(node, tape.OperationNode) and node.saved:
-        for i, packed in zip(node.plan.kept(node.wanted), node.saved, strict=True):
-            if i == len(operands) and isinstance(packed, Packed):
-                packed.companions = state.recorder.companions(out)
+    if state.saved_hooks and isinstance(node, tape.OperationNode):
+        _pack(node, operands, out)
 
 
 Tensor.__tracegrad_bind__ = staticmethod(dispatch)  # type: ignore[attr-defined]
@@ -477,9 +475,15 @@ def _track(
                 saved.append((x, None, 0))
     out._grad_fn = node = plan.node(plan, params, tuple(edges), wanted, tuple(saved))
     out._requires_grad = True
-    if watching and state.saved_hooks:
-        known = (*operands, out)
-        node.saved = tuple(
-            pack(known[i]) if isinstance(known[i], Tensor) else s
-            for i, s in zip(kept, saved, strict=True)
-        )
+    if watching and state.saved_hooks and state.recorder is None:
+        _pack(node, operands, out)
+
+
+def _pack(node: tape.OperationNode, operands: Sequence[Any], out: Tensor) -> None:
+    """Give what a node keeps to the user's hooks."""
+    known = (*operands, out)
+    kept = node.plan.kept(node.wanted)
+    node.saved = tuple(
+        pack(known[i]) if isinstance(known[i], Tensor) else s
+        for i, s in zip(kept, node.saved or (), strict=True)
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from user_node_cases import LOG, PROGRAMS, agree, backwards, run
+from user_node_cases import LOG, PROGRAMS, agree, backwards, run, second
 
 import tracegrad as tg
 
@@ -23,16 +23,6 @@ def test_replayed_as_eagerly(program: Any) -> None:
     compiled = tg.compile(program, wait=True, strict=True)
     agree(run(compiled, 7, backwards), run(program, 7, backwards))
     assert compiled.cache_info().hits >= 3
-
-
-def second(result: Any, w: Any, x: Any) -> list[Any]:
-    results = result if isinstance(result, tuple) else (result,)
-    total = sum((k + 1) * r.sum() for k, r in enumerate(results))
-    (slope,) = tg.autograd.grad(total, w, create_graph=True)
-    if not slope.requires_grad:
-        return [slope]
-    (bend,) = tg.autograd.grad((slope * slope).sum(), w, allow_unused=True)
-    return [slope, bend]
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda f: f.__name__)
