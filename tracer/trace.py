@@ -32,6 +32,7 @@ from tracegrad.runtime.kernels import pointer
 from tracegrad.runtime.layouts import inverse
 from tracegrad.tracer.capture import Capture
 from tracegrad.tracer.compiled_backward import Backward
+from tracegrad.tracer.guard_words import in_words as guards_in_words
 from tracegrad.tracer.joint import JointMode
 from tracegrad.tracer.launcher import GRADIENT, MISS, OVERLAP, LauncherBuilder
 from tracegrad.tracer.places import Place, passed_through, put_last
@@ -45,6 +46,8 @@ from tracegrad.tracer.user_tape import Slot
 
 if TYPE_CHECKING:
     from tracegrad.tracer.guards import Guard
+
+_SHOWN = 12  # inputs in `explain()`
 
 
 def _reordered(type: TensorType, order: tuple[int, ...] | None) -> TensorType:
@@ -420,9 +423,10 @@ class Trace:
 
     def describe(self, number: int) -> list[str]:
         """Lines for `explain()`."""
-        inputs = ", ".join(
-            f"{s.value.name or s.kind}: {s.value.type}" for s in self.capture.sources
-        )
+        listed = [f"{s.value.name or s.kind}: {s.value.type}" for s in self.capture.sources]
+        inputs = ", ".join(listed[:_SHOWN])
+        if len(listed) > _SHOWN:
+            inputs += f" and {len(listed) - _SHOWN} more"
         kernels = self.executable.unit.kernels if self.executable is not None else 0
         lines = [
             f"Trace {number}: captured because {self.why}; replayed {self.hits} time(s).",
@@ -442,10 +446,7 @@ class Trace:
         for name, location in self.capture.pinned:
             lines.append(f"    only for this value of {name}: Python reads it at {location}")
         lines += [f"    where: {condition}" for condition in self.capture.conditions]
-        for guard in self.guards:
-            where = f", read at {guard.location}" if guard.location else ""
-            lines.append(f"    guarded: {guard.name} ({guard.kind}){where}")
-        return lines
+        return lines + [f"    guarded: {line}" for line in guards_in_words(self.guards)]
 
     # ---- results --------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
@@ -110,7 +111,51 @@ def test_explain_says_why_each_trace_was_captured() -> None:
     assert "model: 2 trace(s), 1 replay(s), 2 capture(s), 0 eager call(s)" in text
     assert "called for the first time" in text
     assert "shape (3, 4) -> (5, 4)" in text
-    assert "guarded: scale (value), read at" in text
+    assert "guarded: scale: value 2.0; read at test_inspection.py:" in text
+
+
+class Settings:
+    def __init__(self) -> None:
+        self.rate, self.names = 0.5, ["a", "b"]
+
+
+def test_explain_groups_what_is_guarded() -> None:
+    """A line for each object that the function starts from, however much of it is read."""
+    settings, table = Settings(), [tg.rand(3) for _ in range(40)]
+    network = tg.nn.Sequential(tg.nn.Linear(3, 3), tg.nn.BatchNorm1d(3))
+    weights = {"w": tg.rand(3), "b": tg.rand(3)}
+
+    def helper(x: Any) -> Any:
+        return x * settings.rate if "a" in settings.names else x
+
+    def fn(x: Any) -> Any:
+        y = helper(x * weights["w"] + weights["b"])
+        for t in table:
+            y = y + t
+        return network(y)
+
+    f = tg.compile(fn, wait=True)
+    f(tg.rand(2, 3))
+    lines = [line.strip() for line in f.explain().splitlines()]
+    words = [line.removeprefix("guarded: ") for line in lines if line.startswith("guarded: ")]
+    assert len(f.guards()) > 50 and len(words) == 5
+    at = r"read at test_inspection.py:\d+"
+    for line, pattern in zip(
+        words,
+        (
+            rf"functions and classes, the same ones: fn, helper.*; {at}, test_inspection.py:\d+",
+            rf"weights: the same dict; 2 tensors \(weights\['w'\], weights\['b'\]\); {at}$",
+            rf"table: the same list; the elements of table; 40 tensors \(table\[0\], table\[1\], "
+            rf"table\[2\] \.\.\.\); {at}$",
+            rf"network: the same Sequential; nothing has changed, with 7 tensors \(0.weight, 0.bias, "
+            rf"1.weight \.\.\.\); {at}$",
+            rf"settings: the same Settings; 1 object of it \(settings.names\); the elements of "
+            rf"settings.names; value settings.rate = 0.5; {at}$",
+        ),
+        strict=True,
+    ):
+        assert re.match(pattern, line), line
+    assert next(line for line in lines if line.startswith("inputs: ")).endswith("and 38 more")
 
 
 def test_counters_and_history() -> None:
