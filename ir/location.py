@@ -18,13 +18,15 @@ from types import FrameType
 class Location:
     """A line of Python; prints as `train.py:41`.
 
-    `labels` are those of the profiler's blocks around it, the outermost first.
+    `labels` are those of the profiler's blocks around it, the outermost first. What a checkpoint runs has
+    its number in `region`: such values are computed again in the backward, not kept for it.
     """
 
     file: str
     line: int
     function: str = ""
     labels: tuple[str, ...] = ()
+    region: int = 0
 
     def __str__(self) -> str:
         return f"{os.path.basename(self.file)}:{self.line}"

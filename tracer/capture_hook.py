@@ -8,7 +8,7 @@ more. Start reading at `Recorder`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tracegrad.tracer.state import state, watching
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tracegrad.tracer.capture_state import StateReads
     from tracegrad.tracer.function_node import FunctionNode
     from tracegrad.tracer.random import Generator
+    from tracegrad.tracer.saved import Recomputed
     from tracegrad.tracer.tape import BackwardNode
     from tracegrad.tracer.tensor import Tensor
     from tracegrad.tracer.views import Region
@@ -96,6 +97,20 @@ class Recorder:
 
     def function(self, node: FunctionNode, args: Sequence[Any], outputs: Sequence[Any]) -> None:
         """A `Function` that the user wrote has run: `outputs` are what its caller gets."""
+
+    def checkpoint(self, repeatable: bool) -> AbstractContextManager[None] | None:
+        """A function is about to run of which a checkpoint keeps nothing for the backward.
+
+        Args:
+            repeatable: run again, it draws the random numbers of the global generator once more.
+        Returns:
+            The block in which to run it, whose values a replay computes again; None where it is noted.
+        """
+        self.note("checkpoint")
+        return None
+
+    def recomputed(self, place: Recomputed, tensor: Tensor) -> None:
+        """`place` is kept by a node in place of `tensor`."""
 
     def varies(self, tensor: Tensor) -> bool:
         """Whether `tensor` stands for several values, so that Python must not read it as one."""

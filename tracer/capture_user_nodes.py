@@ -5,22 +5,27 @@ Start reading at `UserNodeRecords.gather`, which looks at the tape when the run 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, cast
 
 from tracegrad.ir import primitive
 from tracegrad.ir.graph import GraphBuilder, Value
 from tracegrad.ir.location import here
+from tracegrad.tracer.capture_checkpoint import Region
 from tracegrad.tracer.capture_hook import Recorder
 from tracegrad.tracer.capture_memory import Memory
 from tracegrad.tracer.engine import reachable
 from tracegrad.tracer.pytree import leaves_of
+from tracegrad.tracer.saved import Recomputed
 from tracegrad.tracer.tape import BackwardNode, OperationNode
 from tracegrad.tracer.tensor import Tensor
 from tracegrad.tracer.user_nodes import Gatherer, Refused
 
 if TYPE_CHECKING:
     from tracegrad.tracer.capture import GraphRecorder, Reason, Source
+    from tracegrad.tracer.capture_grads import Gradient
+    from tracegrad.tracer.capture_state import StateReads
     from tracegrad.tracer.function_node import FunctionNode
 
 
@@ -34,6 +39,10 @@ class UserNodeRecords(Recorder):
     _given: dict[int, int]
     _deferred: dict[int, Reason]
     _first: int
+    _callbacks: list[Any]
+    _gradients: dict[int, Gradient]
+    _reached: dict[int, Tensor]
+    states: StateReads
 
     def _begin(self) -> None:
         """Nothing is noted yet."""
@@ -43,6 +52,8 @@ class UserNodeRecords(Recorder):
         self._operations: dict[int, tuple[list[Any], Value]] = {}  # by the node
         self._user_nodes: Gatherer | None = None
         self._gathered = False
+        self._regions = 0  # of checkpoints
+        self._places: dict[int, tuple[Recomputed, Tensor, int]] = {}  # by the place
 
     if TYPE_CHECKING:  # what `GraphRecorder` adds
 
@@ -82,6 +93,31 @@ class UserNodeRecords(Recorder):
         if memory.root is tensor:
             memory.value = value
         return value
+
+    def checkpoint(self, repeatable: bool) -> AbstractContextManager[None] | None:
+        """Mark what it computes; this run's own backward runs it again."""
+        self._regions += 1
+        return Region(cast("GraphRecorder", self), self._regions, repeatable)
+
+    def recomputed(self, place: Recomputed, tensor: Tensor) -> None:
+        """Know what it stands for."""
+        self._places[id(place)] = place, tensor, tensor._storage.version
+
+    def stands_for(self, place: Recomputed) -> Tensor | None:
+        """The tensor for which a place of a checkpoint stands; None where it was written to since."""
+        _, tensor, version = self._places[id(place)]
+        return tensor if tensor._storage.version == version else None
+
+    def memories(self) -> Iterable[Memory]:
+        """All memory that the run knows."""
+        return self._memories.values()
+
+    def doings(self) -> tuple[int, ...]:
+        """How much the run has done so far that is more than computing."""
+        return (
+            len(self._hooked), len(self._callbacks), len(self._gradients), len(self._reached),
+            len(self.states.afterwards),
+        )  # fmt: skip
 
     def memory_of(self, tensor: Tensor) -> Memory:
         """The memory of a tensor that has a value."""

@@ -26,6 +26,12 @@ _WRITTEN = (
 Companions = tuple[tuple[Any, Any], ...]  # a `Lockstep` and the companion it had for the tensor
 
 
+class Recomputed:
+    """What a pack hook returns that stands for a value which the backward computes again."""
+
+    __slots__ = ()
+
+
 class Packed:
     """What a pack hook returned for one tensor, and the hook that undoes it."""
 

@@ -22,7 +22,7 @@ from tracegrad.tracer.engine import reachable
 from tracegrad.tracer.function_node import FunctionNode
 from tracegrad.tracer.hooks import RemovableHandle
 from tracegrad.tracer.remaking import Describer, NotRemade
-from tracegrad.tracer.saved import Packed
+from tracegrad.tracer.saved import Packed, Recomputed
 from tracegrad.tracer.stand_in_rules import without_stand_ins
 from tracegrad.tracer.symbolic import plain_number
 from tracegrad.tracer.tape import AccumulateGrad, BackwardNode, Edge, OperationNode, gradient_edge
@@ -136,8 +136,7 @@ class Gatherer:
             return True
         if any(r() is t for r in (node.retained or {}).values() for t in self._results):
             return True
-        saved = node.saved if isinstance(node, OperationNode) else None
-        return any(isinstance(s, Packed) for s in saved or ())
+        return isinstance(node, OperationNode) and any(map(_is_packed, node.saved or ()))
 
     # ---- one node -------------------------------------------------------------------------------
 
@@ -200,7 +199,14 @@ class Gatherer:
         if saved is None:
             return ("none",)
         if isinstance(saved[0], Packed):
-            raise NotRemade("what hooks on saved tensors made of them")
+            kept = None
+            if not _is_packed(saved[0]):
+                kept = self._stands_for(saved[0])
+            if kept is None:
+                raise NotRemade("what hooks on saved tensors made of them")
+            if isinstance(saved[1], int):
+                return ("own", saved[1])
+            return ("tensor", self._describer.describe(kept))
         if isinstance(saved[0], Tensor):
             if saved[0]._storage.version != saved[1]:
                 raise NotRemade("a tensor that was written to since it was saved")
@@ -217,7 +223,7 @@ class Gatherer:
         """
         if node.saved is None or id(node) not in self._operations:
             return False
-        packed = any(isinstance(s, Packed) for s in node.saved)
+        packed = any(map(_is_packed, node.saved))
         return packed or len(node.plan.types) in node.plan.kept(node.wanted)
 
     def _of_operation(self, node: OperationNode, where: Location | None) -> _Found:
@@ -230,7 +236,11 @@ class Gatherer:
             found.takes.append(None if edge[0] is None else operand)
         found.fixed = {"plan": node.plan, "params": node.params, "wanted": node.wanted}
         for i, s in zip(node.plan.kept(node.wanted), node.saved, strict=True):
-            if isinstance(s, Packed):
+            if isinstance(s, Packed) and not _is_packed(s):
+                tensor = self._stands_for(s)
+                found.saved.append(("kept", len(found.kept)))
+                found.kept.append(self._recorder.value_of(tensor))
+            elif isinstance(s, Packed):
                 if s.companions:
                     raise NotRemade("what a transform goes on with")
                 parts = self._describer.describe(s.value), self._describer.describe(s.hook)
@@ -242,6 +252,13 @@ class Gatherer:
             else:
                 found.saved.append(("kept", len(found.kept)))
                 found.kept.append(value if i == len(operands) else operands[i])
+        return found
+
+    def _stands_for(self, packed: Packed) -> Tensor:
+        """The tensor that a checkpoint keeps a place for."""
+        found = self._recorder.stands_for(packed.value)
+        if found is None or packed.companions:
+            raise NotRemade("a tensor that was written to since it was saved")
         return found
 
     # ---- tensors and handles --------------------------------------------------------------------
@@ -437,6 +454,11 @@ class Gatherer:
         return ends
 
 
+def _is_packed(saved: Any) -> bool:
+    """Whether a hook of the user's has made it; of a checkpoint's values a replay keeps what it likes."""
+    return isinstance(saved, Packed) and not isinstance(saved.value, Recomputed)
+
+
 def _moves(step: Step) -> bool:
     return isinstance(step[0], Primitive) and step[0].family == "movement"
 
@@ -454,6 +476,6 @@ def _what(node: BackwardNode) -> str:
         return f"autograd.Function {node._function.__name__}"
     if has_hooks(node):
         return "register_hook()"
-    if isinstance(node, OperationNode) and any(isinstance(s, Packed) for s in node.saved or ()):
+    if isinstance(node, OperationNode) and any(map(_is_packed, node.saved or ())):
         return "saved_tensors_hooks"
     return node.name()

@@ -3,7 +3,8 @@
 The joint graph of values and gradients is cut in two. The cut is a minimum cut: it costs the bytes
 that it stores, and everything on the backward side of it is recomputed there, which is allowed for
 pointwise, movement and creation operations only. Inputs are there anyway and cost nearly nothing.
-Start reading at `partition`.
+What a checkpoint has run (`Location.region`) is recomputed, whatever the operation, and not stored; what
+others use of it is stored, and not recomputed. Start reading at `partition`.
 
 Note [What is cut]
 Each primal value v is an edge v_in -> v_out whose capacity is what storing v costs. Values that
@@ -89,9 +90,10 @@ def _minimum_cut(
 ) -> set[Value]:  # fmt: skip
     """The primal values to store so that all `needed` ones follow from them."""
     primal = [n for n in whole.nodes if n.out not in after]
-    relevant = _ancestors(primal, needed)
-    flow = _Network()
     given, results = set(inputs), set(outputs)
+    regions = _Regions(primal, results)
+    relevant = _ancestors(primal, needed, regions)
+    flow = _Network()
     for v in inputs:
         if v in relevant:
             flow.add("source", ("in", v), UNLIMITED)
@@ -101,12 +103,13 @@ def _minimum_cut(
         if v not in relevant:
             continue
         free = node.primitive.family == "creation" and not node.inputs
-        if node.primitive.family not in RECOMPUTED:
+        if not regions.recomputed(node):
             flow.add("source", ("in", v), UNLIMITED)
         if not free:
-            flow.add(("in", v), ("out", v), _cost(v, v in given, v in results))
+            cost = UNLIMITED if v in regions.inside else _cost(v, v in given, v in results)
+            flow.add(("in", v), ("out", v), cost)
         for operand in node.inputs:
-            if node.primitive.family in RECOMPUTED:
+            if regions.recomputed(node):
                 flow.add(("out", operand), ("in", v), UNLIMITED)
     for v in needed:
         flow.add(("out", v), "sink", UNLIMITED)
@@ -114,13 +117,40 @@ def _minimum_cut(
     return {v for v in relevant if ("in", v) in reached and ("out", v) not in reached}
 
 
-def _ancestors(primal: Sequence[Node], needed: set[Value]) -> set[Value]:
+def _ancestors(primal: Sequence[Node], needed: set[Value], regions: _Regions) -> set[Value]:
     """What the needed values are computed from, through operations that may be recomputed."""
     relevant = set(needed)
     for node in reversed(primal):
-        if node.out in relevant and node.primitive.family in RECOMPUTED:
+        if node.out in relevant and regions.recomputed(node):
             relevant.update(node.inputs)
     return relevant
+
+
+class _Regions:
+    """What checkpoints have run.
+
+    Attributes:
+        inside: the values that nobody outside of their checkpoint uses.
+        shown: the others.
+    """
+
+    def __init__(self, primal: Sequence[Node], results: set[Value]) -> None:
+        regions = {n.out: _region(n) for n in primal if _region(n)}
+        self.shown = {
+            v for n in primal for v in n.inputs if regions.get(v, _region(n)) != _region(n)
+        }
+        self.shown |= {v for v in regions if v in results}
+        self.inside = regions.keys() - self.shown
+
+    def recomputed(self, node: Node) -> bool:
+        """Whether the backward may do it again."""
+        if _region(node):
+            return node.out in self.inside
+        return node.primitive.family in RECOMPUTED
+
+
+def _region(node: Node) -> int:
+    return node.location.region if node.location is not None else 0
 
 
 class _Network:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from typing import Any
 
@@ -174,15 +173,13 @@ def test_contexts_and_keywords() -> None:
     np.testing.assert_allclose(x.grad.numpy(), 2 * np.exp([2.0, 4.0]))
 
 
-def test_inside_a_compiled_function_the_run_stays_eager() -> None:
-    f = tg.compile(lambda x: kept(lambda y: tg.exp(y) * y, x) * 2)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for n in (1.0, 2.0, 3.0):
-            x = leaf(n)
-            f(x).sum().backward()
-            np.testing.assert_allclose(x.grad.numpy(), 2 * np.exp(n) * (n + 1))
-    assert any("checkpoint is used inside" in str(w.message) for w in caught)
+def test_inside_a_compiled_function_it_is_replayed() -> None:
+    f = tg.compile(lambda x: kept(lambda y: tg.exp(y) * y, x) * 2, wait=True, strict=True)
+    for n in (1.0, 2.0, 3.0):
+        x = leaf(n)
+        f(x).sum().backward()
+        np.testing.assert_allclose(x.grad.numpy(), 2 * np.exp(n) * (n + 1), rtol=1e-6)
+    assert f.cache_info().hits == 2
 
 
 def test_without_grad_mode_it_is_a_plain_call() -> None:

@@ -185,13 +185,6 @@ def test_second_derivatives_beside_hooks(program: Any) -> None:
                 same(mine, theirs)
 
 
-def test_a_checkpoint_inside_is_told_of_with_its_line() -> None:
-    t = Twin(checkpointed, True)
-    with pytest.warns(tg.EagerWarning, match="checkpoint"):
-        t.run(tg.ones(3, requires_grad=True))
-    assert "test_hooks_inside.py:" in t.run.explain()
-
-
 def test_a_hook_on_a_leaf_that_autograd_grad_inside_comes_to() -> None:
     """It runs in `autograd.grad` too, whose gradients no `.grad` holds."""
 

@@ -21,8 +21,8 @@ from tracegrad.tracer import tape
 from tracegrad.tracer.function_node import _with_history
 from tracegrad.tracer.grad_mode import enable_grad
 from tracegrad.tracer.pytree import flatten
-from tracegrad.tracer.random import default_generator
-from tracegrad.tracer.saved import pack
+from tracegrad.tracer.random import Generator, default_generator
+from tracegrad.tracer.saved import Recomputed, pack
 from tracegrad.tracer.state import state
 from tracegrad.tracer.tensor import Tensor
 from tracegrad.utils.checkpoint_reentrant import CheckpointFunction
@@ -102,8 +102,10 @@ def checkpoint(
     """Call `function(*args, **kwargs)` without keeping its intermediate values for the backward.
 
     The backward runs the function again, so it must do the same again; random numbers of the
-    global generator are the same ones. Inside a compiled function the run stays eager. Inside
-    `saved_tensors_hooks`, the hooks keep the tensors among `args` until then.
+    global generator are the same ones. Inside `saved_tensors_hooks`, the hooks keep the tensors among
+    `args` until then. In a compiled function the compiled backward computes the values again, from what
+    the forward had; with `context_fn` or `use_reentrant=True`, and where the second run would do more
+    than compute, it runs eagerly.
 
     Args:
         use_reentrant: False is the better choice. True, PyTorch's older variant, runs the function
@@ -146,7 +148,12 @@ def checkpoint(
         raise ParameterError(
             f"determinism_check should be one of ['default', 'none'], but got {determinism_check}"
         )
-    _noted()
+    region: Any = None
+    others = any(unpack is not _value for _, unpack in state.saved_hooks)
+    if state.recorder is not None and context_fn is noop_context_fn and not others:
+        region = state.recorder.checkpoint(preserve_rng_state)
+    else:
+        _noted()
     first, second = context_fn()
     if not state.grad_enabled:
         with first:
@@ -155,8 +162,8 @@ def checkpoint(
     frame.checked = determinism_check == "default"
     frame.early_stop = early_stop if _early_stop is None else _early_stop
     if preserve_rng_state:
-        frame.random = default_generator.get_state()
-    with frame.first_run(), first:
+        frame.random = default_generator.clone_state()
+    with region or contextlib.nullcontext(), frame.first_run(), first:
         return function(*args, **kwargs)
 
 
@@ -246,7 +253,7 @@ class _Stop(Exception):
     """Ends the second run."""
 
 
-class _Place:
+class _Place(Recomputed):
     """Stands for one value that the tape would have kept; has it again during a backward."""
 
     __slots__ = ("frame", "number", "values", "__weakref__")
@@ -287,7 +294,7 @@ class _Frame:
         self.places: list[weakref.ref[_Place]] = []
         self.kinds: list[Any] = []
         self.checked = self.early_stop = True
-        self.random: Tensor | None = None
+        self.random: Generator | None = None
 
     def first_run(self) -> saved_tensors_hooks:
         """Hooks that keep places only."""
@@ -296,12 +303,16 @@ class _Frame:
             place = _Place(self, len(self.places))
             self.places.append(weakref.ref(place))
             self.kinds.append(_kind(tensor))
+            if state.recorder is not None:
+                state.recorder.recomputed(place, tensor)
             return place
 
         return saved_tensors_hooks(stand_in, _value)
 
     def values(self) -> list[Tensor]:
         """Run the function again, for the values that the tape would keep."""
+        if state.recorder is not None:
+            state.recorder.note("a checkpoint, whose backward runs inside, too,")
         for tensor, version in self.versions:
             storage = tensor._storage
             if storage.version != version:
@@ -320,7 +331,7 @@ class _Frame:
 
         now = default_generator.get_state()
         if self.random is not None:
-            default_generator.set_state(self.random)
+            default_generator.set_state(self.random.get_state())
         try:
             with enable_grad(), saved_tensors_hooks(keep, lambda t: t), self.context:
                 self.function(*args, **self.kwargs)
