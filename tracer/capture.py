@@ -33,7 +33,6 @@ from tracegrad.tracer.state import state
 from tracegrad.tracer.symbolic import Condition, NumberReads
 from tracegrad.tracer.tape import AccumulateGrad, BackwardNode, OperationNode
 from tracegrad.tracer.tensor import Tensor, wrap
-from tracegrad.tracer.user_nodes import Refused
 from tracegrad.tracer.user_tape import UserTape
 
 if TYPE_CHECKING:
@@ -288,9 +287,10 @@ class GraphRecorder(UserNodeRecords):
             detach = primitive.TABLE["detach"]
             value = self.builder.append(detach, [value], {}, location=location)
         self._know(out, value)
-        if out._grad_fn is not None:
-            self._alive.append(out._grad_fn)
-            self._operations[id(out._grad_fn)] = inputs, value
+        node = out._grad_fn
+        if isinstance(node, OperationNode) and node.plan.op is op:  # a cast may only pass it on
+            self._alive.append(node)
+            self._operations.setdefault(id(node), (inputs, value))
 
     def recorded(self) -> int:
         """How many operations have been recorded."""
@@ -519,8 +519,9 @@ class GraphRecorder(UserNodeRecords):
         """Note a reason not to replay this run."""
         self.reasons.append(Reason(what, here()))
 
-    def _refused(self, error: Refused) -> Reason:
-        return Reason(str(error), error.location)
+    def reason(self, what: str, location: Location | None) -> Reason:
+        """A reason to stay eager that belongs to a line."""
+        return Reason(what, location)
 
     def has_changed(self) -> bool:
         """Whether the run has changed anything outside so far that it told of here."""

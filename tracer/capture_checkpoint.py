@@ -17,6 +17,7 @@ from tracegrad.tracer.state import state
 
 if TYPE_CHECKING:
     from tracegrad.tracer.capture import GraphRecorder
+    from tracegrad.tracer.capture_memory import Memory
 
 
 class Region:
@@ -31,6 +32,7 @@ class Region:
         self._recorder, self._number, self._repeatable = recorder, number, repeatable
         self._line = here()
         self._differentiable = state.grad_enabled
+        self._after: list[tuple[Memory, int]] = []
 
     def __enter__(self) -> None:
         recorder = self._recorder
@@ -52,11 +54,19 @@ class Region:
             if location is not None:
                 marked = replace(location, region=self._number)
                 nodes[k] = replace(nodes[k], location=marked)
+        self._after = [(m, m.writes) for m in recorder.memories()]
         more = self._more()
         if more:
             recorder.stay_eager(
                 f"the function of a checkpoint {more}, and would so when it runs again"
             )
+
+    def finish(self) -> None:
+        """The run has ended: what the function used must be as it was, for eager mode reads it again."""
+        if any(m.writes != before for m, before in self._after):
+            self._recorder.reasons.append(self._recorder.reason(
+                "a tensor is written to after a checkpoint that may have used it", self._line
+            ))  # fmt: skip
 
     def _did(self) -> tuple[int, ...]:
         return self._recorder.doings()

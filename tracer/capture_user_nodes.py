@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tracegrad.ir import primitive
 from tracegrad.ir.graph import GraphBuilder, Value
-from tracegrad.ir.location import here
+from tracegrad.ir.location import Location, here
 from tracegrad.tracer.capture_checkpoint import Region
 from tracegrad.tracer.capture_hook import Recorder
 from tracegrad.tracer.capture_memory import Memory
@@ -52,7 +52,7 @@ class UserNodeRecords(Recorder):
         self._operations: dict[int, tuple[list[Any], Value]] = {}  # by the node
         self._user_nodes: Gatherer | None = None
         self._gathered = False
-        self._regions = 0  # of checkpoints
+        self._regions: list[Region] = []  # of checkpoints
         self._places: dict[int, tuple[Recomputed, Tensor, int]] = {}  # by the place
 
     if TYPE_CHECKING:  # what `GraphRecorder` adds
@@ -65,7 +65,7 @@ class UserNodeRecords(Recorder):
 
         def _defer(self, node: BackwardNode, what: str) -> None: ...
 
-        def _refused(self, error: Refused) -> Reason: ...
+        def reason(self, what: str, location: Location | None) -> Reason: ...  # noqa: D102
 
     def for_function(self, node: FunctionNode, args: Sequence[Any]) -> Recorder | None:
         """This one; what the arguments are is known before they may be written to."""
@@ -96,8 +96,9 @@ class UserNodeRecords(Recorder):
 
     def checkpoint(self, repeatable: bool) -> AbstractContextManager[None] | None:
         """Mark what it computes; this run's own backward runs it again."""
-        self._regions += 1
-        return Region(cast("GraphRecorder", self), self._regions, repeatable)
+        made = Region(cast("GraphRecorder", self), len(self._regions) + 1, repeatable)
+        self._regions.append(made)
+        return made
 
     def recomputed(self, place: Recomputed, tensor: Tensor) -> None:
         """Know what it stands for."""
@@ -138,6 +139,8 @@ class UserNodeRecords(Recorder):
     def gather(self, result: Any, external: Callable[[Any], bool], keyed: set[int]) -> None:
         """Look at the tape of the results, as long as it is known what is from before the run."""
         self._gathered = True
+        for region in self._regions:
+            region.finish()
         found = Gatherer(
             cast("GraphRecorder", self), self._first, self._applied, self._hooked, self._operations,
             lambda node: r.location if (r := self._deferred.get(id(node))) else None,
@@ -167,7 +170,7 @@ class UserNodeRecords(Recorder):
 
     def _refuse(self, error: Refused) -> None:
         self._user_nodes = None
-        self.reasons.append(self._refused(error))
+        self.reasons.append(self.reason(str(error), error.location))
 
 
 def is_freed(node: BackwardNode | None) -> bool:

@@ -18,7 +18,7 @@ import functools
 import gc
 import types
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ class Part:
 
     kind: str
     parts: tuple[int | None, ...] = ()
-    data: Any = None
+    data: Any = field(default=None, repr=False)
 
 
 class Describer:

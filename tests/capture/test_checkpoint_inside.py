@@ -190,6 +190,14 @@ def between_saved_hooks(w: Any, x: Any) -> Any:
         return again(lambda y: (y * w).exp(), x)
 
 
+def writes_afterwards(w: Any, x: Any) -> Any:
+    """Eager mode's second run sees what was written."""
+    v = w * 1.0
+    y = again(lambda y: (y * v).exp(), x)
+    v.mul_(0.5)
+    return y * v.detach()
+
+
 def notes(w: Any, x: Any) -> Any:
     return again(lambda y: (note("run"), y * w)[1], x)
 
@@ -204,6 +212,7 @@ def notes(w: Any, x: Any) -> Any:
         (with_contexts, "checkpoint is used inside the function"),
         (reentrant, "checkpoint is used inside the function"),
         (between_saved_hooks, "checkpoint is used inside the function"),
+        (writes_afterwards, "a tensor is written to after a checkpoint that may have used it"),
         (notes, "side effect"),
     ],
 )
