@@ -140,16 +140,18 @@ class Lowered:
 
 def _varying(terms: Sequence[Term]) -> list[Term]:
     """The terms that differ from element to element; others are computed once, before the loops."""
-    found: dict[int, bool] = {}
-
-    def varies(term: Term) -> bool:
-        known = found.get(id(term))
-        if known is None:
-            own = bool(term.affine.terms) or any(g.index.terms for g in term.guards)
-            known = found[id(term)] = own or any(map(varies, term.operands.values()))
-        return known
-
-    return [t for t in terms if varies(t)]
+    users: dict[int, list[Term]] = {}
+    for t in terms:
+        for operand in t.operands.values():
+            users.setdefault(id(operand), []).append(t)
+    stack = [t for t in terms if t.affine.terms or any(g.index.terms for g in t.guards)]
+    found = {id(t) for t in stack}
+    while stack:
+        for user in users.get(id(stack.pop()), ()):
+            if id(user) not in found:
+                found.add(id(user))
+                stack.append(user)
+    return [t for t in terms if id(t) in found]
 
 
 @dataclass

@@ -239,8 +239,9 @@ class CompiledBackward(tape.BackwardNode):
             wrt = backward.wrt
             arrays = self._arrays(backward)
             parts = [wrap(a) for a in backward.run(arrays, [c._array for c in given])]
-            if len(given) == 1 and is_one(given[0]):
-                self.trace.mode.followed(present.index(True), [a for a, _, _ in self.inputs])
+            mode = self.trace.mode
+            if mode is not None and len(given) == 1 and is_one(given[0]):
+                mode.followed(present.index(True), [a for a, _, _ in self.inputs])
         by_input = dict(zip(wrt, parts, strict=True))
         return [by_input.get(i) for i in self.trace.wrt]
 

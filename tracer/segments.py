@@ -35,6 +35,7 @@ class Segment:
     """
 
     copied: set[int]
+    mode = None  # a segment is no loss: forward and backward are separate
 
     def __init__(
         self, trace: Trace, number: int, stretch: Stretch, shapes: Mapping[int, Shape],
@@ -53,7 +54,7 @@ class Segment:
         self.graph = with_sizes(optimize(self.captured), mine)
         self.wrt = tuple(kept.index(k) for k in stretch.wrt)
         self.abroad = ()
-        self.result_types = [v.type for v in self.captured.outputs]
+        self.result_types = tuple(v.type for v in self.captured.outputs)
         self.result_orders: list[tuple[int, ...] | None] = [None] * len(self.result_types)
         self.strides: dict[Value, Shape] = {}
         self.copied = {i for i, k in enumerate(kept) if not contiguous[k]}

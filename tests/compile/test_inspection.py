@@ -47,7 +47,9 @@ def test_sources_are_c_with_python_lines() -> None:
     assert "tg_run" in f.source()
     assert f"// {LINE}" in f.source("forward")
     assert "cosf" in f.source("backward")
-    with pytest.raises(tg.errors.ParameterError, match="'forward' or 'backward', got 'both'"):
+    with pytest.raises(
+        tg.errors.ParameterError, match="'forward', 'backward' or 'joint', got 'both'"
+    ):
         f.source("both")
 
 
