@@ -13,8 +13,8 @@ from math import prod
 
 from tracegrad.codegen.nest import SECONDS_PER_BYTE, SECONDS_PER_OP
 from tracegrad.codegen.plan import KernelPlan, Target
-from tracegrad.codegen.schedule import Step, schedule
-from tracegrad.codegen.unit import plan_unit, prepared
+from tracegrad.codegen.schedule import Step
+from tracegrad.codegen.unit import plan_unit, prepared, scheduled
 from tracegrad.ir.graph import Graph, Node, Value
 from tracegrad.ir.types import Shape
 
@@ -54,7 +54,7 @@ def kernel_costs(
     """
     plans = plan_unit(graph, target, strides).kernels
     graph = prepared(graph, strides)
-    steps = schedule(graph, strides)
+    steps = scheduled(graph, strides, target)
     stored = {v for step in steps for v in step.values}
     return tuple(
         KernelCost(plan.name, _seconds(plan, step), tuple(fused_operations(graph, step, stored)))
@@ -63,7 +63,8 @@ def kernel_costs(
 
 
 def _seconds(plan: KernelPlan, step: Step) -> float:
-    products = step.node is not None and step.node.primitive.family in PRODUCTS
+    node = step.node or step.product
+    products = node is not None and node.primitive.family in PRODUCTS
     operation = SECONDS_PER_OP / (OPERATIONS_AT_ONCE if products else 1)
     return plan.ops * operation + plan.nbytes * SECONDS_PER_BYTE
 

@@ -31,17 +31,22 @@ INLINE = {"pointwise", "movement", "creation", "random"}
 
 @dataclass(frozen=True)
 class Step:
-    """One kernel to come: a loop nest, a loop over rows, or a node with a kernel of its own."""
+    """One kernel to come: a loop nest, a loop over rows, or a node with a kernel of its own.
+
+    A loop nest may have a matrix product before it, see `codegen.panels`.
+    """
 
     group: Group | None = None
     rows: RowGroup | None = None
     node: Node | None = None
+    product: Node | None = None
 
     @property
     def values(self) -> tuple[Value, ...]:
         """The values it computes into buffers."""
         if self.group is not None:
-            return self.group.values
+            before = () if self.product is None else (self.product.out,)
+            return (*before, *self.group.values)
         if self.rows is not None:
             return self.rows.values
         assert self.node is not None

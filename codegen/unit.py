@@ -23,6 +23,7 @@ from tracegrad.codegen.lower import Buffer, same_memory
 from tracegrad.codegen.nest import natural
 from tracegrad.codegen.opaque import plan_opaque
 from tracegrad.codegen.overwriting import unsafe
+from tracegrad.codegen.panels import plan_panels, with_panels
 from tracegrad.codegen.plan import KernelPlan, Parameter, Scratch, Slot, Target
 from tracegrad.codegen.prelude import prelude, without_comments
 from tracegrad.codegen.rows import plan_rows
@@ -186,7 +187,7 @@ def _plan(
     sizes = symbols(graph)
     graph = prepared(graph, strides)
     graph = with_sized_constants(graph) if sizes else graph
-    steps = schedule(graph, strides)
+    steps = scheduled(graph, strides, target)
     buffers = name_buffers(graph, steps, strides, returned, inplace)
     checked = _check_positions(graph, steps, checks)
     kernels: list[KernelPlan] = []
@@ -194,6 +195,11 @@ def _plan(
     scratch: dict[int, tuple[Scratch, ...]] = {}
     for position, step in enumerate(steps):
         name, node = f"kernel_{position}", step.node
+        if step.product is not None:
+            joined = plan_panels(name, step, graph.producer, buffers, target)
+            assert joined is not None, "they fitted with other names"
+            kernels.append(joined)
+            continue
         if step.group is not None:
             kernels.append(plan_group(name, step.group, graph.producer, buffers, target))
             continue
@@ -227,6 +233,13 @@ def _plan(
         title, tuple(kernels), texts, tuple(slots), len(graph.inputs), returned, arena,
         temporaries, lines, sizes, inplace,
     )  # fmt: skip
+
+
+def scheduled(graph: Graph, strides: Mapping[Value, Shape], target: Target) -> list[Step]:
+    """The steps of a prepared graph as they become kernels of C."""
+    steps = schedule(graph, strides)
+    buffers = name_buffers(graph, steps, strides, len(graph.outputs))
+    return with_panels(steps, graph, buffers, target)
 
 
 def _check_positions(graph: Graph, steps: Sequence[Step], checks: Sequence[Check]) -> list[int]:
