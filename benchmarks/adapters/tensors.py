@@ -27,7 +27,7 @@ def load(mode: str, threads: int) -> Callable[[Workload], Prepared]:
     def prepare(workload: Workload) -> Prepared:
         inputs = workload.inputs()
         if workload.kind == "mlp":
-            return training_step(lib, wrap, inputs)
+            return training_step(lib, wrap, inputs, whole=name == "tracegrad")
         assert workload.expression is not None, f"{workload.name} has no expression"
         if workload.kind == "forward":
             return forward(lib, wrap, workload.expression, inputs)
@@ -76,8 +76,13 @@ def gradient(
     return Prepared(call, lambda: [array(t) for t in (*last, *(a.grad for a in args))])
 
 
-def training_step(lib: Any, wrap: Wrap, inputs: Arrays) -> Prepared:
-    """Loss, backward, SGD: the loss is compiled, the optimizer is the library's own."""
+def training_step(lib: Any, wrap: Wrap, inputs: Arrays, whole: bool) -> Prepared:
+    """Loss, backward, SGD by the library's own optimizer.
+
+    Args:
+        whole: compile the step; else the loss and its backward, and the optimizer is eager, which is
+            what PyTorch does with an optimizer inside of a compiled function, too.
+    """
     x, labels = lib.tensor(inputs[0]), lib.tensor(inputs[1])
     weights = [lib.tensor(a, requires_grad=True) for a in inputs[2:]]
     criterion = lib.nn.CrossEntropyLoss()
@@ -88,14 +93,19 @@ def training_step(lib: Any, wrap: Wrap, inputs: Arrays) -> Prepared:
         hidden = lib.relu(hidden @ w2 + b2)
         return criterion(hidden @ w3 + b3, labels)
 
-    run = wrap(loss_of)
-    last: list[Any] = []
+    run = loss_of if whole else wrap(loss_of)
 
-    def call() -> None:
+    def step() -> Any:
         optimizer.zero_grad()
         loss = run(x, labels, *weights)
         loss.backward()
         optimizer.step()
-        last[:] = [loss]
+        return loss.detach()
+
+    one = wrap(step) if whole else step
+    last: list[Any] = []
+
+    def call() -> None:
+        last[:] = [one()]
 
     return Prepared(call, lambda: [array(t) for t in (*last, *weights)])
