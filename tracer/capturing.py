@@ -93,12 +93,13 @@ class Capturing(Inspection):
 
     def __init__(
         self, fn: Callable[..., Any], backend: str, verify: str, strict: bool, side_effects: str,
-        wait: bool | None = None, debug: bool = False,
+        wait: bool | None = None, debug: bool = False, residual_budget: int | None = None,
     ) -> None:  # fmt: skip
         self._fn = fn
         self._backend = backend
         self._verify = verify
-        self._options = (backend, verify, strict, side_effects, wait, debug)
+        self._options = (backend, verify, strict, side_effects, wait, debug, residual_budget)
+        self._budget = residual_budget
         self._waits = True if debug else wait
         self._debug = debug
         self._strict = strict
@@ -218,7 +219,16 @@ class Capturing(Inspection):
                 guards = tuple(g for g in guards if g.holds())
             sizes, earlier = self._sizes.marked(key, leaves)
             trace = Trace(
-                self._label, capture, guards, why, self._verify, same, sizes, earlier, self._debug
+                self._label,
+                capture,
+                guards,
+                why,
+                self._verify,
+                same,
+                sizes,
+                earlier,
+                self._debug,
+                self._budget,
             )
             self._sizes.keep(key, trace.graph)
             trace.remember_results(structure, results)

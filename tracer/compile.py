@@ -200,7 +200,7 @@ class CompiledFunction(Capturing):
 def compile(
     fn: Callable[..., Any] | None = None, *, backend: str = "c", verify: str = "first",
     strict: bool = False, side_effects: str = "eager", wait: bool | None = None,
-    debug: bool = False,
+    debug: bool = False, residual_budget: int | None = None,
 ) -> Any:  # fmt: skip
     """Compile a function or module: each kind of call is captured once, then replayed as C.
 
@@ -223,11 +223,16 @@ def compile(
             without NaN, naming its line. On the CPU results are looked at; on a device what each
             kernel computes, one launch after the other, and what the device reports is told with
             the lines of the kernel. Much slower; calls that capture wait.
+        residual_budget: bytes that a call may keep for its backward beside its inputs and results;
+            what does not fit is computed again there, reductions and products too. None: what costs
+            least time. `.memory_plan()` shows what is kept. What the functions of yours that are
+            called in the backward keep is not counted.
     Returns:
         A `CompiledFunction`: call it like `fn`; `.explain()`, `.graph()`, `.source()` show what
         became of it. Results are differentiable as eager ones are.
     Raises:
-        ParameterError: an unknown backend, verify or side_effects.
+        ParameterError: an unknown backend, verify or side_effects; a residual_budget that is no
+            number of bytes.
         OperandError: `fn` is not callable, or a generator or coroutine function.
         CaptureError: (at a call) `strict` is set and the run cannot be replayed.
         NaNError: (at a call, or in a backward) `debug` is set and there is a NaN.
@@ -247,10 +252,18 @@ def compile(
     ):  # fmt: skip
         if value not in known:
             raise ParameterError(f"compile: {name} must be one of {known}, got {value!r}")
+    if residual_budget is not None and (
+        isinstance(residual_budget, bool) or not isinstance(residual_budget, int)
+        or residual_budget < 0
+    ):  # fmt: skip
+        raise ParameterError(
+            "compile: residual_budget must be None or a number of bytes, an int of at least 0, got "
+            f"{residual_budget!r}"
+        )
     if fn is None:
         return lambda function: compile(
             function, backend=backend, verify=verify, strict=strict, side_effects=side_effects,
-            wait=wait, debug=debug,
+            wait=wait, debug=debug, residual_budget=residual_budget,
         )  # fmt: skip
     if not callable(fn):
         raise OperandError(f"compile: expected a function or module, got {type(fn).__name__}")
@@ -264,4 +277,4 @@ def compile(
                 f"compile: {getattr(inner, '__name__', inner)} is {kind} function, which runs in "
                 "pieces; compile the function that one piece calls"
             )
-    return CompiledFunction(fn, backend, verify, strict, side_effects, wait, debug)
+    return CompiledFunction(fn, backend, verify, strict, side_effects, wait, debug, residual_budget)

@@ -39,7 +39,7 @@ class Segment:
 
     def __init__(
         self, trace: Trace, number: int, stretch: Stretch, shapes: Mapping[int, Shape],
-        contiguous: Sequence[bool],
+        contiguous: Sequence[bool], budget: int | None,
     ) -> None:  # fmt: skip
         self._trace = trace
         self.level = stretch.level
@@ -62,7 +62,7 @@ class Segment:
         self.backward_error: NotDifferentiableError | None = None
         try:
             whole = autodiff.joint(self.graph, self.wrt, range(len(self.graph.outputs)))
-            self.cut = partition(whole, len(self.graph.inputs), len(self.graph.outputs))
+            self.cut = partition(whole, len(self.graph.inputs), len(self.graph.outputs), budget)
         except NotDifferentiableError as error:
             self.backward_error = error  # raised by the backward, as in eager mode
         self._backwards: dict[tuple[bool, ...], Backward] = {}
@@ -154,9 +154,13 @@ class Segmented:
                 (cut.whole + i, graph.outputs[k].shape) for i, (_, k) in enumerate(self.given)
             )
         plain = (*contiguous, *(True for _ in self.given))
-        self.segments = [
-            Segment(trace, k, stretch, shapes, plain) for k, stretch in enumerate(cut.stretches())
-        ]
+        self.segments: list[Segment] = []
+        left = trace.budget
+        for k, stretch in enumerate(cut.stretches()):
+            made = Segment(trace, k, stretch, shapes, plain, left)
+            self.segments.append(made)
+            if left is not None and made.cut is not None:
+                left -= made.cut.stored_bytes
         self.kept: list[list[Place]] = []
         self.forward = self._forward(graph, cut)
 

@@ -70,15 +70,17 @@ class Trace:
         sizes: shapes of arguments, by position, with the sizes that vary from call to call.
         earlier: the graphs of traces for other sizes.
         debug: look for NaN in what is computed.
+        budget: bytes that the forward may keep for the backward beside inputs and results.
     """
 
     def __init__(
         self, name: str, capture: Capture, guards: Sequence[Guard], why: str, verify: str,
         same: Sequence[tuple[int, Tensor]] = (), sizes: Mapping[int, Shape] | None = None,
-        earlier: Sequence[Graph] = (), debug: bool = False,
+        earlier: Sequence[Graph] = (), debug: bool = False, budget: int | None = None,
     ) -> None:  # fmt: skip
         self.name, self.capture, self.guards, self.why = name, capture, tuple(guards), why
         self.verify, self.same, self.debug = verify, tuple(same), debug
+        self.budget = budget
         self.hits = 0
         self.failed_guard: int | None = None
         self.sizes = sizes or {}
@@ -164,7 +166,7 @@ class Trace:
 
     def _partition(self, outputs: Sequence[int]) -> Partition:
         whole = autodiff.joint(self.graph, self.wrt, outputs)
-        return partition(whole, len(self.graph.inputs), len(self.graph.outputs))
+        return partition(whole, len(self.graph.inputs), len(self.graph.outputs), self.budget)
 
     def wanted(self) -> set[int]:
         """The outputs of the captured graph that a replay returns or leaves somewhere."""
@@ -433,6 +435,10 @@ class Trace:
             f"    inputs: {inputs or 'none'}",
             f"    {len(self.graph.nodes)} operations in {kernels} kernel(s)",
         ]
+        if self.budget is not None:
+            lines.append(
+                f"    residuals: {self._kept_bytes():,} bytes, of a budget of {self.budget:,}"
+            )
         if self.mode.active is not None:
             lines.append(
                 "    gradients: computed by each launch, because a backward follows each call"
@@ -492,6 +498,11 @@ class Trace:
             unit = executable.planned(joint.graph(), {}, checks, joint.returned)
             made.append(memory_plan(f"joint pass of {self.name}", unit))
         return MemoryPlans(made)
+
+    def _kept_bytes(self) -> int:
+        """Bytes that the forward keeps for the backward beside its inputs and what it returns."""
+        cuts = [self.cut] if self.segmented is None else [s.cut for s in self.segmented.segments]
+        return sum(cut.stored_bytes for cut in cuts if cut is not None)
 
     def source_on(self, which: str, device: str) -> str:
         """The text of the forward or backward as it would be on a device."""

@@ -34,17 +34,23 @@ class Partition:
         forward: primal inputs -> primal outputs, then residuals that are not inputs.
         backward: residuals (inputs among them), then cotangents -> gradients.
         residuals: the values kept, in the order in which `backward` takes them.
+        stored_bytes: of those that are neither inputs nor outputs.
     """
 
     forward: Graph
     backward: Graph
     residuals: tuple[Value, ...]
+    stored_bytes: int = 0
 
 
-def partition(whole: Graph, primal_inputs: int, primal_outputs: int) -> Partition:
+def partition(
+    whole: Graph, primal_inputs: int, primal_outputs: int, budget: int | None = None
+) -> Partition:
     """Cut a joint graph (see `autodiff.joint`) into a forward and a backward graph.
 
     Args:
+        budget: bytes that may be kept beside inputs and outputs. Where the minimum cut keeps more, the
+            backward computes again what saves least work for its bytes: reductions and products, too.
         whole: inputs are the primal inputs, then cotangents; outputs the primal outputs, then
             gradients.
         primal_inputs, primal_outputs: how many there are.
@@ -57,6 +63,9 @@ def partition(whole: Graph, primal_inputs: int, primal_outputs: int) -> Partitio
             after.add(node.out)
     needed = _needed(whole, gradients, after)
     kept = _minimum_cut(whole, inputs, outputs, needed, after)
+    if budget is not None:
+        primal = [n for n in whole.nodes if n.out not in after]
+        kept = _within(budget, kept, primal, inputs, outputs, needed)
     order = [v for v in (*inputs, *(n.out for n in whole.nodes)) if v in kept]
     stored = [v for v in order if v not in inputs and v not in outputs]
     forward = eliminate_dead_nodes(whole.replace(inputs=tuple(inputs), outputs=(*outputs, *stored)))
@@ -64,7 +73,50 @@ def partition(whole: Graph, primal_inputs: int, primal_outputs: int) -> Partitio
         (*order, *cotangents), tuple(n for n in whole.nodes if n.out not in kept), tuple(gradients),
         f"{whole.name}_backward",
     ))  # fmt: skip
-    return Partition(forward, backward, tuple(order))
+    stored_bytes = sum(int(v.type.nbytes) for v in stored)
+    return Partition(forward, backward, tuple(order), stored_bytes)
+
+
+def _within(
+    budget: int, kept: set[Value], primal: Sequence[Node], inputs: Sequence[Value],
+    outputs: Sequence[Value], needed: set[Value],
+) -> set[Value]:  # fmt: skip
+    """As much of a cut as a budget has room for, and the inputs from which the rest follows."""
+    there = {*inputs, *outputs}
+    stored = [n.out for n in primal if n.out in kept and n.out not in there]
+    if sum(int(v.type.nbytes) for v in stored) <= budget:
+        return kept
+    work = _work_to_recompute(primal, kept)
+    chosen = {v for v in kept if v in there and v not in inputs}
+    left = budget
+    for v in sorted(stored, key=lambda v: -work[v] / max(int(v.type.nbytes), 1)):
+        if int(v.type.nbytes) <= left:
+            chosen.add(v)
+            left -= int(v.type.nbytes)
+    nodes = {n.out: n for n in primal}
+    stack, seen = [*needed], set[Value]()
+    while stack:
+        v = stack.pop()
+        if v not in seen:
+            seen.add(v)
+            if v in nodes and v not in chosen:
+                stack.extend(nodes[v].inputs)
+    return chosen & seen | {v for v in inputs if v in seen}
+
+
+def _work_to_recompute(primal: Sequence[Node], kept: set[Value]) -> dict[Value, float]:
+    """About how many operations computing each value again takes, from values that are kept."""
+    work: dict[Value, float] = {}
+    for node in primal:
+        size = float(max([int(v.type.size) for v in (*node.inputs, node.out)]))
+        if node.primitive.family == "contraction":
+            x = node.inputs[0]
+            size = float(node.out.type.size)
+            for axis in node.params["contract"][0]:
+                size *= float(x.shape[axis])
+        own = size * max(node.primitive.cost, 1)
+        work[node.out] = own + sum(0.0 if v in kept else work.get(v, 0.0) for v in node.inputs)
+    return work
 
 
 def _needed(whole: Graph, gradients: Sequence[Value], after: set[Value]) -> set[Value]:
