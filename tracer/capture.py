@@ -22,6 +22,7 @@ from tracegrad.ir.primitive import Primitive
 from tracegrad.ir.types import Shape, contiguous_strides
 from tracegrad.runtime.cuda.array import DeviceArray, host
 from tracegrad.runtime.layouts import is_dense, memory_order
+from tracegrad.tracer import result_views
 from tracegrad.tracer.capture_grads import Gradient, GradientChange
 from tracegrad.tracer.capture_memory import Memory, WriteBack, path, put, taken, with_strides
 from tracegrad.tracer.capture_state import Number, StateReads
@@ -38,6 +39,7 @@ from tracegrad.tracer.user_tape import UserTape
 if TYPE_CHECKING:
     from tracegrad.tracer.callbacks import Callback
     from tracegrad.tracer.random import Generator
+    from tracegrad.tracer.result_views import ResultView
     from tracegrad.tracer.views import Region
 
 
@@ -103,7 +105,7 @@ class Capture:
     Attributes:
         graph: inputs in the order of `sources`; outputs the distinct tensors returned.
         sources: where each input comes from.
-        returns: for each tensor returned, ("output", k) or ("input", k).
+        returns: for each tensor returned, ("output", k), ("input", k), or ("view", k): of `views`.
         differentiable: for each graph output, whether it required grad.
         writes: the inputs that hold other values afterwards.
         gradients: inputs whose `.grad` the run had to do with.
@@ -116,6 +118,7 @@ class Capture:
         conditions: what the numbers among the arguments must fulfil.
         orders: of outputs that are a result's dimensions in the order of its memory: that order.
         tape: what a replay makes anew of the tape, where user code is called in the backward.
+        views: results that are views, of ("output", k) or ("input", k).
         pinned: names of numbers that vary, and where Python read their very values all the same.
         reasons: why this run must not be replayed; empty where it may.
     """
@@ -137,6 +140,7 @@ class Capture:
     pinned: tuple[tuple[str, Location | None], ...] = ()
     orders: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     tape: UserTape | None = None
+    views: tuple[tuple[str, int, ResultView], ...] = ()
 
 
 @dataclass
@@ -539,7 +543,11 @@ class GraphRecorder(UserNodeRecords):
             g for g in self._gradients.values() if not g.read or g.leaf._grad is not g.initial
         ]
         made = [g.leaf._grad for g in changed if g.leaf._grad is not None]
-        self._check_aliases([*results, *made])
+        views = self._views(results)
+        shown = [t for t in results if id(t) not in views]
+        bases = [base for base, _ in views.values() if id(base) not in self._given]
+        shown += {id(b): b for b in bases if all(b is not t for t in shown)}.values()
+        self._check_aliases([*shown, *made])
         self._check_devices([*results, *made])
         if any(g._requires_grad for g in made):
             self.stay_eager("a gradient that it leaves in .grad has a history")
@@ -566,12 +574,16 @@ class GraphRecorder(UserNodeRecords):
             orders[k] = order
             return kind, k
 
-        returns = [
-            ("input", self._given[id(t)]) if id(t) in self._given else laid_out(t) for t in results
-        ]
+        places = {
+            id(t): ("input", self._given[id(t)]) if id(t) in self._given else laid_out(t)
+            for t in shown
+        }
+        numbers = {number: k for k, number in enumerate(views)}
+        returns = [("view", numbers[id(t)]) if id(t) in views else places[id(t)] for t in results]
         differentiable = [False] * len(outputs)
         freed = []
-        for tensor, (kind, k) in zip(results, returns, strict=True):
+        for tensor in shown:
+            kind, k = places[id(tensor)]
             if kind == "output" and tensor.requires_grad:
                 if self._leads_inside(tensor._grad_fn):
                     self.stay_eager("the history of a result leads to a leaf that the run made")
@@ -584,7 +596,7 @@ class GraphRecorder(UserNodeRecords):
                 else:
                     differentiable[k] = True
         if self._cuts:
-            roots = [self.value_of(t) for t in results if t.requires_grad]
+            roots = [self.value_of(t) for t in shown if t.requires_grad]
             reached = self._ancestors([v for v, flag in zip(outputs, differentiable) if flag])
             if self._user_nodes is not None:
                 reached = self._user_nodes.ancestors(self.builder.nodes, roots)
@@ -627,8 +639,29 @@ class GraphRecorder(UserNodeRecords):
             tuple(self._gradients.values()), self._unhooked(), tuple(gradients), tuple(freed),
             tuple(self.states.afterwards), tuple(predicates),
             tuple(callbacks), tuple(self.numbers.conditions.values()), tuple(self.numbers.pinned.values()),
-            orders, tape,
+            orders, tape, self._placed_views(views, places),
         )  # fmt: skip
+
+    def _views(self, results: Sequence[Tensor]) -> dict[int, tuple[Tensor, ResultView]]:
+        """The results that a replay makes as views, by id."""
+        found = result_views.found(results, self.memory_of, self.source_of)
+        if self._user_nodes is not None and found:
+            self.stay_eager("a result is a view, beside functions that the backward calls")
+            return {}
+        return {k: v for k, v in found.items() if not is_freed(v[0]._grad_fn)}
+
+    def _placed_views(
+        self, views: Mapping[int, tuple[Tensor, ResultView]], places: Mapping[int, tuple[str, int]]
+    ) -> tuple[tuple[str, int, ResultView], ...]:
+        """Where the launcher finds what they are views of."""
+        found = []
+        for base, view in views.values():
+            source = self._given.get(id(base))
+            kind, k = places[id(base)] if source is None else ("input", source)
+            if kind == "input" and source is None:
+                self.stay_eager("a result is a view of a tensor made from data")
+            found.append((kind, k, view))
+        return tuple(found)
 
     def _graph(self, outputs: Sequence[Value]) -> Graph:
         """What was recorded, with single numbers that the function made as constants in it."""

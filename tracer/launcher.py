@@ -77,6 +77,7 @@ class LauncherBuilder:
         }  # fmt: skip
         if trace.segmented is not None:
             namespace["attach"] = SplitTape(trace).attach
+        namespace.update((f"make_{k}", v.make) for k, (_, _, v) in enumerate(self.capture.views))
         guards = self._guard_views(namespace)
         inputs: list[str] = []
         draws: list[str] = []
@@ -330,6 +331,8 @@ class LauncherBuilder:
                 [f"out_{k}" if kind == "output" else "None" for kind, k in self.capture.returns]
             )
             lines.append(f"attach({_tuple(names)}, {made}, {results})  # the tape")
+        for k, (kind, at, _) in enumerate(self.capture.views):
+            lines.append(f"view_{k} = make_{k}({f'out_{at}' if kind == 'output' else names[at]})")
         for k in self.capture.freed:
             lines.append(f"out_{k}._requires_grad = True")
             lines.append(f"out_{k}._grad_fn = FreedBackward((), (out_{k}.type_info,))")
@@ -358,6 +361,7 @@ class LauncherBuilder:
         """The outputs that the caller gets, with their places; others are only written back."""
         returned = {k for kind, k in self.capture.returns if kind == "output"}
         returned |= {c.at for c in self.capture.gradient_changes if c.kind == "output"}
+        returned |= {k for kind, k, _ in self.capture.views if kind == "output"}
         return [(k, place) for k, place in enumerate(self.places) if k in returned]
 
     def _kept(self, k: int) -> str:
@@ -411,6 +415,8 @@ class LauncherBuilder:
         for kind, k in self.capture.returns:
             if kind == "output":
                 parts.append(f"out_{k}")
+            elif kind == "view":
+                parts.append(f"view_{k}")
             elif self.capture.sources[k].kind in ("argument", "captured"):
                 parts.append(self.names[k])
             else:

@@ -175,6 +175,7 @@ class Trace:
             *((w.kind, w.at) for w in self.capture.writes),
             *((c.kind, c.at) for c in self.capture.gradient_changes),
             *(place for callback in self.capture.callbacks for place in callback.tensors),
+            *((kind, k) for kind, k, _ in self.capture.views),
             *(() if self.segmented is None else self.segmented.given),
             *(s.place for s in self._slots() if s.place is not None),
         ]
