@@ -55,6 +55,7 @@ class Reason:
         return f"{self.what}{where}"
 
 
+_WRITTEN_LEAF = "a leaf that requires grad is used after it was written to"
 _HOOKS = ("register_hook()", "retain_grad()")  # on tensors
 
 
@@ -281,7 +282,7 @@ class GraphRecorder(UserNodeRecords):
         inputs = [self.value_of(x) if isinstance(x, Tensor) else self._array(x) for x in operands]
         for x, used in zip(operands, inputs, strict=True):
             if state.grad_enabled and self._written_leaf(x):
-                self._cut_off(used, "a leaf that requires grad is used after it was written to")
+                self._cut_off(used, _WRITTEN_LEAF)
         if state.grad_enabled and op.name != "detach" and any(map(self._cut_view, operands)):
             self.stay_eager(
                 "a view that was made under no_grad() requires grad, but has no history"
@@ -367,9 +368,11 @@ class GraphRecorder(UserNodeRecords):
             self.stay_eager(f"{name} writes with history to a tensor from outside the function")
         elif memory.shared:
             self.stay_eager(f"{name} writes to memory that several tensors from outside share")
-        elif not outside and target._requires_grad:
-            if not value._requires_grad and not state.grad_enabled:
-                self._cut_off(new, f"{name} writes without history to a tensor that has one")
+        told = target._requires_grad and state.grad_enabled  # autograd hears of it
+        if memory.tracked and not value._requires_grad and not told:
+            leaf = outside and memory.root._grad_fn is None
+            what = f"{name} writes without history to a tensor that has one"
+            self._cut_off(new, _WRITTEN_LEAF if leaf else what)
         steps = path(memory.root, target)
         whole = None
         if steps is not None:

@@ -640,7 +640,10 @@ def test_what_is_guarded_is_shown() -> None:
     for k in range(3):
         step(*batch(k))
     text = step.explain()
-    assert "optimizer.param_groups[0]['lr'] (value)" in text
+    assert any(g.name == "optimizer.param_groups[0]['lr']" for g in step.guards())
+    assert (
+        "guarded: optimizer: " in text and "optimizer.param_groups[0]['maximize'] = False" in text
+    )
     compiled.optimizer.param_groups[0]["weight_decay"] = 0.5
     step(*batch(3))
     assert "optimizer.param_groups[0]['weight_decay'] was 0, now it is 0.5" in step.explain()

@@ -542,3 +542,49 @@ def test_results_lie_in_memory_as_those_of_eager_mode(name: str, turned: bool) -
         got = compiled(made())
         assert got.stride() == expected.stride()
         assert tg.allclose(got.double(), expected.double())
+
+
+# ---- writes that autograd does not hear of ------------------------------------------------------
+
+
+def through_detach(x: Any) -> Any:
+    y = x * 2
+    y.detach().mul_(3)
+    return y * 1
+
+
+def through_a_view_of_detach(x: Any) -> Any:
+    y = x * 2
+    with tg.no_grad():
+        y.detach()[0].mul_(3)
+    return y.sin()
+
+
+def to_an_argument(x: Any) -> Any:
+    x.detach().mul_(3)
+    return x * 3
+
+
+def returned_itself(x: Any) -> Any:
+    y = (x * 2).reshape(-1)
+    with tg.no_grad():
+        y.detach().add_(1)
+    return y
+
+
+@pytest.mark.parametrize(
+    "program", [through_detach, through_a_view_of_detach, to_an_argument, returned_itself]
+)
+def test_a_write_through_detach_leaves_the_history(program: Callable[..., Any]) -> None:
+    """Eager mode's gradient passes as if nothing had been written; a replay's would have ended there."""
+    compiled = tg.compile(program, wait=True)
+    with pytest.warns(tg.EagerWarning, match="writes without history to a tensor that has one"):
+        for k in range(3):
+            found = []
+            for fn in (compiled, program):
+                leaf = tg.tensor([1.0, 2.0 + k], requires_grad=True)
+                y = fn(leaf * 1)
+                y.sum().backward()
+                found.append((y.tolist(), leaf.grad.tolist()))
+            assert found[0] == found[1]
+    assert compiled.cache_info().hits == 0
