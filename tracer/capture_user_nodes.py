@@ -20,7 +20,8 @@ from tracegrad.tracer.pytree import leaves_of
 from tracegrad.tracer.saved import Recomputed
 from tracegrad.tracer.tape import BackwardNode, OperationNode
 from tracegrad.tracer.tensor import Tensor
-from tracegrad.tracer.user_nodes import Gatherer, Refused
+from tracegrad.tracer.user_nodes import Gatherer
+from tracegrad.tracer.user_tape import Refused
 
 if TYPE_CHECKING:
     from tracegrad.tracer.capture import GraphRecorder, Reason, Source

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from tracegrad.runtime.layouts import is_dense
 from tracegrad.tracer.capture_memory import Memory
+from tracegrad.tracer.dispatch import viewed
 from tracegrad.tracer.state import state
-from tracegrad.tracer.tape import OperationNode
+from tracegrad.tracer.tape import OperationNode, gradient_edge
 from tracegrad.tracer.tensor import Tensor
-from tracegrad.tracer.views import ViewNode, as_one, replay
+from tracegrad.tracer.views import ViewNode, class_of_views, replay
 
 if TYPE_CHECKING:
     from tracegrad.tracer.tape import BackwardNode
@@ -50,11 +51,19 @@ class ResultView:
     def _made(self, base: Tensor) -> Tensor:
         out = base
         for steps, name, whole in self.parts:
-            source, out = out, replay(out, steps)
+            if name and not whole:
+                out = replay(out, steps)
+                if isinstance(out._grad_fn, OperationNode) and out._grad_fn.name() != name:
+                    out._grad_fn.rename(name)
+                continue
+            source, array = out, out._array
+            for op, params, _ in steps:
+                array = op.eager(array, **params)
+            out = viewed(source, array.view() if array is source._array else array, steps)
             if whole:
-                out = as_one(out, source, name, len(steps))
-            elif isinstance(out._grad_fn, OperationNode) and out._grad_fn.name() != name:
-                out._grad_fn.rename(name)
+                edge = gradient_edge(source)
+                out._requires_grad = True
+                out._grad_fn = class_of_views(name)(source, edge, steps)
         return out
 
 

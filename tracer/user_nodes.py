@@ -25,20 +25,13 @@ from tracegrad.tracer.remaking import Describer, NotRemade
 from tracegrad.tracer.saved import Packed, Recomputed
 from tracegrad.tracer.stand_in_rules import without_stand_ins
 from tracegrad.tracer.symbolic import plain_number
-from tracegrad.tracer.tape import AccumulateGrad, BackwardNode, Edge, OperationNode, gradient_edge
+from tracegrad.tracer.tape import AccumulateGrad, BackwardNode, OperationNode, gradient_edge
+from tracegrad.tracer.tape_check import TapeCheck
 from tracegrad.tracer.tensor import Tensor
-from tracegrad.tracer.user_tape import Place, Slot, UserNode, UserTape
+from tracegrad.tracer.user_tape import Place, Refused, Slot, UserNode, UserTape
 
 if TYPE_CHECKING:
     from tracegrad.tracer.capture import GraphRecorder
-
-
-class Refused(Exception):
-    """The tape of a run cannot be made again; the text says why. Never leaves a capture."""
-
-    def __init__(self, what: str, location: Location | None) -> None:
-        super().__init__(what)
-        self.location = location
 
 
 @dataclass
@@ -387,71 +380,15 @@ class Gatherer:
             tuple((k, p) for k, (p, t) in enumerate(zip(results, self._results, strict=True))
                   if t._requires_grad and self._recorder.source_of(t) is None),
         )  # fmt: skip
-        self._check(tape)
-        return tape
-
-    # ---- what the graph says against what the tape says -----------------------------------------
-
-    def _check(self, tape: UserTape) -> None:
-        """Every cotangent goes where the tape of the run takes it.
-
-        Raises:
-            Refused: not so, as may be where memory was written to through several views.
-        """
-        cut = tape.cut()
-        recorder = self._recorder
-        edges = {k: gradient_edge(recorder.given(k)) for k in tape.wrt}
-
-        def in_graph(value: Value) -> set[Edge]:
-            found: set[Edge] = set()
-            for k in cut.reached(value):
-                if k < cut.whole:
-                    found.add(edges[k])
-                else:
-                    at, number = cut.given[k - cut.whole]
-                    found.add((self._found[at].node, number))
-            return found
-
-        for f, node in zip(self._found, tape.nodes, strict=True):
-            if not node.is_whole:
-                value = tape.taken(cut, node, 0)
-                assert value is not None, "what has a hook has a gradient"
-                wanted = set().union(*(self._below(e) for e in f.node.edges))
-                self._agree(in_graph(value), wanted, f.location)
-                continue
-            for i, edge in enumerate(f.node.edges):
-                value = tape.taken(cut, node, i)
-                self._agree(
-                    in_graph(value) if value is not None else set(), self._below(edge), f.location
-                )
+        edges = {k: gradient_edge(self._recorder.given(k)) for k in tape.wrt}
+        check = TapeCheck(tape, [f.node for f in self._found], edges, self._first)
+        check.nodes([f.location for f in self._found])
         for k, place in tape.results:
-            value = cut.as_used(tape.value(place))
-            self._agree(in_graph(value), self._below(gradient_edge(self._results[k])), None)
-        for slot, tensor in zip(tape.slots, self._tensors, strict=True):
+            check.tensor(place, self._results[k])
+        for slot, tensor in zip(slots, self._tensors, strict=True):
             if slot.takes is not None:
-                value = cut.as_used(tape.value(slot.takes))
-                self._agree(in_graph(value), self._below(gradient_edge(tensor)), None)
-
-    def _agree(self, graph: set[Edge], tape: set[Edge], where: Location | None) -> None:
-        if graph != tape:
-            raise Refused("the history of what has hooks has no place in the graph", where)
-
-    def _below(self, edge: Edge) -> set[Edge]:
-        """The user nodes, and nodes from before the run, that the tape leads to from an edge."""
-        ends: set[Edge] = set()
-        stack, seen = [edge], {edge}
-        while stack:
-            node, number = stack.pop()
-            if node is None:
-                continue
-            older = node.sequence < self._first or isinstance(node, AccumulateGrad)
-            if older or id(node) in self._numbers:
-                ends.add((node, number))
-                continue
-            new = [e for e in node.edges if e not in seen]
-            seen.update(new)
-            stack.extend(new)
-        return ends
+                check.tensor(slot.takes, tensor)
+        return tape
 
 
 def _is_packed(saved: Any) -> bool:

@@ -22,6 +22,14 @@ from tracegrad.tracer.tape import BackwardNode
 Place = tuple[str, int]  # ("input", k) or ("output", k) of a captured graph
 
 
+class Refused(Exception):
+    """The tape of a run cannot be made again; the text says why. Never leaves a capture."""
+
+    def __init__(self, what: str, location: Location | None) -> None:
+        super().__init__(what)
+        self.location = location
+
+
 @dataclass(frozen=True)
 class Slot:
     """A tensor that user nodes or their objects hold.
