@@ -203,6 +203,7 @@ class Trace:
         kept = [k for kind, k in capture.returns if kind == "output"]
         kept += [c.at for c in capture.gradient_changes if c.kind == "output"]
         kept += [p.at for p in self.predicates]
+        kept += [k for kind, k, _ in capture.views if kind == "output"]
         arrays = [self.places[k][1] for k in kept] + [self.places[w.at][1] for w in writes]
         found = {}
         for w in writes:
