@@ -7,6 +7,7 @@ tensors and plain values, without keywords; others take the long way. Start read
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,13 +18,16 @@ from tracegrad.tracer.storage import marking
 from tracegrad.tracer.tensor import Tensor
 from tracegrad.tracer.trace import Trace
 
-SMALL = 1 << 16  # bytes of an array that may be kept alive by being remembered
 MANY = 64  # keys of one function
 _CONSTANTS = (int, bool, str, bytes, type(None))
 
 
+def _nothing() -> None:
+    """Stands for the reference to an array, where there is none yet."""
+
+
 class SeenLayout:
-    """The layout of an argument, and the last array that had it, if that is small.
+    """The layout of an argument, and the last array that had it, which is not kept alive.
 
     The library gives a tensor a new array where its layout changes, so the same array has the same
     layout.
@@ -32,7 +36,7 @@ class SeenLayout:
     __slots__ = ("array", "shape", "dtype", "strides", "aligned")
 
     def __init__(self, part: tuple[Any, ...]) -> None:
-        self.array: Any = None
+        self.array: Callable[[], Any] = _nothing
         self.shape, self.dtype, self.strides, _, self.aligned = part
 
     def like(self, x: Any) -> bool:
@@ -45,8 +49,7 @@ class SeenLayout:
             or a.flags.aligned is not self.aligned
         ):  # fmt: skip
             return False
-        if a.nbytes <= SMALL:
-            self.array = a
+        self.array = weakref.ref(a)
         return True
 
 
@@ -105,7 +108,7 @@ def _made(key: tuple[Any, ...], trace: Trace, args: Sequence[Any]) -> Quick | No
                 return None
             tensors.append(name)
             space[f"seen_{k}"] = SeenLayout(part)
-            test = f"({name}._array is seen_{k}.array or seen_{k}.like({name}))"
+            test = f"({name}._array is seen_{k}.array() or seen_{k}.like({name}))"
             test += f" and {name}._requires_grad is {part[3]} and {name}._view is None"
         elif part == (float,) or part == (int,):  # any number of the type
             test = f"{name}.__class__ is {part[0].__name__}"
