@@ -238,14 +238,13 @@ def test_metadata_is_the_users_dictionary() -> None:
 @pytest.mark.parametrize(
     "register",
     [
-        lambda y, x: y.register_hook(lambda g: g * 10),
         lambda y, x: x.register_post_accumulate_grad_hook(lambda p: None),
         lambda y, x: y.grad_fn.register_prehook(lambda g: (g[0] * 10,)),
         lambda y, x: y.grad_fn.register_hook(lambda a, b: (a[0] * 10, None)),
     ],
-    ids=["tensor", "post_accumulate", "prehook", "node"],
+    ids=["post_accumulate", "prehook", "node"],
 )
-def test_hooks_registered_inside_a_compiled_function_are_registered_each_time(
+def test_hooks_on_leaves_and_nodes_inside_a_compiled_function_run_it_eagerly(
     register: Callable[..., Any],
 ) -> None:
     def fn(x: Any) -> Any:
@@ -265,6 +264,20 @@ def test_hooks_registered_inside_a_compiled_function_are_registered_each_time(
         fn(z).sum().backward()
         assert x.grad.tolist() == z.grad.tolist()
     assert f.cache_info().traces == 0
+
+
+def test_a_hook_on_a_result_inside_a_compiled_function_is_replayed() -> None:
+    def fn(x: Any) -> Any:
+        y = x * 2
+        y.register_hook(lambda g: g * 10)
+        return y * 3
+
+    f = tg.compile(fn, wait=True, strict=True)
+    for _ in range(3):
+        x = leaf()
+        f(x).sum().backward()
+        assert x.grad.tolist() == [60.0] * x.numel()
+    assert f.cache_info().hits == 2
 
 
 @pytest.mark.parametrize("held", [False, True])
