@@ -52,7 +52,10 @@ def is_user_frame(frame: types.FrameType) -> bool:
     filename = frame.f_code.co_filename
     if not is_user_file(filename):
         return False
-    return filename != "<string>" or not _is_library_name(str(frame.f_globals.get("__name__", "")))
+    if filename != "<string>":
+        return True
+    name = str(frame.f_globals.get("__name__", ""))
+    return not (_is_library_name(name) or name.startswith("namedtuple_"))  # what makes a named tuple
 
 
 def is_user_module(module: types.ModuleType) -> bool:
