@@ -165,7 +165,7 @@ def batch_size(worker: Worker, target: float) -> int:
 def finish(row: Row, worker: Worker, workload: Workload, expected: dict[int, Arrays]) -> None:
     """Read the peak memory, and check once more what does not change from call to call."""
     row.peak = worker.ask("memory")["peak"]
-    if workload.kind == "mlp":
+    if workload.kind == "training":
         return
     worker.ask("results")
     if not check(row, worker, workload, expected):

@@ -17,7 +17,23 @@ Arrays = list[np.ndarray]
 
 
 class Ops(Protocol):
-    """The functions an expression may use, of whichever framework."""
+    """The functions an expression may use, of whichever framework.
+
+    Besides these, expressions use operators, indexing, `reshape`, and the product `@`. A framework
+    uses its own function where it has one and composes the others.
+
+    Attributes:
+        mean: of all elements.
+        sum_last: along the last dimension.
+        gelu: x Phi(x), by erf.
+        softmax, layer_norm: along the last dimension; `layer_norm(x, weight, bias)` with
+            `LAYER_NORM_EPS`.
+        causal_attention: `(qkv, heads)` with queries, keys and values side by side in the last
+            dimension of qkv (batch, sequence, 3 * width); returns (batch, sequence, width).
+        cross_entropy: mean over the rows of `(logits, labels)`.
+        conv2d: `(x, weight, bias, padding)` in the layout NCHW.
+        max_pool2d: the largest of every 2 x 2 window.
+    """
 
     sin: Callable[[Any], Any]
     exp: Callable[[Any], Any]
@@ -25,6 +41,19 @@ class Ops(Protocol):
     erf: Callable[[Any], Any]
     sqrt: Callable[[Any], Any]
     log: Callable[[Any], Any]
+    mean: Callable[[Any], Any]
+    sum_last: Callable[[Any], Any]
+    relu: Callable[[Any], Any]
+    gelu: Callable[[Any], Any]
+    softmax: Callable[[Any], Any]
+    layer_norm: Callable[[Any, Any, Any], Any]
+    causal_attention: Callable[[Any, int], Any]
+    cross_entropy: Callable[[Any, Any], Any]
+    conv2d: Callable[[Any, Any, Any, int], Any]
+    max_pool2d: Callable[[Any], Any]
+
+
+LAYER_NORM_EPS = 1e-5
 
 
 @dataclass
@@ -51,9 +80,14 @@ class Workload:
         closed_form: `closed_form(calls, *inputs)` is the list of results after so many calls, in
             the inputs' precision.
         tolerance: largest accepted error of a result, relative to its largest element, and why.
-        expression: the formula, or None where `kind` says more than a formula does.
         kind: "gradient" (sum of the expression and its gradients), "gradient and value" (the
-            elements of the expression too), "forward" (the expression alone) or "mlp".
+            elements of the expression too), "forward" (the expression alone), "hessian" (of the
+            sum of the expression) or "training" (a step of plain SGD that replaces the weights;
+            the expression is the loss, results are the loss before the step and the weights).
+        expression: the formula.
+        data: how many of the inputs come before the weights of a training step.
+        rate: the learning rate of a training step.
+        needs: what not every framework offers: "matmul", "attention", "conv2d", "hessian".
     """
 
     name: str
@@ -62,7 +96,10 @@ class Workload:
     closed_form: Callable[..., Arrays]
     tolerance: float
     kind: str
-    expression: Callable[..., Any] | None = None
+    expression: Callable[..., Any]
+    data: int = 0
+    rate: float = 0.0
+    needs: frozenset[str] = frozenset()
 
 
 def relative_error(got: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:

@@ -25,34 +25,123 @@ def benchmarks() -> object:
     return benchmarks
 
 
-@pytest.mark.parametrize("name", ["chain", "pointwise", "black_scholes"])
+def small_inputs(name: str) -> list[np.ndarray]:
+    """Inputs of a workload in its own form, made small where that matters."""
+    from benchmarks.workloads import WORKLOADS, gpt_block, layer_norm, lenet
+
+    if name == "layer_norm":
+        return layer_norm.inputs(rows=6, columns=10)
+    if name == "gpt_block":
+        return gpt_block.inputs(batch=2, sequence=5, width=16)
+    if name == "lenet":
+        return lenet.inputs(batch=3)
+    inputs = WORKLOADS[name].inputs()
+    elementwise = name in ("chain", "pointwise", "black_scholes", "pairwise")
+    return [a[:50] for a in inputs] if elementwise else inputs
+
+
+def doubled(inputs: list[np.ndarray]) -> list[np.ndarray]:
+    """In float64, except labels."""
+    return [a.astype(np.float64) if a.dtype.kind == "f" else a for a in inputs]
+
+
+@pytest.mark.parametrize(
+    "name", ["chain", "pointwise", "black_scholes", "pairwise", "layer_norm", "gpt_block"]
+)
 def test_closed_form_gradients_agree_with_differences(benchmarks: object, name: str) -> None:
     from benchmarks.workloads import WORKLOADS
 
     workload = WORKLOADS[name]
-    inputs = [a[:50].astype(np.float64) for a in workload.inputs()]
+    inputs = doubled(small_inputs(name))
     gradients = workload.closed_form(1, *inputs)[-len(inputs) :]
     rng = np.random.default_rng(0)
     for i, gradient in enumerate(gradients):
+        assert gradient.shape == inputs[i].shape
         direction = rng.standard_normal(inputs[i].shape)
         step = 1e-5
         moved = [[*inputs[:i], inputs[i] + s * direction, *inputs[i + 1 :]] for s in (-step, step)]
         low, high = (workload.closed_form(1, *m)[0] for m in moved)
-        # Central difference: error about step**2 times the third derivative.
-        assert (high - low) / (2 * step) == pytest.approx(np.vdot(gradient, direction), rel=1e-6)
+        # Central difference: error about step**2 times the third derivative; rounding of the sums.
+        slope = np.vdot(gradient, direction)
+        assert (high - low) / (2 * step) == pytest.approx(slope, rel=1e-6, abs=1e-8)
 
 
-def test_mlp_step_lowers_the_loss_along_its_gradient(benchmarks: object) -> None:
-    from benchmarks.workloads import mlp
+@pytest.mark.parametrize("name", ["tiny_model", "mlp", "lenet"])
+def test_a_training_step_follows_the_gradient_of_every_weight(
+    benchmarks: object, name: str
+) -> None:
+    from benchmarks.workloads import WORKLOADS
 
-    x, labels, *weights = (a.astype(np.float64) if a.dtype.kind == "f" else a for a in mlp.inputs())
-    loss, updated = mlp.step(x, labels, weights)
-    slope = sum(np.sum((w - u) ** 2) for w, u in zip(weights, updated, strict=True)) / mlp.RATE
-    tiny = 1e-4
-    nudged = [w + tiny * (u - w) for w, u in zip(weights, updated, strict=True)]
-    moved, _ = mlp.step(x, labels, nudged)
-    # First order in `tiny`; the curvature along the step adds about tiny relative.
-    assert (loss - moved) / tiny == pytest.approx(slope, rel=1e-2)
+    workload = WORKLOADS[name]
+    inputs = doubled(small_inputs(name))
+    data, weights = inputs[: workload.data], inputs[workload.data :]
+    updated = workload.closed_form(1, *data, *weights)[1:]
+    for i, (w, u) in enumerate(zip(weights, updated, strict=True)):
+        gradient = (w - u) / workload.rate
+        # Along the gradient the slope is largest; a short step passes few kinks of the rectifiers.
+        direction = gradient / np.linalg.norm(gradient)
+        moved = [[*weights[:i], w + s * direction, *weights[i + 1 :]] for s in (-1e-6, 1e-6)]
+        low, high = (workload.closed_form(1, *data, *m)[0] for m in moved)
+        assert (high - low) / 2e-6 == pytest.approx(np.linalg.norm(gradient), rel=1e-4)
+
+
+def test_rosenbrock_hessian_agrees_with_differences_of_its_gradient(benchmarks: object) -> None:
+    from benchmarks.workloads import rosenbrock
+
+    (x,) = doubled(rosenbrock.inputs())
+
+    def gradient(x: np.ndarray) -> np.ndarray:
+        bend = x[1:] - x[:-1] ** 2
+        found = np.zeros_like(x)
+        found[:-1] = -400 * x[:-1] * bend - 2 * (1 - x[:-1])
+        found[1:] += 200 * bend
+        return found
+
+    step = 1e-5
+    columns = [(gradient(x + e) - gradient(x - e)) / (2 * step) for e in step * np.eye(len(x))]
+    (matrix,) = rosenbrock.closed_form(1, x)
+    np.testing.assert_allclose(matrix, np.stack(columns, axis=1), rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("pairwise", "compiled"),
+        ("layer_norm", "compiled"),
+        ("gpt_block", "eager"),
+        ("lenet", "eager"),
+        ("tiny_model", "compiled"),
+        ("rosenbrock", "compiled"),
+    ],
+)
+def test_tracegrad_agrees_with_the_closed_form(
+    benchmarks: object, monkeypatch: pytest.MonkeyPatch, name: str, how: str
+) -> None:
+    import dataclasses
+
+    import tracegrad as tg
+    from benchmarks.adapters import tensors
+    from benchmarks.workload import relative_error
+    from benchmarks.workloads import WORKLOADS
+
+    monkeypatch.setenv("TRACEGRAD_WAIT", "1")
+    inputs = small_inputs(name)
+    workload = dataclasses.replace(WORKLOADS[name], inputs=lambda: inputs)
+    prepared = tensors.load(f"tracegrad {how}", tg.get_num_threads())(workload)
+    for _ in range(3):
+        prepared.call()
+    wanted = [np.asarray(a) for a in workload.closed_form(3, *doubled(inputs))]
+    assert relative_error(prepared.results(), wanted) < workload.tolerance
+
+
+def test_a_peer_is_not_offered_what_it_lacks(benchmarks: object) -> None:
+    from benchmarks.adapters import drjit_llvm, pytensor_function
+    from benchmarks.workloads import WORKLOADS
+
+    for name in ("tiny_model", "mlp", "gpt_block", "lenet", "rosenbrock"):
+        assert drjit_llvm.prepare(WORKLOADS[name]) is None
+    for name in ("gpt_block", "lenet"):
+        assert pytensor_function.prepare(WORKLOADS[name], {}) is None
 
 
 def test_relative_error_sees_what_is_wrong(benchmarks: object) -> None:

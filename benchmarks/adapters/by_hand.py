@@ -23,8 +23,9 @@ def prepare(workload: Workload) -> Prepared:
         outcome[:] = workload.closed_form(1, *inputs)
 
     def train() -> None:
-        outcome[:] = workload.closed_form(1, *inputs[:2], *(outcome[1:] or inputs[2:]))
+        weights = outcome[1:] or inputs[workload.data :]
+        outcome[:] = workload.closed_form(1, *inputs[: workload.data], *weights)
 
     return Prepared(
-        train if workload.kind == "mlp" else call, lambda: [np.asarray(a) for a in outcome]
+        train if workload.kind == "training" else call, lambda: [np.asarray(a) for a in outcome]
     )

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.workload import Arrays, Prepared, Workload
-from benchmarks.workloads.mlp import RATE
+from benchmarks.workload import LAYER_NORM_EPS, Arrays, Prepared, Workload
 
 
 def load(mode: str, threads: int) -> Callable[[Workload], Prepared]:
@@ -20,20 +19,66 @@ def load(mode: str, threads: int) -> Callable[[Workload], Prepared]:
     return prepare
 
 
+def operations() -> SimpleNamespace:
+    """The names of `Ops`; what XLA has no function for is composed, as JAX's libraries do."""
+    import jax
+    import jax.numpy as jnp
+
+    def layer_norm(x: Any, weight: Any, bias: Any) -> Any:
+        centered = x - x.mean(-1, keepdims=True)
+        variance = (centered * centered).mean(-1, keepdims=True)
+        return centered * jax.lax.rsqrt(variance + LAYER_NORM_EPS) * weight + bias
+
+    def causal_attention(qkv: Any, heads: int) -> Any:
+        batch, sequence, width = qkv.shape
+        parts = qkv.reshape(batch, sequence, 3, heads, width // (3 * heads))
+        q, k, v = (parts[:, :, i] for i in range(3))
+        mixed = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+        return mixed.reshape(batch, sequence, width // 3)
+
+    def cross_entropy(logits: Any, labels: Any) -> Any:
+        likelihood = jax.nn.log_softmax(logits)
+        return -jnp.take_along_axis(likelihood, labels[:, None], axis=1).mean()
+
+    def conv2d(x: Any, weight: Any, bias: Any, padding: int) -> Any:
+        edges = [(padding, padding)] * 2
+        return jax.lax.conv_general_dilated(x, weight, (1, 1), edges) + bias[:, None, None]
+
+    def max_pool2d(x: Any) -> Any:
+        window = (1, 1, 2, 2)
+        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, window, "VALID")
+
+    return SimpleNamespace(
+        sin=jnp.sin,
+        exp=jnp.exp,
+        tanh=jnp.tanh,
+        erf=jax.scipy.special.erf,
+        sqrt=jnp.sqrt,
+        log=jnp.log,
+        mean=jnp.mean,
+        sum_last=lambda x: x.sum(-1),
+        relu=jax.nn.relu,
+        gelu=lambda x: jax.nn.gelu(x, approximate=False),
+        softmax=jax.nn.softmax,
+        layer_norm=layer_norm,
+        causal_attention=causal_attention,
+        cross_entropy=cross_entropy,
+        conv2d=conv2d,
+        max_pool2d=max_pool2d,
+    )
+
+
 def prepare(workload: Workload) -> Prepared:
     """One jitted function per workload."""
     import jax
     import jax.numpy as jnp
-    from jax.scipy.special import erf
 
-    ops = SimpleNamespace(
-        sin=jnp.sin, exp=jnp.exp, tanh=jnp.tanh, erf=erf, sqrt=jnp.sqrt, log=jnp.log
-    )
+    ops, expression = operations(), workload.expression
     inputs = [jnp.asarray(a) for a in workload.inputs()]
-    if workload.kind == "mlp":
-        return training_step(inputs)
-    expression = workload.expression
-    assert expression is not None, f"{workload.name} has no expression"
+    if workload.kind == "training":
+        return training_step(ops, workload, inputs)
+    if workload.kind == "hessian":
+        return repeated(jax.jit(jax.hessian(lambda x: expression(ops, x).sum())), inputs)
     if workload.kind == "forward":
         return repeated(jax.jit(lambda *args: expression(ops, *args)), inputs)
     keep = workload.kind == "gradient and value"
@@ -65,26 +110,18 @@ def arrays(tree: Any) -> Arrays:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
 
 
-def training_step(inputs: list[Any]) -> Prepared:
+def training_step(ops: SimpleNamespace, workload: Workload, inputs: list[Any]) -> Prepared:
     """The whole step is one jitted function from weights to weights."""
     import jax
-    import jax.numpy as jnp
 
-    x, labels = inputs[:2]
-
-    def loss_of(weights: list[Any]) -> Any:
-        w1, b1, w2, b2, w3, b3 = weights
-        hidden = jax.nn.relu(x @ w1 + b1)
-        hidden = jax.nn.relu(hidden @ w2 + b2)
-        likelihood = jax.nn.log_softmax(hidden @ w3 + b3)
-        return -jnp.take_along_axis(likelihood, labels[:, None], axis=1).mean()
+    data = inputs[: workload.data]
 
     @jax.jit
     def step(weights: list[Any]) -> Any:
-        loss, grads = jax.value_and_grad(loss_of)(weights)
-        return loss, [w - RATE * g for w, g in zip(weights, grads, strict=True)]
+        loss, grads = jax.value_and_grad(lambda w: workload.expression(ops, *data, *w))(weights)
+        return loss, [w - workload.rate * g for w, g in zip(weights, grads, strict=True)]
 
-    state: list[Any] = [None, list(inputs[2:])]
+    state: list[Any] = [None, inputs[workload.data :]]
 
     def call() -> None:
         state[:] = jax.block_until_ready(step(state[1]))

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from benchmarks.workload import Arrays, Prepared, Workload
-from benchmarks.workloads.mlp import RATE
+from benchmarks.workload import LAYER_NORM_EPS, Arrays, Prepared, Workload
 
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -24,17 +24,60 @@ def load(mode: str, threads: int) -> Callable[[Workload], Prepared]:
     lib.set_num_threads(threads)
     wrap: Wrap = lib.compile if how == "compiled" else lambda fn: fn
 
+    m = operations(lib)
+
     def prepare(workload: Workload) -> Prepared:
-        inputs = workload.inputs()
-        if workload.kind == "mlp":
-            return training_step(lib, wrap, inputs, whole=name == "tracegrad")
-        assert workload.expression is not None, f"{workload.name} has no expression"
+        inputs, expression = workload.inputs(), workload.expression
+        if workload.kind == "training":
+            whole = name == "tracegrad" and how == "compiled"
+            return training_step(lib, m, wrap, workload, whole)
         if workload.kind == "forward":
-            return forward(lib, wrap, workload.expression, inputs)
+            return forward(lib, wrap(lambda *args: expression(m, *args)), inputs)
+        if workload.kind == "hessian":
+            return forward(lib, wrap(lib.func.hessian(lambda x: expression(m, x).sum())), inputs)
         keep = workload.kind == "gradient and value"
-        return gradient(lib, wrap, workload.expression, inputs, keep)
+        return gradient(lib, m, wrap, expression, inputs, keep)
 
     return prepare
+
+
+def operations(lib: Any) -> SimpleNamespace:
+    """The names of `Ops`, as functions of the library; attention is composed where it has none."""
+    f = lib.nn.functional
+
+    def composed_attention(q: Any, k: Any, v: Any, is_causal: bool) -> Any:
+        sequence, width = q.shape[-2:]
+        scores = q @ k.transpose(-2, -1) * width**-0.5
+        later = lib.full((sequence, sequence), float("-inf")).triu(1)
+        return lib.softmax(scores + later, -1) @ v
+
+    attention = getattr(f, "scaled_dot_product_attention", composed_attention)
+
+    def causal_attention(qkv: Any, heads: int) -> Any:
+        batch, sequence, width = qkv.shape
+        parts = qkv.reshape(batch, sequence, 3, heads, width // (3 * heads))
+        q, k, v = (parts[:, :, i].transpose(1, 2) for i in range(3))
+        mixed = attention(q, k, v, is_causal=True)
+        return mixed.transpose(1, 2).reshape(batch, sequence, width // 3)
+
+    return SimpleNamespace(
+        sin=lib.sin,
+        exp=lib.exp,
+        tanh=lib.tanh,
+        erf=lib.erf,
+        sqrt=lib.sqrt,
+        log=lib.log,
+        mean=lib.mean,
+        sum_last=lambda x: x.sum(-1),
+        relu=lib.relu,
+        gelu=f.gelu,
+        softmax=lambda x: lib.softmax(x, -1),
+        layer_norm=lambda x, w, b: f.layer_norm(x, x.shape[-1:], w, b, LAYER_NORM_EPS),
+        causal_attention=causal_attention,
+        cross_entropy=f.cross_entropy,
+        conv2d=lambda x, w, b, padding: f.conv2d(x, w, b, padding=padding),
+        max_pool2d=lambda x: f.max_pool2d(x, 2),
+    )
 
 
 def array(tensor: Any) -> np.ndarray:
@@ -42,10 +85,9 @@ def array(tensor: Any) -> np.ndarray:
     return np.array(tensor.detach().numpy())
 
 
-def forward(lib: Any, wrap: Wrap, expression: Callable[..., Any], inputs: Arrays) -> Prepared:
-    """The expression alone."""
+def forward(lib: Any, run: Callable[..., Any], inputs: Arrays) -> Prepared:
+    """The same arguments at every call."""
     args = [lib.tensor(a) for a in inputs]
-    run = wrap(lambda *args: expression(lib, *args))
     last: list[Any] = []
 
     def call() -> None:
@@ -55,13 +97,18 @@ def forward(lib: Any, wrap: Wrap, expression: Callable[..., Any], inputs: Arrays
 
 
 def gradient(
-    lib: Any, wrap: Wrap, expression: Callable[..., Any], inputs: Arrays, keep: bool
+    lib: Any,
+    m: SimpleNamespace,
+    wrap: Wrap,
+    expression: Callable[..., Any],
+    inputs: Arrays,
+    keep: bool,
 ) -> Prepared:
     """The sum, with `keep` the elements, and every gradient through `backward()`."""
     args = [lib.tensor(a, requires_grad=True) for a in inputs]
 
     def program(*args: Any) -> Any:
-        out = expression(lib, *args)
+        out = expression(m, *args)
         return (out.sum(), out) if keep else (out.sum(),)
 
     run = wrap(program)
@@ -76,36 +123,34 @@ def gradient(
     return Prepared(call, lambda: [array(t) for t in (*last, *(a.grad for a in args))])
 
 
-def training_step(lib: Any, wrap: Wrap, inputs: Arrays, whole: bool) -> Prepared:
-    """Loss, backward, SGD by the library's own optimizer.
+def training_step(
+    lib: Any, m: SimpleNamespace, wrap: Wrap, workload: Workload, whole: bool
+) -> Prepared:
+    """Loss, backward, SGD.
 
-    Args:
-        whole: compile the step; else the loss and its backward, and the optimizer is eager, which is
-            what PyTorch does with an optimizer inside of a compiled function, too.
+    With `whole` the entire step is one compiled function, the optimizer's part too. Otherwise the
+    loss is what is compiled: torch.compile ends its graph at `backward()`, and the optimizer that
+    follows is the library's own.
     """
-    x, labels = lib.tensor(inputs[0]), lib.tensor(inputs[1])
-    weights = [lib.tensor(a, requires_grad=True) for a in inputs[2:]]
-    criterion = lib.nn.CrossEntropyLoss()
-    optimizer = lib.optim.SGD(weights, lr=RATE)
-
-    def loss_of(x: Any, labels: Any, w1: Any, b1: Any, w2: Any, b2: Any, w3: Any, b3: Any) -> Any:
-        hidden = lib.relu(x @ w1 + b1)
-        hidden = lib.relu(hidden @ w2 + b2)
-        return criterion(hidden @ w3 + b3, labels)
-
+    inputs = [lib.tensor(a) for a in workload.inputs()]
+    data, weights = inputs[: workload.data], inputs[workload.data :]
+    for w in weights:
+        w.requires_grad_()
+    optimizer = lib.optim.SGD(weights, lr=workload.rate)
+    loss_of: Callable[..., Any] = lambda *args: workload.expression(m, *args)  # noqa: E731
     run = loss_of if whole else wrap(loss_of)
 
     def step() -> Any:
-        optimizer.zero_grad()
-        loss = run(x, labels, *weights)
+        optimizer.zero_grad(set_to_none=True)
+        loss = run(*data, *weights)
         loss.backward()
         optimizer.step()
         return loss.detach()
 
-    one = wrap(step) if whole else step
+    call_step = wrap(step) if whole else step
     last: list[Any] = []
 
     def call() -> None:
-        last[:] = [one()]
+        last[:] = [call_step()]
 
     return Prepared(call, lambda: [array(t) for t in (*last, *weights)])

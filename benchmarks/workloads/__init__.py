@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from benchmarks.workload import Workload
-from benchmarks.workloads import black_scholes, call, chain, mlp, pointwise
+from benchmarks.workloads import (
+    black_scholes,
+    call,
+    chain,
+    gpt_block,
+    layer_norm,
+    lenet,
+    mlp,
+    pairwise,
+    pointwise,
+    rosenbrock,
+    tiny_model,
+)
 
 WORKLOADS: dict[str, Workload] = {
     w.name: w
@@ -12,6 +24,12 @@ WORKLOADS: dict[str, Workload] = {
         chain.WORKLOAD,
         pointwise.WORKLOAD,
         black_scholes.WORKLOAD,
+        pairwise.WORKLOAD,
+        layer_norm.WORKLOAD,
+        tiny_model.WORKLOAD,
         mlp.WORKLOAD,
+        gpt_block.WORKLOAD,
+        lenet.WORKLOAD,
+        rosenbrock.WORKLOAD,
     )
 }
