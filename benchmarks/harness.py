@@ -45,6 +45,8 @@ class Row:
         error: largest relative difference from the float64 reference.
         first_cold, first_warm: build and first call, with an empty cache and a filled one.
         peak: largest memory beyond what imports took.
+        faults: page faults per repeated call, the median over the rounds. A call that takes memory
+            from the operating system and gives it back has one for every 4 KiB of it.
         samples: seconds per call, one per round.
         problem: why there are no samples; empty where there are.
     """
@@ -56,6 +58,7 @@ class Row:
     first_warm: float | None = None
     first_calls: float | None = None
     peak: int | None = None
+    faults: float | None = None
     calls_per_batch: int = 0
     samples: list[float] = field(default_factory=list)
     problem: str = ""
@@ -142,14 +145,18 @@ def check(row: Row, worker: Worker, workload: Workload, expected: dict[int, Arra
 
 
 def measure(active: list[tuple[Row, Worker]], settings: Settings) -> None:
-    """Fill the samples, one batch of every peer per round, each round starting at the next peer."""
+    """Fill samples and faults, one batch of every peer per round, each round starting at the next."""
     for row, worker in active:
         row.calls_per_batch = batch_size(worker, settings.batch_seconds)
+    faults: dict[str, list[float]] = {row.peer: [] for row, _ in active}
     for turn in range(settings.rounds):
         shift = turn % max(len(active), 1)
         for row, worker in active[shift:] + active[:shift]:
-            seconds = worker.ask("time", row.calls_per_batch)["seconds"]
-            row.samples.append(seconds / row.calls_per_batch)
+            took = worker.ask("time", row.calls_per_batch)
+            row.samples.append(took["seconds"] / row.calls_per_batch)
+            faults[row.peer].append(took["faults"] / row.calls_per_batch)
+    for row, _ in active:
+        row.faults = statistics.median(faults[row.peer]) if faults[row.peer] else None
 
 
 def batch_size(worker: Worker, target: float) -> int:

@@ -13,7 +13,7 @@ from benchmarks.calls import TARGETS, TITLES
 Document = dict[str, Any]
 
 HEADINGS = ("peer", "median", "min", "x median", "x min", "first, cold", "first, warm", "peak",
-            "error")  # fmt: skip
+            "faults", "error")  # fmt: skip
 OURS = "tracegrad"
 
 
@@ -53,6 +53,7 @@ def cells(row: dict[str, Any], base: dict[str, Any] | None) -> list[str]:
         duration(row["first_cold"]),
         duration(row["first_warm"]),
         memory(row["peak"]),
+        "-" if row.get("faults") is None else f"{row['faults']:.3g}",
         f"{row['error']:.0e}",
     ]
 

@@ -156,6 +156,25 @@ def test_relative_error_sees_what_is_wrong(benchmarks: object) -> None:
         relative_error([right[0], np.array([2.0])], right)
 
 
+def test_page_faults_count_memory_that_a_call_gives_back(benchmarks: object) -> None:
+    import mmap
+
+    from benchmarks.worker import timed
+    from benchmarks.workload import Prepared
+
+    pages = 200
+
+    def fresh() -> None:
+        with mmap.mmap(-1, pages * mmap.PAGESIZE, flags=mmap.MAP_PRIVATE) as block:
+            for i in range(pages):
+                block[i * mmap.PAGESIZE] = 1
+
+    kept = np.ones(pages * mmap.PAGESIZE, np.uint8)
+    kept_faults = timed(Prepared(lambda: kept.fill(2), list), 10)["faults"]
+    fresh_faults = timed(Prepared(fresh, list), 10)["faults"]
+    assert fresh_faults - kept_faults > 9 * pages
+
+
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command line from the top of the repository."""
     words = [sys.executable, "-m", "benchmarks", *arguments]
@@ -172,6 +191,7 @@ def test_quick_run_measures_checks_and_writes(tmp_path: Path) -> None:
         (row,) = workload["rows"]
         assert row["peer"] == "numpy" and len(row["samples"]) == 3 and min(row["samples"]) > 0
         assert 0 < row["error"] < 1e-5 and row["first_cold"] > 0 and row["peak"] >= 0
+        assert row["faults"] >= 0
     assert document["startup"]["numpy"]["median"] > 0
     assert 0 < document["startup"]["first call, warm"]["median"] < 60
     assert "first call, warm" in done.stdout and "import tracegrad" in done.stdout
