@@ -18,10 +18,11 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from tracegrad.codegen.arena import ALIGN
 from tracegrad.codegen.checks import STRAYED, Check
 from tracegrad.codegen.launchers import executable_text
 from tracegrad.codegen.plan import Target
-from tracegrad.codegen.unit import ALIGN, Unit, UnitPlan, plan_unit, render_unit
+from tracegrad.codegen.unit import Unit, UnitPlan, plan_unit, render_unit
 from tracegrad.ir.errors import BoundsError, CompilerNotFound, DivisionByZeroError
 from tracegrad.ir.graph import Graph, Value
 from tracegrad.ir.passes.sizes import symbols

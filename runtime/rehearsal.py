@@ -12,8 +12,8 @@ import time
 
 import numpy as np
 
+from tracegrad.codegen.arena import ALIGN
 from tracegrad.codegen.timed import timed_code
-from tracegrad.codegen.unit import ALIGN
 from tracegrad.ir.errors import CompileError, CompilerNotFound
 from tracegrad.ir.graph import Value
 from tracegrad.ir.types import Shape

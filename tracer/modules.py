@@ -55,7 +55,9 @@ def is_user_frame(frame: types.FrameType) -> bool:
     if filename != "<string>":
         return True
     name = str(frame.f_globals.get("__name__", ""))
-    return not (_is_library_name(name) or name.startswith("namedtuple_"))  # what makes a named tuple
+    return not (
+        _is_library_name(name) or name.startswith("namedtuple_")
+    )  # what makes a named tuple
 
 
 def is_user_module(module: types.ModuleType) -> bool:

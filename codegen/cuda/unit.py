@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
+from tracegrad.codegen.arena import place
 from tracegrad.codegen.cuda.groups import plan_group
 from tracegrad.codegen.cuda.opaque import plan_node
 from tracegrad.codegen.cuda.plan import Block, CudaKernel, CudaTarget, CudaUnit, Launch, Place
@@ -26,7 +27,6 @@ from tracegrad.codegen.schedule import Step, schedule
 from tracegrad.codegen.unit import (
     first_alike,
     name_buffers,
-    place,
     prepared,
     render,
     signature,

@@ -8,9 +8,9 @@ from drawing import BARE, graph, plan, temporaries
 from hypothesis import HealthCheck, given, settings
 from random_graphs import graphs
 
-from tracegrad.codegen import unit
+from tracegrad.codegen.arena import ALIGN
 from tracegrad.codegen.plan import Slot
-from tracegrad.codegen.unit import ALIGN, UnitPlan, plan_unit
+from tracegrad.codegen.unit import UnitPlan, plan_unit
 from tracegrad.ir import ops
 
 
@@ -71,4 +71,4 @@ def test_scratch_of_a_convolution_lies_apart_from_its_operands() -> None:
     used = {a for k in made.kernels for a in k.arguments}
     scratch = [s for s in made.slots if s.name.startswith("scratch")]
     assert all(s.name in used for s in scratch)
-    assert unit.ALIGN == 64
+    assert ALIGN == 64
