@@ -55,9 +55,8 @@ def is_user_frame(frame: types.FrameType) -> bool:
     if filename != "<string>":
         return True
     name = str(frame.f_globals.get("__name__", ""))
-    return not (
-        _is_library_name(name) or name.startswith("namedtuple_")
-    )  # what makes a named tuple
+    of_named_tuple = name.startswith("namedtuple_")  # what the standard library writes for one
+    return not (of_named_tuple or _is_library_name(name))
 
 
 def is_user_module(module: types.ModuleType) -> bool:
