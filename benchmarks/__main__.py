@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks import calls, eager, harness, machine, report, startup
+from benchmarks import calls, eager, harness, machine, report, startup, targets
 from benchmarks.peers import PEERS
 from benchmarks.processes import ROOT
 from benchmarks.workloads import WORKLOADS
@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
     path.write_text(json.dumps(document, indent=1) + "\n")
     report.terminal(document)
     print(f"written: {path}")
-    ours = [r for w in document["workloads"] for r in w["rows"] if r["peer"] == report.OURS]
+    ours = [r for w in document["workloads"] for r in w["rows"] if r["peer"] == targets.OURS]
     return int(any(not row["samples"] for row in ours))
 
 

@@ -9,12 +9,12 @@ import importlib.util
 from typing import Any
 
 from benchmarks.calls import TARGETS, TITLES
+from benchmarks.targets import OURS, Judgement, judge
 
 Document = dict[str, Any]
 
 HEADINGS = ("peer", "median", "min", "x median", "x min", "first, cold", "first, warm", "peak",
             "faults", "error")  # fmt: skip
-OURS = "tracegrad"
 
 
 def duration(seconds: float | None) -> str:
@@ -84,6 +84,7 @@ def terminal(document: Document) -> None:
         draw("Start-up", ["", "median", "min"], lines)
     eager_table(document.get("eager") or {})
     calls_table(document.get("calls") or {})
+    targets_table(document)
     print(provenance(document))
 
 
@@ -122,8 +123,35 @@ def calls_table(calls: dict[str, Any]) -> None:
     draw("Calls", headings, lines)
 
 
+def targets_table(document: Document) -> None:
+    """Every target, what was measured, and whether it is met."""
+    titles = {w["name"]: w["title"] for w in document["workloads"]}
+    lines = []
+    for found in judge(document):
+        work = found.target.work
+        title = TITLES[work] if found.target.call else titles.get(work, work)
+        lines.append([title, *judgement_cells(found)])
+    headings = ["", "target", "against", "median", "min", "", "not measured"]
+    draw("Targets: a peer's time / tracegrad's", headings, lines)
+
+
+def judgement_cells(found: Judgement) -> list[str]:
+    """Target, nearest peer, ratios of medians and of minima (or times), verdict, what is missing."""
+    target = found.target
+    verdict = {True: "met", False: "not met", None: "open"}[found.met]
+    if target.seconds is not None:
+        shown = [duration(t) for t in (found.median, found.minimum)]
+        asked = f"<= {duration(target.seconds)}"
+    else:
+        shown = ["-" if r is None else f"{r:.2f}" for r in (found.median, found.minimum)]
+        asked = "ahead" if target.ratio == 1 else f">= {target.ratio:g}"
+    against = found.nearest or ", ".join(target.peers)
+    return [asked, against, *shown, verdict, ", ".join(found.missing)]
+
+
 def draw(title: str, headings: list[str], lines: list[list[str]]) -> None:
-    """One table on the terminal."""
+    """One table on the terminal, as wide as it must be to show every cell."""
+    widths = [max(len(line[i]) for line in [headings, *lines]) for i in range(len(headings))]
     if importlib.util.find_spec("rich") is not None:
         from rich.console import Console
         from rich.table import Table
@@ -134,9 +162,8 @@ def draw(title: str, headings: list[str], lines: list[list[str]]) -> None:
         for line in lines:
             table.add_row(*line)
         console = Console()
-        Console(width=max(console.width, 110)).print(table)
+        Console(width=max(console.width, sum(widths) + 3 * len(widths) + 1)).print(table)
         return
-    widths = [max(len(line[i]) for line in [headings, *lines]) for i in range(len(headings))]
     print(f"\n{title}")
     for line in [headings, *lines]:
         print("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip())

@@ -229,3 +229,78 @@ def test_readme_table_has_a_row_per_workload_and_a_dash_where_nothing_was_measur
     lines = markdown(document).splitlines()
     assert lines[0] == "| work | tracegrad | jax |"
     assert lines[2:4] == ["| A | 3.1 µs | 7.94 µs |", "| B | 2.5 ms | - |"]
+
+
+def measured(name: str, **medians: float | None) -> dict[str, object]:
+    """A workload of a document; the minima are half the medians, None is a peer that failed."""
+    rows = [
+        {
+            "peer": peer.replace("_", "."),
+            "median": median,
+            "minimum": median and median / 2,
+            "samples": [median] if median else [],
+        }
+        for peer, median in medians.items()
+    ]
+    return {"name": name, "title": name.upper(), "rows": rows}
+
+
+def test_targets_are_judged_by_the_nearest_peer_and_stay_open_where_one_is_missing(
+    benchmarks: object,
+) -> None:
+    from benchmarks.targets import judge
+
+    work = [
+        measured("chain", tracegrad=4e-6, jax=3e-6),
+        measured("pointwise", tracegrad=1.0, drjit=2.0, torch=9.0, torch_compile=8.5, jax=None),
+        measured("mlp", tracegrad=2.0, jax=3.0, torch=2.5),
+        measured("lenet", tracegrad=None, torch=1.0),
+    ]
+    calls = {
+        "tracegrad": {"doubling loop": {"median": 1.0, "minimum": 1.0}},
+        "torch": {"doubling loop": {"median": 9.0, "minimum": 11.0}},
+    }
+    found = {
+        (j.target.work, j.target.seconds, j.target.ratio): j
+        for j in judge({"workloads": work, "calls": calls})
+    }
+    absolute = found["chain", 5e-6, 1.0]
+    assert absolute.met is True and (absolute.median, absolute.minimum) == (4e-6, 2e-6)
+    assert found["chain", None, 1.0].met is False
+    assert found["pointwise", None, 2].met is True
+    others = found["pointwise", None, 8]
+    assert others.nearest == "torch.compile" and others.median == 8.5 and others.met is None
+    assert others.missing == ("jax", "pytensor", "pytensor-c")
+    nearest = found["mlp", None, 1.0]
+    assert nearest.met is True and nearest.nearest == "torch" and nearest.median == 1.25
+    failed = found["lenet", None, 2]
+    assert failed.met is None and failed.median is None and failed.missing == ("tracegrad",)
+    loop = found["doubling loop", None, 10]
+    assert loop.met is False and (loop.median, loop.minimum) == (9.0, 11.0)
+    assert found["gpt_block", None, 1.0].missing == ("tracegrad", "torch.compile")
+
+
+def test_every_target_names_work_and_peers_that_exist(benchmarks: object) -> None:
+    from benchmarks.calls import TITLES
+    from benchmarks.peers import PEERS
+    from benchmarks.targets import TARGETS
+    from benchmarks.workloads import WORKLOADS
+
+    for target in TARGETS:
+        assert target.work in (TITLES if target.call else WORKLOADS)
+        assert set(target.peers) <= set(PEERS) and bool(target.peers) != bool(target.seconds)
+
+
+def test_targets_table_shows_ratio_and_verdict(
+    benchmarks: object, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks import report
+
+    monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None)  # without rich
+    work = [measured("mlp", tracegrad=2.0, jax=3.0, torch=2.5), measured("pairwise", jax=1.0)]
+    report.targets_table({"workloads": work})
+    lines = capsys.readouterr().out.splitlines()
+    (mlp,) = (line for line in lines if line.startswith("MLP "))
+    assert mlp.split() == ["MLP", "ahead", "torch", "1.25", "1.25", "met"]
+    (pairwise,) = (line for line in lines if line.startswith("PAIRWISE "))
+    assert pairwise.split() == ["PAIRWISE", ">=", "10", "jax", "-", "-", "open", "tracegrad"]
