@@ -45,19 +45,19 @@ def operations(lib: Any) -> SimpleNamespace:
     """The names of `Ops`, as functions of the library; attention is composed where it has none."""
     f = lib.nn.functional
 
-    def composed_attention(q: Any, k: Any, v: Any, is_causal: bool) -> Any:
+    def attention(q: Any, k: Any, v: Any) -> Any:
+        if hasattr(f, "scaled_dot_product_attention"):
+            return f.scaled_dot_product_attention(q, k, v, is_causal=True)
         sequence, width = q.shape[-2:]
         scores = q @ k.transpose(-2, -1) * width**-0.5
         later = lib.full((sequence, sequence), float("-inf")).triu(1)
         return lib.softmax(scores + later, -1) @ v
 
-    attention = getattr(f, "scaled_dot_product_attention", composed_attention)
-
     def causal_attention(qkv: Any, heads: int) -> Any:
         batch, sequence, width = qkv.shape
         parts = qkv.reshape(batch, sequence, 3, heads, width // (3 * heads))
         q, k, v = (parts[:, :, i].transpose(1, 2) for i in range(3))
-        mixed = attention(q, k, v, is_causal=True)
+        mixed = attention(q, k, v)
         return mixed.transpose(1, 2).reshape(batch, sequence, width // 3)
 
     return SimpleNamespace(
@@ -137,7 +137,10 @@ def training_step(
     for w in weights:
         w.requires_grad_()
     optimizer = lib.optim.SGD(weights, lr=workload.rate)
-    loss_of: Callable[..., Any] = lambda *args: workload.expression(m, *args)  # noqa: E731
+
+    def loss_of(*args: Any) -> Any:
+        return workload.expression(m, *args)
+
     run = loss_of if whole else wrap(loss_of)
 
     def step() -> Any:
