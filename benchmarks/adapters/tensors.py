@@ -109,7 +109,7 @@ def gradient(
 
     def program(*args: Any) -> Any:
         out = expression(m, *args)
-        return (out.sum(), out) if keep else (out.sum(),)
+        return (out.sum(), out) if keep else out.sum()
 
     run = wrap(program)
     last: list[Any] = []
@@ -117,7 +117,8 @@ def gradient(
     def call() -> None:
         for a in args:
             a.grad = None
-        last[:] = run(*args)
+        found = run(*args)
+        last[:] = found if keep else (found,)
         last[0].backward()
 
     return Prepared(call, lambda: [array(t) for t in (*last, *(a.grad for a in args))])
