@@ -16,6 +16,7 @@ import traceback
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -32,7 +33,7 @@ from tracegrad.ir.errors import (
 )
 from tracegrad.ir.location import Location, user_stacklevel
 from tracegrad.runtime.executable import Strayed
-from tracegrad.tracer import verification
+from tracegrad.tracer import tape, verification
 from tracegrad.tracer.capture import Capture, GraphRecorder, Reason
 from tracegrad.tracer.capture_hook import recording
 from tracegrad.tracer.capture_state import Setting
@@ -40,6 +41,7 @@ from tracegrad.tracer.device import device
 from tracegrad.tracer.epoch import Epoch
 from tracegrad.tracer.guards import Observation
 from tracegrad.tracer.inspection import Inspection
+from tracegrad.tracer.kept_by_tape import Kept
 from tracegrad.tracer.keys import (
     BY_IDENTITY,
     PLAIN,
@@ -86,6 +88,12 @@ def _no_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def _returned(kept: Kept, tensors: Sequence[Tensor], capture: Capture) -> tuple[int, ...]:
+    """The outputs of the graph that are results whose memory the tape has saved."""
+    found = kept.among(tensors)
+    return tuple(capture.returns[k][1] for k in found if capture.returns[k][0] == "output")
 
 
 class Capturing(Inspection):
@@ -181,6 +189,7 @@ class Capturing(Inspection):
         replaced = frozenset() if self._widening.refused(full) else varying
         if replaced and self._widening.telling(self._fn, (*args, *kwargs.values())):
             replaced = varying = frozenset()
+        begun = tape.next_sequence()
         run = self._watched(recorder, arguments, replaced, leaves)
         if run is None:
             self._misses -= 1
@@ -194,7 +203,18 @@ class Capturing(Inspection):
             key = self._widening.captured(full, free)
         tensors = [t for t in results if isinstance(t, Tensor)]
         recorder.reasons += self._reasons(observation, recorder, results)
+        kept = Kept(tensors, begun)
+        if kept.overwritten is not None:
+            what, line = kept.overwritten
+            text = f"a backward through its result finds a value that {what} has overwritten"
+            recorder.reasons.append(Reason(text, line))
         capture = recorder.finish(tensors)
+        given = [leaves[s.position] if s.kind == "argument" else s.tensor for s in capture.sources]
+        if any(capture.differentiable) and any(
+            t is not None and t._storage.inference for t in given
+        ):
+            recorder.reasons.append(Reason("it differentiates beside inference tensors", None))
+            capture = replace(capture, reasons=tuple(recorder.reasons))
         self._held.extend(x for x in leaves if isinstance(x, (Epoch, *BY_IDENTITY)))
         self._held.extend(objects)
         changed = recorder.states.changed()
@@ -219,17 +239,9 @@ class Capturing(Inspection):
                 guards = tuple(g for g in guards if g.holds())
             sizes, earlier = self._sizes.marked(key, leaves)
             trace = Trace(
-                self._label,
-                capture,
-                guards,
-                why,
-                self._verify,
-                same,
-                sizes,
-                earlier,
-                self._debug,
-                self._budget,
-            )
+                self._label, capture, guards, why, self._verify, same, sizes, earlier, self._debug,
+                self._budget, kept.among(given), _returned(kept, tensors, capture),
+            )  # fmt: skip
             self._sizes.keep(key, trace.graph)
             trace.remember_results(structure, results)
             first = first_results(trace, tensors, recorder.lying)
@@ -281,7 +293,10 @@ class Capturing(Inspection):
             if isinstance(x, Epoch) and not observer.existed(x):
                 what = f"it returns a {type(x).__name__} that it has made"
                 recorder.reasons.append(Reason(what, None))
-        observation = observer.finish()
+        computed_with = [
+            leaves[s.position] if s.kind == "argument" else s.tensor for s in recorder.sources
+        ]
+        observation = observer.finish([t for t in computed_with if t is not None])
         if watch is not None:
             for holder in observation.changed:
                 without_stand_ins(holder, plain_number)

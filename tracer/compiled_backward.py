@@ -57,6 +57,8 @@ class Backward:
         if self.from_residuals:
             self.graph, self.wrt = optimize(trace.cut.backward), trace.wrt
         self.distinct, self.places = passed_through(self.graph)
+        read = {v for n in self.graph.nodes for v in n.inputs} | set(self.graph.outputs)
+        self.read = tuple(v in read for v in self.graph.inputs)
         self.strides = self._strides()
         self.copied = self._copied()
         self.interpreted = False  # set where verification failed
@@ -176,15 +178,18 @@ class CompiledBackward(tape.BackwardNode):
         inputs: the same for all inputs of the trace.
         joint: of a joint launch, what it has computed.
         gradients: of a joint launch, one array per source, or None; until they are taken.
+        saved: what eager mode would have saved beside the residuals, only to see whether it is
+            written to; of a joint launch it is among those.
     """
 
-    __slots__ = ("trace", "sources", "residuals", "inputs", "joint", "gradients", "_edges")
+    __slots__ = ("trace", "sources", "residuals", "inputs", "joint", "gradients", "saved", "_edges")
 
     def __init__(
         self, trace: Trace, sources: tuple[Tensor | tape.Edge, ...],
         residuals: tuple[tuple[np.ndarray, Storage | None, int], ...],
         inputs: tuple[tuple[np.ndarray, Storage, int], ...],
         joint: Joint | None = None, gradients: Sequence[np.ndarray | None] | None = None,
+        saved: tuple[tuple[np.ndarray, Storage, int], ...] = (),
     ) -> None:  # fmt: skip
         # not by the base class, which would ask for the edges; there is no anomaly mode here
         self._edges: tuple[tape.Edge, ...] | None = None
@@ -198,6 +203,7 @@ class CompiledBackward(tape.BackwardNode):
         self.inputs: Any = inputs
         self.joint = joint
         self.gradients = gradients
+        self.saved: Any = saved
 
     @property
     def edges(self) -> tuple[tape.Edge, ...]:  # type: ignore[override]
@@ -216,6 +222,7 @@ class CompiledBackward(tape.BackwardNode):
         self.residuals = None
         self.inputs = None
         self.gradients = None
+        self.saved = None
 
     def owns(self, part: Tensor, cotangents: Sequence[Tensor | None]) -> bool:
         """Gradients are new arrays, one each."""
@@ -225,6 +232,7 @@ class CompiledBackward(tape.BackwardNode):
         """Run the compiled backward, or eager operations where it must be differentiable."""
         if self.residuals is None:
             raise GradientError(tape.FREED)
+        self._unchanged(self.saved)
         present = tuple(c is not None for c in cotangents)
         given = [
             c if order is None else ops.permute(c, axes=order)
@@ -259,7 +267,7 @@ class CompiledBackward(tape.BackwardNode):
             self.trace.mode.used()
             return found, joint.wrt
         backward = self.trace.backward_of_inputs(present)
-        arrays = self._unchanged(self.inputs)
+        arrays = self._arrays(backward)
         return [wrap(a) for a in backward.run(arrays, [c._array for c in given])], backward.wrt
 
     def hand_over(self, output: Tensor, keep: bool) -> bool:
@@ -297,18 +305,26 @@ class CompiledBackward(tape.BackwardNode):
             if array is not None:
                 first(leaf, array, inputs[i][0])
         if not keep:
-            self.residuals = self.inputs = None
+            self.residuals = self.inputs = self.saved = None
         self.trace.mode.used()
         return True
 
     def _arrays(self, backward: Backward) -> list[np.ndarray]:
         """What the backward starts from, checked to be as the forward left it."""
-        return self._unchanged(self.residuals if backward.from_residuals else self.inputs)
+        if backward.from_residuals:
+            return self._unchanged(self.residuals)
+        return self._unchanged(self.inputs, backward.read)
 
-    def _unchanged(self, kept: Sequence[tuple[np.ndarray, Storage | None, int]] | None) -> Any:
+    def _unchanged(
+        self, kept: Sequence[tuple[np.ndarray, Storage | None, int]] | None,
+        read: Sequence[bool] | None = None,
+    ) -> Any:  # fmt: skip
+        """The arrays, of which those that are `read` (all, by default) must be as they were."""
         if kept is None:  # another thread released the node meanwhile
             raise GradientError(tape.FREED)
-        for array, storage, version in kept:
+        for k, (array, storage, version) in enumerate(kept):
+            if read is not None and not read[k]:
+                continue
             if storage is not None and storage.version != version:
                 edge = self._edge_of(storage)
                 raise GradientError(tape._overwritten(storage, version, edge, type_of(array)))

@@ -1,6 +1,6 @@
 """The key of a call: what decides which traces may answer it.
 
-Tensors count by shape, dtype, strides, requires_grad and alignment; numbers and strings by value;
+Tensors count by shape, dtype, strides, requires_grad, alignment and class; numbers and strings by value;
 modules, functions, generators, optimizers and objects of other classes by identity; containers by
 their contents. Ambient state (grad
 mode, default device and dtype) comes first. Start reading at `make_key`.
@@ -75,10 +75,16 @@ def make_key(
     return tuple(parts)
 
 
+OF_TENSOR = (
+    "shape", "dtype", "strides", "requires_grad", "alignment", "class", "is_inference()",
+)  # fmt: skip
+"""What the part of a key that stands for a tensor has in it."""
+
+
 def _of_tensor(x: Tensor) -> tuple[Any, ...]:
     a = x._array
     grad = x._requires_grad if x._view is None else x.requires_grad
-    return (a.shape, a.dtype, a.strides, grad, a.flags.aligned)
+    return (a.shape, a.dtype, a.strides, grad, a.flags.aligned, x.__class__, x._storage.inference)
 
 
 def _describe(
@@ -168,8 +174,8 @@ def difference(old: Any, new: Any, names: Sequence[str]) -> str:
         if not _is_leaf(b) or not isinstance(a, tuple) or not isinstance(b, tuple):
             break
         name = names[leaf] if 0 <= leaf < len(names) else f"argument {leaf}"
-        if len(a) == len(b) == 5:
-            words = ("shape", "dtype", "strides", "requires_grad", "alignment")
+        if len(a) == len(b) == len(OF_TENSOR):
+            words = OF_TENSOR
             changed = [f"{w} {x} -> {y}" for w, x, y in zip(words, a, b, strict=True) if x != y]
             return f"another tensor as {name}: {', '.join(changed)}"
         if len(a) == 1 and a[0] is b[0]:

@@ -315,9 +315,10 @@ class LauncherBuilder:
             inputs = _tuple([self._kept(k) for k in range(len(names))])
             if self.joint is None:
                 residuals = _tuple([self._residual(v) for v in self._residual_values()])
-                made = f"{sources}, {residuals}, {inputs}"
+                made = f"{sources}, {residuals}, {inputs}, None, None, {_tuple(self._saved())}"
             else:
-                residuals = _tuple([self._residual(v) for v in self._residual_values(watched=True)])
+                kept = [self._residual(v) for v in self._residual_values(watched=True)]
+                residuals = _tuple([*kept, *(s for s in self._saved() if s not in kept)])
                 made = f"{sources}, {residuals}, {inputs}, joint, {self._gradients(self.joint)}"
             lines.append(f"node = CompiledBackward(trace, {made})")
             for number, k in enumerate(outputs):
@@ -385,6 +386,18 @@ class LauncherBuilder:
             return ()
         shown = (*self.trace.cut.forward.inputs, *self.trace.graph.outputs)
         return tuple(v for v in self.trace.cut.residuals if not watched or v in shown)
+
+    def _saved(self) -> list[str]:
+        """Python text of what eager mode has saved and somebody could write to."""
+        residuals = [self._residual(v) for v in self._residual_values(watched=True)]
+        returned = {k for k, _ in self._shown()}
+        found = [self._kept(k) for k in self.trace.saved_inputs]
+        found += [
+            f"(out_{k}._array, out_{k}._storage, 0)"
+            for k in self.trace.saved_outputs
+            if k in returned
+        ]
+        return [text for text in found if text not in residuals]
 
     def _residual(self, value: Value) -> str:
         """Python text of one residual: (array, storage or None, version).

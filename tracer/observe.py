@@ -38,7 +38,7 @@ from tracegrad.tracer.observe_calls import (
 from tracegrad.tracer.observe_frames import Frames
 from tracegrad.tracer.pytree import fields, is_record
 from tracegrad.tracer.reads import Reads
-from tracegrad.tracer.reads_objects import cell_value, unwrap
+from tracegrad.tracer.reads_objects import cell_value, own_attributes, unwrap
 from tracegrad.tracer.stand_in_rules import Watch
 from tracegrad.tracer.tensor import Tensor
 
@@ -188,9 +188,14 @@ class Observer:
             if hasattr(fn, "func") and callable(fn.func):
                 self._start(fn.func, getattr(fn.func, "__name__", name))
 
-    def finish(self) -> Observation:
-        """The guards, problems and side effects of the run; lets go of everything held."""
+    def finish(self, tensors: Sequence[Tensor] = ()) -> Observation:
+        """The guards, problems and side effects of the run; lets go of everything held.
+
+        Args:
+            tensors: those from outside that the run computed with.
+        """
         reads = self._reads
+        self._attributes(tensors)
         self._frames.finish()
         changed = self._changes()
         self._forget()
@@ -206,6 +211,25 @@ class Observer:
             tuple(place.holder for place in exported),
             tuple(changed),
         )
+
+    def _attributes(self, tensors: Sequence[Tensor]) -> None:
+        """Guard what the user has put on parameters, where code that ran names it.
+
+        However the code came to the parameter: by iterating over those of a module, for example. That
+        an attribute is not there counts where code asks with `getattr` or `hasattr`.
+        """
+        codes = [c for c in self._codes if self._users.get(id(c))]
+        named = {name for code in codes for name in code.co_names}
+        asked = {
+            text for code in codes if {"getattr", "hasattr"} & set(code.co_names)
+            for text in code.co_consts if isinstance(text, str) and text.isidentifier()
+        }  # fmt: skip
+        for tensor in {id(t): t for t in (*tensors, *self._reads.tensors.values())}.values():
+            own = own_attributes(tensor)
+            if own is None or not self._reads.external(tensor):
+                continue
+            for name in sorted(named & own.keys() | asked):
+                self._reads.of_parameter(tensor, name)
 
     def _changes(self) -> list[Any]:
         """Note what the run changed as side effects; returns the objects that hold it."""

@@ -17,7 +17,7 @@ from tracegrad.tracer.epoch import Epoch
 from tracegrad.tracer.guard_text import MISSING, Names, is_atom
 from tracegrad.tracer.observe_calls import needs
 from tracegrad.tracer.reads import Reads, Value
-from tracegrad.tracer.reads_objects import CONTAINERS, cell_value, is_full, unwrap
+from tracegrad.tracer.reads_objects import CONTAINERS, cell_value, is_full, lookup, unwrap
 from tracegrad.tracer.tensor import Tensor
 
 
@@ -33,6 +33,9 @@ class Frames:
         self._reads = reads
         self._arguments = arguments
         self._late: list[tuple[Use, types.CodeType]] = []
+        self._seen_through: dict[
+            tuple[int, str], list[types.FunctionType]
+        ] = {}  # by inner code and name
 
     def look(
         self, frame: types.FrameType, values: dict[str, Any], functions: list[types.FunctionType]
@@ -46,6 +49,7 @@ class Frames:
         """
         code = frame.f_code
         self._own_class(code, values)
+        self._passed_on(code, functions)
         roots: dict[Chain, list[Value]] = {}
         for use in analyse(code):
             location = Location(code.co_filename, use.line, code.co_name)
@@ -66,6 +70,30 @@ class Frames:
             module = sys.modules.get(use.chain[0][1])
             if module is not None:
                 self._apply(use, Value(module, use.chain[0][1]), {}, location)
+
+    def _passed_on(self, code: types.CodeType, functions: Sequence[types.FunctionType]) -> None:
+        """Note whose cells the functions and comprehensions in this one see through it.
+
+        Those are made during the run, and have no cells from before it.
+        """
+        for inner in code.co_consts:
+            if isinstance(inner, types.CodeType):
+                for name in {*inner.co_freevars} & {*code.co_freevars}:
+                    known = self._seen_through.setdefault((id(inner), name), [])
+                    above = functions or self._seen_through.get((id(code), name), ())
+                    known += [f for f in above if all(f is not g for g in known)]
+
+    def _owners(
+        self, name: str, frame: types.FrameType, functions: Sequence[types.FunctionType]
+    ) -> list[types.FunctionType]:
+        """The functions from before the run in whose cell a free variable of a frame lies."""
+        if functions:
+            return list(functions)
+        value = frame.f_locals.get(name, MISSING)
+        return [
+            f for f in self._seen_through.get((id(frame.f_code), name), ())
+            if cell_value(_cell(f, name)) is value
+        ]  # fmt: skip
 
     def _own_class(self, code: types.CodeType, values: dict[str, Any]) -> None:
         """A method: guard that the class still has it under its name."""
@@ -89,8 +117,8 @@ class Frames:
         kind, name = root
         if kind == "global":
             yield from self._global(frame, name, location)
-        elif kind == "free" and functions:
-            for function in functions:
+        elif kind == "free" and (owners := self._owners(name, frame, functions)):
+            for function in owners:
                 yield from self._free(function, name, location)
         elif kind in ("free", "local"):
             if name in values:
@@ -133,8 +161,7 @@ class Frames:
             yield Value(value, name)
 
     def _free(self, function: types.FunctionType, name: str, location: Location) -> Iterator[Value]:
-        assert function.__closure__ is not None, "a function with free variables has cells"
-        cell = function.__closure__[function.__code__.co_freevars.index(name)]
+        cell = _cell(function, name)
         value = cell_value(cell)
         self._reads.place(
             cell, ("cell",), lambda names: f"{names(cell)}.cell_contents", value, name,
@@ -151,10 +178,9 @@ class Frames:
         if kind == "global":
             list(self._global(frame, name, location))
             self._reads.stored((id(frame.f_globals), "item", str, name), location)
-        for function in functions if kind == "free" else ():
+        for function in self._owners(name, frame, functions) if kind == "free" else ():
             list(self._free(function, name, location))
-            cell = (function.__closure__ or ())[function.__code__.co_freevars.index(name)]
-            self._reads.stored((id(cell), "cell"), location)
+            self._reads.stored((id(_cell(function, name)), "cell"), location)
 
     # ---- uses -----------------------------------------------------------------------------------
 
@@ -193,8 +219,10 @@ class Frames:
             return
         key = use.chain[-1][1]
         for holder in self._reads.resolve(root, use.chain[:-1], location):
-            if self._reads.external(holder.value) and not isinstance(holder.value, Tensor):
-                self._store_attribute(holder, key, location)  # those of tensors: the recorder
+            owner = holder.value
+            told = isinstance(owner, Tensor) and lookup(type(owner), key)[1] is not MISSING
+            if self._reads.external(owner) and not told:  # those of tensors: the recorder is told
+                self._store_attribute(holder, key, location)
 
     def _store_attribute(self, holder: Value, key: str, location: Location) -> None:
         owner = holder.value
@@ -230,3 +258,9 @@ class Frames:
             if chain[:1] not in roots:
                 return "deep"
         return worst if found else "deep"
+
+
+def _cell(function: types.FunctionType, name: str) -> types.CellType:
+    """The cell of a free variable."""
+    assert function.__closure__ is not None, "a function with free variables has cells"
+    return function.__closure__[function.__code__.co_freevars.index(name)]

@@ -11,6 +11,8 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from tracegrad.ir.dtypes import default
 from tracegrad.runtime.cuda.current import chosen
 from tracegrad.tracer.state import state
@@ -37,7 +39,7 @@ class SeenLayout:
 
     def __init__(self, part: tuple[Any, ...]) -> None:
         self.array: Callable[[], Any] = _nothing
-        self.shape, self.dtype, self.strides, _, self.aligned = part
+        self.shape, self.dtype, self.strides, _, self.aligned, _, _ = part
 
     def like(self, x: Any) -> bool:
         """Whether `x` is a tensor of this layout."""
@@ -49,7 +51,8 @@ class SeenLayout:
             or a.flags.aligned is not self.aligned
         ):  # fmt: skip
             return False
-        self.array = weakref.ref(a)
+        if not isinstance(a, np.generic):  # NumPy's scalars cannot be referred to
+            self.array = weakref.ref(a)
         return True
 
 
@@ -109,7 +112,9 @@ def _made(key: tuple[Any, ...], trace: Trace, args: Sequence[Any]) -> Quick | No
             tensors.append(name)
             space[f"seen_{k}"] = SeenLayout(part)
             test = f"({name}._array is seen_{k}.array() or seen_{k}.like({name}))"
-            test += f" and {name}._requires_grad is {part[3]} and {name}._view is None"
+            space[f"class_{k}"] = part[5]
+            test += f" and {name}.__class__ is class_{k} and {name}._requires_grad is {part[3]}"
+            test += f" and {name}._view is None and {name}._storage.inference is {part[6]}"
         elif part == (float,) or part == (int,):  # any number of the type
             test = f"{name}.__class__ is {part[0].__name__}"
         elif part == (type(value), value) and type(value) in (*_CONSTANTS, float):

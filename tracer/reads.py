@@ -87,6 +87,8 @@ class Reads(Places):
             method = lookup(type(holder), key)[1]
             if callable(method):
                 yield Value(method, f"{at.name}.{key}", at.certain)
+            elif method is MISSING and own_attributes(holder) is not None:
+                yield from self._own_attribute(at, key, location)
             return
         if isinstance(holder, types.ModuleType):
             found = self._module_attribute(at, key, location)
@@ -98,6 +100,27 @@ class Reads(Places):
             return
         if found is not _STOP and found is not MISSING:
             yield Value(found, f"{at.name}.{key}", at.certain)
+
+    def of_parameter(self, tensor: Tensor, key: str) -> None:
+        """Guard an attribute that is the user's own, if the class has none of that name."""
+        if lookup(type(tensor), key)[1] is MISSING:
+            at = Value(tensor, self.name_of(tensor))
+            for _ in self._own_attribute(at, key, None):
+                pass
+
+    def _own_attribute(self, at: Value, key: str, location: Location | None) -> Iterator[Value]:
+        """What the user has put on a parameter: there, or not there, as at the capture."""
+        holder, name = at.value, f"{at.name}.{key}"
+        value = (own_attributes(holder) or {}).get(key, MISSING)
+        if id(holder) in self.keyed:  # another call may bring another one
+            self.problem(
+                name, location, "it is an attribute of a tensor among the arguments",
+                "Pass its value as an argument of its own",
+            )  # fmt: skip
+        elif self.external(holder):
+            self._slot(holder, key, value, name, "attribute", location)
+            if value is not MISSING:
+                yield Value(value, name, at.certain)
 
     def _module_attribute(self, at: Value, key: str, location: Location | None) -> Any:
         module, name = at.value, f"{at.name}.{key}"

@@ -18,7 +18,7 @@ from typing import Any
 from tracegrad.ir.graph import Graph
 from tracegrad.ir.sizes import Size
 from tracegrad.ir.types import Shape, contiguous_strides
-from tracegrad.tracer.keys import without_values
+from tracegrad.tracer.keys import OF_TENSOR, without_values
 from tracegrad.tracer.pytree import flatten
 from tracegrad.tracer.stand_in_rules import telling
 from tracegrad.tracer.symbolic import NUMBERS, NumberReads
@@ -178,15 +178,15 @@ def _without_shapes(key: Any) -> Any:
 
 def _is_tensor(part: Any) -> bool:
     """Whether a part of a key stands for a tensor."""
-    return part.__class__ is tuple and len(part) == 5 and part[0].__class__ is tuple
+    return part.__class__ is tuple and len(part) == len(OF_TENSOR) and part[0].__class__ is tuple
 
 
 def _without_shape(part: Any) -> Any:
     """A tensor's part of a key, its shape only counted where it is contiguous."""
-    shape, dtype, strides, grad, aligned = part
+    shape, dtype, strides, *rest = part
     if strides != tuple(s * dtype.itemsize for s in contiguous_strides(shape)):
         return part
-    return (len(shape), dtype, grad, aligned)
+    return (len(shape), dtype, *rest)
 
 
 class Arguments:
