@@ -41,7 +41,7 @@ from tracegrad.tracer.device import device
 from tracegrad.tracer.epoch import Epoch
 from tracegrad.tracer.guards import Observation
 from tracegrad.tracer.inspection import Inspection
-from tracegrad.tracer.kept_by_tape import Kept
+from tracegrad.tracer.kept_by_tape import Kept, Saved, saved_by
 from tracegrad.tracer.keys import (
     BY_IDENTITY,
     PLAIN,
@@ -88,12 +88,6 @@ def _no_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def _returned(kept: Kept, tensors: Sequence[Tensor], capture: Capture) -> tuple[int, ...]:
-    """The outputs of the graph that are results whose memory the tape has saved."""
-    found = kept.among(tensors)
-    return tuple(capture.returns[k][1] for k in found if capture.returns[k][0] == "output")
 
 
 class Capturing(Inspection):
@@ -240,7 +234,7 @@ class Capturing(Inspection):
             sizes, earlier = self._sizes.marked(key, leaves)
             trace = Trace(
                 self._label, capture, guards, why, self._verify, same, sizes, earlier, self._debug,
-                self._budget, kept.among(given), _returned(kept, tensors, capture),
+                self._budget, self._saved(capture, tensors, given, begun),
             )  # fmt: skip
             self._sizes.keep(key, trace.graph)
             trace.remember_results(structure, results)
@@ -251,6 +245,18 @@ class Capturing(Inspection):
             else:
                 self._build(key, trace, recorder.arrays, first)
         return result
+
+    @staticmethod
+    def _saved(
+        capture: Capture, tensors: Sequence[Tensor], given: Sequence[Any], begun: int
+    ) -> list[Saved]:
+        """What the tape of the captured run has saved of what others can write to."""
+        places = zip(capture.returns, tensors, strict=True)
+        returned = [(k, t) for (kind, k), t in places if kind == "output"]
+        of_output = dict(reversed(returned))
+        wanted = [k for k, flag in enumerate(capture.differentiable) if flag]
+        results = [of_output[k] for k in wanted if k in of_output]
+        return saved_by(results, begun, given, returned) if len(results) == len(wanted) else []
 
     def _watched(
         self, recorder: GraphRecorder, arguments: Arguments, varying: frozenset[int],

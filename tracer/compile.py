@@ -188,6 +188,7 @@ class CompiledFunction(Capturing):
         waited = [*self._pending.items()]  # those that others begin meanwhile are theirs
         jobs: list[Any] = [pending for _, pending in waited]
         jobs += [b for t in self._order for b in t.backwards() if b.pending is not None]
+        jobs += [job for t in self._order for job in t.mode.jobs()]
         for job in jobs:
             left = None if end is None else max(0.0, end - time.monotonic())
             if not job.wait(left):

@@ -29,6 +29,7 @@ from tracegrad.runtime.kernels import pointer
 from tracegrad.tracer import tape, verification
 from tracegrad.tracer.accumulate import first
 from tracegrad.tracer.anomaly import anomaly
+from tracegrad.tracer.joint import UNUSED
 from tracegrad.tracer.moving import homeward
 from tracegrad.tracer.places import passed_through
 from tracegrad.tracer.profiling import profilers
@@ -179,7 +180,7 @@ class CompiledBackward(tape.BackwardNode):
         joint: of a joint launch, what it has computed.
         gradients: of a joint launch, one array per source, or None; until they are taken.
         saved: what eager mode would have saved beside the residuals, only to see whether it is
-            written to; of a joint launch it is among those.
+            written to.
     """
 
     __slots__ = ("trace", "sources", "residuals", "inputs", "joint", "gradients", "saved", "_edges")
@@ -188,8 +189,8 @@ class CompiledBackward(tape.BackwardNode):
         self, trace: Trace, sources: tuple[Tensor | tape.Edge, ...],
         residuals: tuple[tuple[np.ndarray, Storage | None, int], ...],
         inputs: tuple[tuple[np.ndarray, Storage, int], ...],
-        joint: Joint | None = None, gradients: Sequence[np.ndarray | None] | None = None,
         saved: tuple[tuple[np.ndarray, Storage, int], ...] = (),
+        joint: Joint | None = None, gradients: Sequence[np.ndarray | None] | None = None,
     ) -> None:  # fmt: skip
         # not by the base class, which would ask for the edges; there is no anomaly mode here
         self._edges: tuple[tape.Edge, ...] | None = None
@@ -232,8 +233,10 @@ class CompiledBackward(tape.BackwardNode):
         """Run the compiled backward, or eager operations where it must be differentiable."""
         if self.residuals is None:
             raise GradientError(tape.FREED)
-        self._unchanged(self.saved)
         present = tuple(c is not None for c in cotangents)
+        if self.saved:
+            both = zip(self.saved, self.trace.saved_by, strict=True)
+            self._unchanged([s for s, by in both if any(present[k] for k in by)])
         given = [
             c if order is None else ops.permute(c, axes=order)
             for c, order in zip(cotangents, self.trace.result_orders, strict=True) if c is not None
@@ -264,7 +267,7 @@ class CompiledBackward(tape.BackwardNode):
         ):  # fmt: skip
             found = [wrap(a) for a in self.gradients if a is not None]
             self.gradients = None  # they are the caller's now
-            self.trace.mode.used()
+            self.trace.mode.limit = self.trace.hits + UNUSED
             return found, joint.wrt
         backward = self.trace.backward_of_inputs(present)
         arrays = self._arrays(backward)
@@ -300,13 +303,17 @@ class CompiledBackward(tape.BackwardNode):
         for _, storage, version in self.residuals:
             if storage.version != version:
                 return False
+        for _, storage, version in self.saved:
+            if storage.version != version:
+                return False
         self.gradients = None
-        for leaf, array, i in zip(leaves, gradients, self.trace.wrt):
+        trace = self.trace
+        for leaf, array, i in zip(leaves, gradients, trace.wrt):
             if array is not None:
                 first(leaf, array, inputs[i][0])
         if not keep:
             self.residuals = self.inputs = self.saved = None
-        self.trace.mode.used()
+        trace.mode.limit = trace.hits + UNUSED
         return True
 
     def _arrays(self, backward: Backward) -> list[np.ndarray]:
@@ -373,9 +380,9 @@ def gradient_source(tensor: Tensor) -> Tensor | tape.Edge:
     Accumulators of such leaves are made only where somebody asks for the edges: nobody can have
     put a hook on one that was never made.
     """
-    kept = tensor._accumulator
-    if tensor._grad_fn is None and tensor._view is None and (kept is None or kept() is None):
-        return tensor
+    if tensor._grad_fn is None and tensor._view is None:
+        if tensor._accumulator is None or tape.forget_accumulator(tensor):
+            return tensor
     return tape.gradient_edge(tensor)
 
 

@@ -97,7 +97,7 @@ class JointMode:
 
     Attributes:
         active: the joint pass that launches run; None while forward and backward are separate.
-        limit: number of replays after which the gradients count as unused.
+        limit: number of replays after which the gradients count as unused; whoever takes some moves it.
     """
 
     def __init__(self, trace: Trace) -> None:
@@ -184,9 +184,9 @@ class JointMode:
         checks = self.trace.checks(joint.places) if device != "cuda" else ()
         return executable.generate(joint.graph(), {}, checks, joint.returned, device).source
 
-    def used(self) -> None:
-        """A backward has taken the gradients of a launch."""
-        self.limit = self.trace.hits + UNUSED
+    def jobs(self) -> tuple[background.Job, ...]:
+        """The worker's, to be waited for."""
+        return tuple(self._jobs.values())
 
     def leave(self) -> None:
         """Nobody asks for the gradients any more: forward and backward are separate again."""

@@ -16,6 +16,9 @@ from tracegrad.tracer.storage import Storage
 from tracegrad.tracer.tape import BackwardNode, OperationNode
 from tracegrad.tracer.tensor import Tensor
 
+Saved = tuple[str, int, tuple[int, ...]]
+"""("input" or "output", position, numbers of the differentiable results that need it)."""
+
 
 class Kept:
     """What lies saved between some tensors and the beginning of the run.
@@ -41,11 +44,31 @@ class Kept:
                 name = "an operation" if change is None else change.name
                 self.overwritten = name, None if change is None else change.location
 
-    def among(self, tensors: Sequence[Tensor | None]) -> tuple[int, ...]:
-        """The positions of those whose memory is saved."""
-        return tuple(
-            k for k, t in enumerate(tensors) if t is not None and id(t._storage) in self._storages
-        )
+    def has(self, tensor: Tensor | None) -> bool:
+        """Whether the memory of a tensor is saved."""
+        return tensor is not None and id(tensor._storage) in self._storages
+
+
+def saved_by(
+    results: Sequence[Tensor], first: int, given: Sequence[Tensor | None],
+    returned: Sequence[tuple[int, Tensor]],
+) -> list[Saved]:  # fmt: skip
+    """Which inputs and outputs of a run the backward of each of its results has saved.
+
+    Args:
+        results: the differentiable ones, in order; first: as for `Kept`.
+        given: the inputs; returned: outputs that the caller gets, with their positions.
+    """
+    by: dict[tuple[str, int], list[int]] = {}
+    for number, result in enumerate(results):
+        kept = Kept([result], first)
+        for k, tensor in enumerate(given):
+            if kept.has(tensor):
+                by.setdefault(("input", k), []).append(number)
+        for k, tensor in returned:
+            if kept.has(tensor):
+                by.setdefault(("output", k), []).append(number)
+    return [(kind, k, tuple(numbers)) for (kind, k), numbers in by.items()]
 
 
 def _nodes(results: Iterable[Tensor], first: int) -> Iterator[BackwardNode]:

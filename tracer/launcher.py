@@ -313,13 +313,11 @@ class LauncherBuilder:
         if self.trace.wrt and outputs:
             sources = _tuple([f"source({names[i]})" for i in self.trace.wrt])
             inputs = _tuple([self._kept(k) for k in range(len(names))])
-            if self.joint is None:
-                residuals = _tuple([self._residual(v) for v in self._residual_values()])
-                made = f"{sources}, {residuals}, {inputs}, None, None, {_tuple(self._saved())}"
-            else:
-                kept = [self._residual(v) for v in self._residual_values(watched=True)]
-                residuals = _tuple([*kept, *(s for s in self._saved() if s not in kept)])
-                made = f"{sources}, {residuals}, {inputs}, joint, {self._gradients(self.joint)}"
+            kept = self._residual_values(watched=self.joint is not None)
+            residuals = _tuple([self._residual(v) for v in kept])
+            made = f"{sources}, {residuals}, {inputs}, {self._saved()}"
+            if self.joint is not None:
+                made += f", joint, {self._gradients(self.joint)}"
             lines.append(f"node = CompiledBackward(trace, {made})")
             for number, k in enumerate(outputs):
                 lines.append(f"out_{k}._requires_grad = True")
@@ -337,10 +335,12 @@ class LauncherBuilder:
         for k in self.capture.freed:
             lines.append(f"out_{k}._requires_grad = True")
             lines.append(f"out_{k}._grad_fn = FreedBackward((), (out_{k}.type_info,))")
-        lines.append("trace.hits += 1")
-        if self.joint is not None:
+        if self.joint is None:
+            lines.append("trace.hits += 1")
+        else:
             lines += [
-                "if trace.hits > mode.limit:",
+                "trace.hits = hits = trace.hits + 1",
+                "if hits > mode.limit:",
                 "    mode.leave()  # the gradients are not asked for",
             ]
         return lines
@@ -387,17 +387,18 @@ class LauncherBuilder:
         shown = (*self.trace.cut.forward.inputs, *self.trace.graph.outputs)
         return tuple(v for v in self.trace.cut.residuals if not watched or v in shown)
 
-    def _saved(self) -> list[str]:
+    def _saved(self) -> str:
         """Python text of what eager mode has saved and somebody could write to."""
         residuals = [self._residual(v) for v in self._residual_values(watched=True)]
         returned = {k for k, _ in self._shown()}
-        found = [self._kept(k) for k in self.trace.saved_inputs]
-        found += [
-            f"(out_{k}._array, out_{k}._storage, 0)"
-            for k in self.trace.saved_outputs
-            if k in returned
-        ]
-        return [text for text in found if text not in residuals]
+        texts, numbers = [], []
+        for kind, k, by in self.trace.saved:
+            text = self._kept(k) if kind == "input" else f"(out_{k}._array, out_{k}._storage, 0)"
+            if text not in residuals and (kind == "input" or k in returned):
+                texts.append(text)
+                numbers.append(by)
+        self.trace.saved_by = tuple(numbers)
+        return _tuple(texts)
 
     def _residual(self, value: Value) -> str:
         """Python text of one residual: (array, storage or None, version).

@@ -277,6 +277,17 @@ def accumulator(leaf: Tensor) -> AccumulateGrad:
     return node
 
 
+def forget_accumulator(leaf: Tensor) -> bool:
+    """Drop the reference to an accumulator that is gone; whether there is none now."""
+    kept = leaf._accumulator
+    if kept is None or kept() is not None:
+        return kept is None
+    with _one_each:
+        if leaf._accumulator is kept:
+            leaf._accumulator = None
+        return leaf._accumulator is None
+
+
 _one_each = threading.RLock()
 
 

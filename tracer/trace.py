@@ -46,6 +46,7 @@ from tracegrad.tracer.user_tape import Slot
 
 if TYPE_CHECKING:
     from tracegrad.tracer.guards import Guard
+    from tracegrad.tracer.kept_by_tape import Saved
 
 _SHOWN = 12  # inputs in `explain()`
 
@@ -71,22 +72,22 @@ class Trace:
         earlier: the graphs of traces for other sizes.
         debug: look for NaN in what is computed.
         budget: bytes that the forward may keep for the backward beside inputs and results.
-        saved_inputs, saved_outputs: those in whose memory lies what the tape of the captured run has
-            saved: a write to it before the backward is refused, as in eager mode.
+        saved: inputs and outputs in whose memory lies what the tape of the captured run has saved: a
+            write to it before the backward is refused, as in eager mode.
     """
 
     def __init__(
         self, name: str, capture: Capture, guards: Sequence[Guard], why: str, verify: str,
         same: Sequence[tuple[int, Tensor]] = (), sizes: Mapping[int, Shape] | None = None,
         earlier: Sequence[Graph] = (), debug: bool = False, budget: int | None = None,
-        saved_inputs: Sequence[int] = (), saved_outputs: Sequence[int] = (),
+        saved: Sequence[Saved] = (),
     ) -> None:  # fmt: skip
         self.name, self.capture, self.guards, self.why = name, capture, tuple(guards), why
         self.verify, self.same, self.debug = verify, tuple(same), debug
         self.budget = budget
         written = {w.source for w in capture.writes}
-        self.saved_inputs = tuple(k for k in saved_inputs if k not in written)
-        self.saved_outputs = tuple(saved_outputs)
+        self.saved = tuple(s for s in saved if s[0] == "output" or s[1] not in written)
+        self.saved_by: tuple[tuple[int, ...], ...] = ()  # what each of a node's `saved` is for
         self.hits = 0
         self.failed_guard: int | None = None
         self.sizes = sizes or {}
