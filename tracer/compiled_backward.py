@@ -193,13 +193,15 @@ class CompiledBackward(tape.BackwardNode):
         joint: Joint | None = None, gradients: Sequence[np.ndarray | None] | None = None,
     ) -> None:  # fmt: skip
         # not by the base class, which would ask for the edges; there is no anomaly mode here
+        self.sources = sources
         self._edges: tuple[tape.Edge, ...] | None = None
+        if trace.abroad:  # through nodes of their own, which must be older than this one
+            self._edges = tuple(homeward(self._ends(), trace.abroad))
         self.types = trace.result_types
         self.sequence = tape.next_sequence()
         self.retained = None
         self.hooks = None
         self.trace = trace
-        self.sources = sources
         self.residuals: Any = residuals
         self.inputs: Any = inputs
         self.joint = joint
@@ -210,9 +212,11 @@ class CompiledBackward(tape.BackwardNode):
     def edges(self) -> tuple[tape.Edge, ...]:  # type: ignore[override]
         """For each source, where its gradient goes; accumulators of leaves are made when asked for."""
         if self._edges is None:
-            edges = [(tape.accumulator(s), 0) if isinstance(s, Tensor) else s for s in self.sources]
-            self._edges = tuple(homeward(edges, self.trace.abroad) if self.trace.abroad else edges)
+            self._edges = tuple(self._ends())
         return self._edges
+
+    def _ends(self) -> list[tape.Edge]:
+        return [(tape.accumulator(s), 0) if isinstance(s, Tensor) else s for s in self.sources]
 
     def name(self) -> str:
         """How it prints."""
