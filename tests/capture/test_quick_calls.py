@@ -10,10 +10,21 @@ import gc
 import math
 import threading
 import weakref
+from collections.abc import Iterator
 
 import pytest
 
 import tracegrad as tg
+from tracegrad.runtime.cuda import current
+
+
+@pytest.fixture(autouse=True)
+def no_device_chosen() -> Iterator[None]:
+    """Other tests of this process may have chosen a device: calls are not recognised then."""
+    before = [*current.chosen]
+    current.chosen.clear()
+    yield
+    current.chosen[:] = before
 
 
 def t(*values: float, dtype=tg.float32) -> tg.Tensor:
@@ -148,11 +159,8 @@ def test_eager_blocks_hooks_and_profilers_are_seen() -> None:
     assert len(ran) == runs + 3 and "f" in {e.name for e in prof.function_events}
 
 
-def test_a_default_device_is_seen(monkeypatch) -> None:
-    from tracegrad.runtime.cuda import current
-
+def test_a_default_device_is_seen() -> None:
     f = recognised(scaled, x, 2.0)
-    monkeypatch.setattr(current, "chosen", current.chosen)
     current.chosen.append(0)
     try:
         assert not f._quick.fits((x, 2.0))
